@@ -1,0 +1,201 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Every training equation, each a pure function of unit embeddings, and the one gather with gradient.
+
+The functions see the *global* batch: the trainer gathers the embeddings of all processes first, so each process
+computes the whole loss and the mean that DistributedDataParallel takes of the gradients is the one-process gradient.
+"""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts, dim=0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size(), dim=0)[dist.get_rank()]
+
+
+class _AllReduceWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous().clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """Return the rows of all processes, rank by rank, with gradient to every one of them.
+
+    When each of W processes computes the same loss of the gathered rows, the gradient that arrives here is W times
+    the true one, and the mean over processes that DistributedDataParallel takes restores it.
+
+    Args:
+        x: Rows of this process, (N, D); N must be equal on all processes.
+
+    Returns:
+        (W * N, D); `x` itself on a single process.
+
+    Example:
+        >>> gather_with_grad(torch.eye(2)).shape
+        torch.Size([2, 2])
+    """
+    return _GatherWithGrad.apply(x) if _is_distributed() else x
+
+
+def all_reduce_with_grad(x: Tensor) -> Tensor:
+    """Return the sum of `x` over all processes, its gradient summed over them too; `x` itself on a single process."""
+    return _AllReduceWithGrad.apply(x) if _is_distributed() else x
+
+
+def _check_pairs(**embeddings: Tensor) -> None:
+    shapes = {name: tuple(x.shape) for name, x in embeddings.items()}
+    if any(len(shape) != 2 for shape in shapes.values()) or len(set(shapes.values())) != 1:
+        raise ValueError(f"Expected embeddings of one shape (N, D), row i of each the same pair, but got {shapes}.")
+
+
+def one_way_loss(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tensor:
+    """Return the cross-entropy of each query for the key of its own row: −1/N Σᵢ log softmax_j(s·qᵢ·kⱼ)[i].
+
+    Args:
+        queries: Unit rows, (N, D).
+        keys: Unit rows, (N, D).
+        scale: s, the exponential of the model's `logit_scale`.
+
+    Returns:
+        Scalar, in nats.
+
+    Raises:
+        ValueError: If the shapes differ or are not (N, D).
+
+    Reference:
+        InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4).
+    """
+    _check_pairs(queries=queries, keys=keys)
+    labels = torch.arange(len(queries), device=queries.device)
+    return F.cross_entropy(scale * queries @ keys.T, labels)
+
+
+def clip_loss(images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
+    """Return the symmetric image-text loss L_CLIP = ½[CE(s·U Vᵀ, diag) + CE(s·V Uᵀ, diag)].
+
+    Args:
+        images: U, unit image embeddings, (N, D).
+        texts: V, unit text embeddings, (N, D), row i the caption of image i.
+        scale: s, the exponential of the model's `logit_scale`.
+
+    Returns:
+        Scalar, in nats; ln N when nothing is told apart.
+
+    Raises:
+        ValueError: If the shapes differ or are not (N, D).
+
+    Reference:
+        CLIP (Radford et al., arXiv 2103.00020, figure 3); "MMCL" of CleanCLIP (arXiv 2303.03323, eq. 1).
+
+    Example:
+        >>> clip_loss(torch.eye(2), torch.eye(2), 100.0).item() < 1e-6
+        True
+    """
+    return (one_way_loss(images, texts, scale) + one_way_loss(texts, images, scale)) / 2
+
+
+def in_modal_loss(
+    images: Tensor, augmented_images: Tensor, texts: Tensor, augmented_texts: Tensor, scale: Tensor | float
+) -> Tensor:
+    """Return CleanCLIP's self-supervised term ½[CE(s·U Ũᵀ, diag) + CE(s·V Ṽᵀ, diag)], each way one-directional.
+
+    Args:
+        images: U, (N, D), unit rows.
+        augmented_images: Ũ, (N, D), embeddings of AutoAugment views of the same images.
+        texts: V, (N, D).
+        augmented_texts: Ṽ, (N, D), embeddings of EDA views of the same captions.
+        scale: s, the exponential of the model's `logit_scale`, shared with the image-text loss.
+
+    Returns:
+        Scalar, in nats.
+
+    Raises:
+        ValueError: If the shapes of a modality's views differ.
+
+    Reference:
+        CleanCLIP (arXiv 2303.03323, eq. 2); direction and shared scale as observed in its public code.
+    """
+    return (one_way_loss(images, augmented_images, scale) + one_way_loss(texts, augmented_texts, scale)) / 2
+
+
+def counterfactual_loss(
+    images: Tensor,
+    factual: Tensor,
+    counterfactual: Tensor,
+    tau_pos: float,
+    tau_neg: float,
+    negatives: Literal["all", "own"] = "all",
+    text_negatives: bool = True,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Return CleanerCLIP's L_FC = L_i2t + L_t2i on factual and counterfactual sub-captions.
+
+    L_i2t = −1/B Σᵢ log [ e^{uᵢ·v⁺ᵢ/τ⁺} / (Σⱼ e^{uᵢ·v⁺ⱼ/τ⁺} + Σⱼ e^{uᵢ·v⁻ⱼ/τ⁻}) ],
+    L_t2i = −1/B Σᵢ log [ e^{v⁺ᵢ·uᵢ/τ⁺} / (Σⱼ e^{v⁺ᵢ·uⱼ/τ⁺} + Σⱼ e^{v⁻ᵢ·uⱼ/τ⁻}) ].
+
+    Args:
+        images: u, unit image embeddings, (B, D).
+        factual: v⁺, unit embeddings of the factual sub-captions, (B, D).
+        counterfactual: v⁻, unit embeddings of the counterfactual sub-captions, (B, D).
+        tau_pos: τ⁺ > 0.
+        tau_neg: τ⁻ > 0; the paper finds τ⁻ > τ⁺ harmful.
+        negatives: `"all"` sums over the counterfactuals of the whole batch (the formula above); `"own"` keeps the
+            row's own one only (j = i in the sums over v⁻).
+        text_negatives: Whether L_t2i has its sum over v⁻; without it L_t2i is plain InfoNCE from text to image.
+        reduction: `"mean"` over the batch (1/B) or `"sum"`.
+
+    Returns:
+        Scalar, in nats.
+
+    Raises:
+        ValueError: If the shapes differ, a temperature is not positive or an option is unknown.
+
+    Reference:
+        CleanerCLIP (arXiv 2409.17601, section 3.2). The idea, the two temperatures and the two directions are the
+        paper's; this exact form, and the options, are **reconstructed**: no code was published.
+    """
+    _check_pairs(images=images, factual=factual, counterfactual=counterfactual)
+    if tau_pos <= 0 or tau_neg <= 0:
+        raise ValueError(f"Expected positive temperatures, but got tau_pos={tau_pos} and tau_neg={tau_neg}.")
+    if negatives not in ("all", "own") or reduction not in ("mean", "sum"):
+        raise ValueError(
+            'Expected negatives "all" or "own" and reduction "mean" or "sum", '
+            f"but got negatives={negatives!r}, reduction={reduction!r}."
+        )
+    positive = images @ factual.T / tau_pos  # (B, B), row i column j: uᵢ·v⁺ⱼ/τ⁺
+    negative = images @ counterfactual.T / tau_neg  # (B, B), row i column j: uᵢ·v⁻ⱼ/τ⁻
+    own = negative.diagonal().unsqueeze(1)  # (B, 1)
+    image_side = negative if negatives == "all" else own
+    text_side = negative.T if negatives == "all" else own
+    labels = torch.arange(len(images), device=images.device)
+    image_to_text = F.cross_entropy(torch.cat([positive, image_side], dim=1), labels, reduction=reduction)
+    text_logits = torch.cat([positive.T, text_side], dim=1) if text_negatives else positive.T
+    return image_to_text + F.cross_entropy(text_logits, labels, reduction=reduction)
