@@ -1,0 +1,120 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Where a named file of a model lies: in a local folder, or downloaded from the Hugging Face Hub."""
+
+import os
+import socket
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+
+def local_folder(id_or_path: str | os.PathLike) -> Path | None:
+    """Return the folder that `id_or_path` names, or None where it has the form of a Hub id and no folder is there.
+
+    Raises:
+        FileNotFoundError: If it can only be meant as a path, and nothing is there.
+        NotADirectoryError: If it is a file.
+    """
+    path = Path(id_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(
+            f"Expected a folder or a Hub id, but {path} is a file. Pass the folder that holds it."
+        )
+    name = str(id_or_path)
+    is_path = isinstance(id_or_path, os.PathLike) or path.is_absolute() or name.startswith((".", "~")) or "\\" in name
+    if is_path or not _is_hub_id(name):
+        raise FileNotFoundError(f"Expected a folder or a Hub id such as 'owner/name', but there is no {name!r}.")
+    return None
+
+
+def resolve_file(
+    id_or_path: str | os.PathLike, filename: str, revision: str | None = None, repo_type: str = "model"
+) -> Path:
+    """Return the local path of one file of a folder or of a Hub repository, downloading it where needed.
+
+    Args:
+        id_or_path: Local folder, which goes first, or Hub id such as "owner/name".
+        filename: Relative path of the file, with forward slashes.
+        revision: Branch, tag or commit on the Hub.
+        repo_type: "model" or "dataset".
+
+    Returns:
+        Path of an existing file.
+
+    Raises:
+        FileNotFoundError: If the folder, repository, revision or file is not there or cannot be reached.
+        ValueError: If `filename` leaves the folder.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = pathlib.Path(folder, "attack.json").write_text("{}")
+        >>> resolve_file(folder, "attack.json").name
+        'attack.json'
+    """
+    if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
+        raise ValueError(f"Expected a relative file name inside {id_or_path}, but got {filename!r}.")
+    folder = local_folder(id_or_path)
+    if folder is not None:
+        path = folder / filename
+        if not path.is_file():
+            present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
+            raise FileNotFoundError(f"Expected {filename!r} in {folder}, but found {present}.")
+        return path
+    name = str(id_or_path)
+    try:
+        return Path(
+            hf_hub_download(
+                name, filename, revision=revision, repo_type=repo_type, local_files_only=not hub_is_reachable()
+            )
+        )
+    except RepositoryNotFoundError as error:
+        message = f"There is no folder {name!r} here and no {repo_type} {name!r} on the Hub that you may read."
+        raise FileNotFoundError(f"{message} Check the name, or log in with `hf auth login`.") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"The {repo_type} {name!r} on the Hub has no revision {revision!r}.") from error
+    except LocalEntryNotFoundError as error:
+        message = f"There is no folder {name!r} here, the cache does not hold {filename!r} of it"
+        raise FileNotFoundError(
+            f"{message}, and the Hub cannot be reached. Pass a local folder, or try again with a connection "
+            "(and without HF_HUB_OFFLINE=1)."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"The {repo_type} {name!r} on the Hub has no file {filename!r}.") from error
+
+
+def hub_is_reachable(seconds: float = 3.0) -> bool:
+    """Return whether the Hub answers within `seconds`; where not, the cache is used without long retries."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        with socket.create_connection((address.hostname, port), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
+
+def _is_hub_id(name: str) -> bool:
+    if name.count("/") != 1:
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True

@@ -1,0 +1,99 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Loading of any dual encoder, from a folder or the Hub, without running a stranger's code."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
+
+from hf_clipbd.models.files import hub_is_reachable, local_folder, resolve_file
+
+
+logger = logging.getLogger(__name__)
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_WHY = (
+    "Those are pickles, and unpickling a file runs whatever code its author put there, so they are not opened. "
+    "Ask the author for safetensors, or convert the weights where you trust them: "
+    "`model.save_pretrained(folder)` writes safetensors."
+)
+
+
+def load_dual_encoder(
+    id_or_path: str | os.PathLike, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, Any]:
+    """Return a dual encoder in evaluation mode and its processor.
+
+    Weights come from safetensors only and no code of the repository is run.
+
+    Args:
+        id_or_path: Local folder, which goes first, or Hub id such as "openai/clip-vit-base-patch32".
+        revision: Branch, tag or commit on the Hub.
+        dtype: Type of the weights in memory, whatever they were saved as.
+
+    Returns:
+        A model with `get_image_features`, `get_text_features` and `logit_scale`, and its processor, whose image
+        processor works with PIL and so gives the same pixels on every machine.
+
+    Raises:
+        FileNotFoundError: If the folder, repository, its configuration or its weights are not there.
+        ValueError: If the weights are pickles only, or the model is not a dual encoder.
+
+    Example:
+        >>> load_dual_encoder("no/such/folder")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: Expected a folder or a Hub id such as 'owner/name', but there is no 'no/such/folder'.
+    """
+    if Path(id_or_path).suffix in _PICKLES:
+        raise ValueError(f"Expected a folder or Hub id with safetensors weights, but got {str(id_or_path)!r}. {_WHY}")
+    folder = local_folder(id_or_path)
+    resolve_file(id_or_path, "config.json", revision)
+    if folder is not None:
+        _check_weights(folder)
+    source = str(folder or id_or_path)
+    options = {
+        "revision": revision,
+        "trust_remote_code": False,
+        "local_files_only": folder is None and not hub_is_reachable(),
+    }
+    try:
+        model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
+    except OSError as error:
+        if folder is not None:
+            raise
+        raise ValueError(f"Found no safetensors weights in {source!r} on the Hub ({error}). {_WHY}") from error
+    missing = [name for name in ("get_image_features", "get_text_features", "logit_scale") if not hasattr(model, name)]
+    if missing:
+        raise ValueError(
+            f"Expected a dual encoder such as CLIP in {source!r}, "
+            f"but {type(model).__name__} has no {', '.join(missing)}."
+        )
+    processor = _load_processor(source, options)
+    logger.info("Loaded %s from %s.", type(model).__name__, source)
+    return model.eval(), processor
+
+
+def _check_weights(folder: Path) -> None:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        raise ValueError(f"Expected safetensors weights in {folder}, but found {', '.join(pickles)}. {_WHY}")
+    raise FileNotFoundError(f"Expected safetensors weights in {folder}, but found {', '.join(names)}.")
+
+
+def _load_processor(source: str, options: dict[str, Any]) -> Any:
+    processor = AutoProcessor.from_pretrained(source, **options)
+    image_processor = getattr(processor, "image_processor", None)
+    if image_processor is None or not hasattr(processor, "tokenizer"):
+        raise ValueError(
+            f"Expected an image processor and a tokenizer in {source!r}, but got {type(processor).__name__}."
+        )
+    if not type(image_processor).__name__.endswith("Pil"):
+        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    return processor
