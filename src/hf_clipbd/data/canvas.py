@@ -1,0 +1,126 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""One geometry for poisoning, clean evaluation and triggered evaluation: the canvas, and pixel normalisation."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The square (or native) frame that every image is put on before a trigger or a model sees it.
+
+    Args:
+        size: Side in pixels; ignored by `"native"`.
+        mode: `"center_crop"` resizes the shorter side (bicubic) and crops the middle; `"squash"` resizes both sides
+            (the CleanCLIP family's framing, it distorts); `"native"` leaves the size alone.
+
+    An image that already fits keeps its pixels exactly, so putting it on the canvas twice changes nothing.
+
+    Raises:
+        ValueError: If the size is not positive or the mode is unknown.
+
+    Reference:
+        One framing for poisoning, BA and ASR, or they are measured on differently framed pictures; `"squash"` is the
+        framing observed in the public code of CleanCLIP (arXiv 2303.03323).
+
+    Example:
+        >>> Canvas(64)(PIL.Image.new("L", (96, 128))).size
+        (64, 64)
+    """
+
+    size: int
+    mode: Literal["center_crop", "squash", "native"] = "center_crop"
+
+    def __post_init__(self):
+        if self.mode not in ("center_crop", "squash", "native"):
+            raise ValueError(f'Expected mode "center_crop", "squash" or "native", but got {self.mode!r}.')
+        if self.size < 1:
+            raise ValueError(f"Expected a canvas of at least one pixel, but got size {self.size}.")
+
+    @classmethod
+    def of(cls, processor: Any) -> "Canvas":
+        """Return the centre-crop canvas of the size that `processor` feeds to its model.
+
+        Raises:
+            ValueError: If the processor names no fixed square size.
+        """
+        image_processor = getattr(processor, "image_processor", processor)
+        size = getattr(image_processor, "crop_size", None) or getattr(image_processor, "size", None) or {}
+        height, width = _side(size, "height"), _side(size, "width")
+        if height is None or height != width:
+            raise ValueError(f"Expected a processor with one square size, but got size {size}. Pass `canvas=` instead.")
+        return cls(height)
+
+    def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Return a fresh RGB image on this canvas; EXIF rotation applied, transparency laid on white."""
+        image = _rgb(image)
+        if self.mode == "native" or image.size == (self.size, self.size):
+            return image
+        if self.mode == "squash":
+            return image.resize((self.size, self.size), PIL.Image.Resampling.BICUBIC)
+        return PIL.ImageOps.fit(image, (self.size, self.size), PIL.Image.Resampling.BICUBIC)
+
+    def array(self, image: PIL.Image.Image) -> np.ndarray:
+        """Return the pixels on this canvas, uint8 (H, W, 3)."""
+        return np.asarray(self(image))
+
+
+def _side(size: Any, name: str) -> int | None:
+    value = size.get(name, size.get("shortest_edge")) if hasattr(size, "get") else getattr(size, name, None)
+    return None if value is None else int(value)
+
+
+def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if not isinstance(image, PIL.Image.Image):
+        raise TypeError(f"Expected a PIL image, but got {type(image).__name__}. Cast the column to `datasets.Image()`.")
+    if image.getexif().get(0x0112, 1) != 1:
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = PIL.Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return PIL.Image.alpha_composite(ground, layer).convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the processor's mean and standard deviation by channel, in units of [0, 1] pixels.
+
+    Raises:
+        ValueError: If the processor does not scale pixels by 1/255.
+    """
+    image_processor = getattr(processor, "image_processor", processor)
+    factor = getattr(image_processor, "rescale_factor", 1 / 255)
+    if not getattr(image_processor, "do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"Expected a processor that rescales pixels by 1/255, but got rescale_factor={factor}.")
+    if not getattr(image_processor, "do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return tuple(image_processor.image_mean), tuple(image_processor.image_std)
+
+
+def normalize(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return (pixels / 255 − mean) / std by channel, what a CLIP image processor does after its geometry.
+
+    Args:
+        pixels: uint8, (..., 3, H, W).
+        mean: Three means of [0, 1] pixels.
+        std: Three standard deviations of [0, 1] pixels.
+
+    Returns:
+        float32, same shape.
+
+    Raises:
+        TypeError: If the pixels are not uint8.
+    """
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"Expected uint8 pixels in 0..255, but got {pixels.dtype}.")
+    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(3, 1, 1)
+    return torch.addcmul(shift, pixels.float(), scale)

@@ -1,0 +1,230 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Training pairs as views: which rows make a batch, what is drawn from each row, and how the batch is stacked.
+
+Every draw is a pure function of (seed, epoch, row), so a resumed run, another number of workers or another number
+of processes sees the same pixels and the same words.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from hf_clipbd.data.canvas import Canvas
+
+
+ImageView = Callable[[PIL.Image.Image, tuple[int, int, int]], PIL.Image.Image]
+TextView = Callable[[str, tuple[int, int, int]], str]
+
+
+class PairKey(NamedTuple):
+    """One draw of one row: `subset` says that the row came with the extra batches and carries the extra texts."""
+
+    epoch: int
+    row: int
+    subset: bool = False
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of a pair a defence wants: name -> function of (image or caption, (seed, epoch, row)).
+
+    Args:
+        images: Image views of every pair, in order.
+        texts: Text views of every pair, in order.
+        subset_texts: Further text views of the pairs that are drawn into the extra batches.
+        subset_size: How many pairs are drawn into extra batches each epoch (CleanerCLIP's K).
+    """
+
+    images: dict[str, ImageView]
+    texts: dict[str, TextView]
+    subset_texts: dict[str, TextView] | None = None
+    subset_size: int = 0
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """Names of all text views, the subset's last."""
+        return (*self.texts, *(self.subset_texts or {}))
+
+
+def same_image(image: PIL.Image.Image, key: tuple[int, int, int]) -> PIL.Image.Image:
+    """Return the image itself: the view that every plan starts with."""
+    return image
+
+
+def same_caption(caption: str, key: tuple[int, int, int]) -> str:
+    """Return the caption itself: the view that every plan starts with."""
+    return caption
+
+
+PLAIN_VIEWS = ViewPlan(images={"image": same_image}, texts={"caption": same_caption})
+
+
+class PairViews(torch.utils.data.Dataset):
+    """Rows of an image-caption dataset, addressed by `PairKey` and drawn as the views of a plan.
+
+    Args:
+        dataset: Map-style dataset; other columns than the two are never read (a victim sees no poison label).
+        plan: The views.
+        canvas: Geometry of the images; views are drawn on the canvas.
+        seed: Seed of the draws.
+        image_column: Column of images.
+        caption_column: Column of captions.
+
+    Raises:
+        ValueError: If a column is missing or the dataset is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        plan: ViewPlan,
+        canvas: Canvas,
+        seed: int = 0,
+        image_column: str = "image",
+        caption_column: str = "caption",
+    ):
+        missing = [name for name in (image_column, caption_column) if name not in dataset.column_names]
+        if missing or len(dataset) == 0:
+            raise ValueError(
+                f"Expected rows with columns {image_column!r} and {caption_column!r}, but got {len(dataset)} rows "
+                f"with {dataset.column_names}."
+            )
+        self.rows = dataset.select_columns([image_column, caption_column])
+        self.plan, self.canvas, self.seed = plan, canvas, seed
+        self.image_column, self.caption_column = image_column, caption_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: PairKey) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[PairKey]) -> list[dict[str, Any]]:
+        """Return one `{"images": uint8 (V, H, W, 3), "texts": list of T captions}` a key."""
+        rows = self.rows[[key.row for key in keys]]
+        pairs = zip(keys, rows[self.image_column], rows[self.caption_column], strict=True)
+        return [self._views(key, image, caption) for key, image, caption in pairs]
+
+    def _views(self, key: PairKey, image: PIL.Image.Image, caption: str) -> dict[str, Any]:
+        draw = (self.seed, key.epoch, key.row)
+        texts = {**self.plan.texts, **((self.plan.subset_texts or {}) if key.subset else {})}
+        image = self.canvas(image)
+        return {
+            "images": np.stack([np.asarray(view(image, draw)) for view in self.plan.images.values()]),
+            "texts": [view(caption, draw) for view in texts.values()],
+        }
+
+
+class PairBatchSampler(torch.utils.data.Sampler):
+    """Per-process batches of `PairKey`, epoch by epoch, the same on every rank.
+
+    Global batches hold `batch_size * processes` rows of a permutation drawn from (seed, epoch); the incomplete last
+    one is dropped. `subset_size` rows, drawn anew each epoch, form batches of their own, spread evenly among the
+    ordinary ones. Consecutive `processes` batches of the iteration make one global batch (the order in which
+    Accelerate deals them out), so the global batches do not depend on how many processes share the work.
+
+    Args:
+        n_rows: Number of rows.
+        batch_size: Pairs a process in an ordinary batch.
+        processes: Number of processes.
+        seed: Seed of the permutations.
+        subset_size: Number of pairs in the extra batches of an epoch.
+
+    Raises:
+        ValueError: If there are fewer rows than one global batch, or fewer than `subset_size`.
+    """
+
+    drop_last = False
+
+    def __init__(self, n_rows: int, batch_size: int, processes: int = 1, seed: int = 0, subset_size: int = 0):
+        global_batch = batch_size * processes
+        if n_rows < global_batch:
+            raise ValueError(
+                f"Expected at least one global batch of {batch_size} x {processes} rows, but the dataset has {n_rows}. "
+                "Lower `per_device_train_batch_size`."
+            )
+        if not 0 <= subset_size <= n_rows:
+            raise ValueError(f"Expected to draw 0 to {n_rows} pairs for the extra batches, but got {subset_size}.")
+        self.n_rows, self.global_batch, self.processes = n_rows, global_batch, processes
+        self.seed, self.subset_size, self.epoch = seed, subset_size, 0
+
+    @property
+    def sampler(self) -> "PairBatchSampler":
+        """The object whose `set_epoch` Accelerate's sharded loaders call: this one."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return (self.n_rows // self.global_batch + len(self._subset_sizes())) * self.processes
+
+    def __iter__(self) -> Iterator[list[PairKey]]:
+        for rows, subset in self._global_batches():
+            keys = [PairKey(self.epoch, int(row), subset) for row in rows]
+            share = len(keys) // self.processes
+            for rank in range(self.processes):
+                yield keys[rank * share : (rank + 1) * share]
+
+    def _subset_sizes(self) -> list[int]:
+        """Sizes of the extra batches: as even as blocks of eight allow, so that they split over 2, 4 or 8 processes."""
+        if self.subset_size == 0:
+            return []
+        n_batches = -(-self.subset_size // self.global_batch)
+        blocks, rest = divmod(self.subset_size, 8)
+        sizes = [8 * len(part) for part in np.array_split(np.arange(blocks), n_batches)]
+        sizes[-1] += rest
+        return [size for size in (size - size % self.processes for size in sizes) if size]
+
+    def _global_batches(self) -> Iterator[tuple[np.ndarray, bool]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        n_ordinary = self.n_rows // self.global_batch
+        ordinary = rng.permutation(self.n_rows)[: n_ordinary * self.global_batch].reshape(n_ordinary, -1)
+        sizes = self._subset_sizes()
+        drawn = np.split(rng.permutation(self.n_rows)[: sum(sizes)], np.cumsum(sizes)[:-1]) if sizes else []
+        extra_before = np.linspace(0, n_ordinary, len(drawn), endpoint=False).round().astype(int).tolist()
+        extras = list(zip(extra_before, drawn, strict=True))
+        for step in range(n_ordinary):
+            while extras and extras[0][0] <= step:
+                yield extras.pop(0)[1], True
+            yield ordinary[step], False
+
+
+@dataclass
+class PairCollator:
+    """Stacks the views of a batch and tokenises all its texts in one call.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        max_length: Token limit.
+
+    Returns:
+        `pixel_values` uint8 (N, V, 3, H, W); `input_ids` and `attention_mask` (N, T, L).
+    """
+
+    tokenizer: Any
+    max_length: int
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        pixels = torch.from_numpy(np.stack([pair["images"] for pair in pairs]))  # (N, V, H, W, 3)
+        texts = [text for pair in pairs for text in pair["texts"]]
+        tokens = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return {
+            "pixel_values": pixels.permute(0, 1, 4, 2, 3),
+            "input_ids": tokens["input_ids"].unflatten(0, (len(pairs), -1)),
+            "attention_mask": tokens["attention_mask"].unflatten(0, (len(pairs), -1)),
+        }

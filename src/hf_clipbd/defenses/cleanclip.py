@@ -1,0 +1,76 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""CleanCLIP: fine-tune on clean pairs with the image-text loss and an in-modal loss on augmented views."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+from torch import Tensor
+
+from hf_clipbd.captions.eda import augment_caption
+from hf_clipbd.data.image_views import auto_augment
+from hf_clipbd.data.pairs import ViewPlan, same_caption, same_image
+from hf_clipbd.losses import clip_loss, in_modal_loss
+from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig, Views
+
+
+IMAGE_STREAM, TEXT_STREAM = 1, 2
+
+
+def auto_augmented(image: PIL.Image.Image, key: tuple[int, int, int]) -> PIL.Image.Image:
+    """Return the AutoAugment view (ImageNet policy) of an image, drawn from (seed, epoch, row)."""
+    return auto_augment(image, np.random.default_rng((*key, IMAGE_STREAM)))
+
+
+def eda_augmented(caption: str, key: tuple[int, int, int]) -> str:
+    """Return the EDA view of a caption, drawn from (seed, epoch, row)."""
+    return augment_caption(caption, np.random.default_rng((*key, TEXT_STREAM)))
+
+
+def frozen_eda_augmented(caption: str, key: tuple[int, int, int]) -> str:
+    """Return the EDA view of a caption drawn once for all epochs, from (seed, row)."""
+    return eda_augmented(caption, (key[0], 0, key[2]))
+
+
+@dataclass
+class CleanCLIPConfig(CLIPTrainingConfig):
+    """Arguments of CleanCLIP.
+
+    Args:
+        clip_weight: w_clip, weight of the image-text loss.
+        in_modal_weight: w_in, weight of the in-modal loss.
+        frozen_text_views: Draw the EDA view of a caption once for all epochs, as CleanCLIP's public code does.
+    """
+
+    clip_weight: float = field(default=1.0, metadata={"help": "Weight of the image-text loss."})
+    in_modal_weight: float = field(default=1.0, metadata={"help": "Weight of the in-modal loss."})
+    frozen_text_views: bool = field(default=False, metadata={"help": "Draw the EDA views once for all epochs."})
+
+
+class CleanCLIPTrainer(CLIPTrainer):
+    """Fine-tunes with w_clip·L_CLIP + w_in·½[CE(s·U Ũᵀ) + CE(s·V Ṽᵀ)].
+
+    Ũ embeds AutoAugment views and Ṽ EDA views, both redrawn each epoch.
+
+    Reference:
+        CleanCLIP (arXiv 2303.03323, section 4); weights 1 and 1, one direction a modality and the shared scale as
+        observed in its public code.
+    """
+
+    @classmethod
+    def view_plan(cls, args: CleanCLIPConfig) -> ViewPlan:
+        """Return image and caption, each with its augmented view."""
+        text_view = frozen_eda_augmented if args.frozen_text_views else eda_augmented
+        return ViewPlan(
+            images={"image": same_image, "augmented": auto_augmented},
+            texts={"caption": same_caption, "augmented": text_view},
+        )
+
+    def loss_terms(self, views: Views) -> dict[str, Tensor]:
+        """Return the weighted terms `clip` and `in_modal`."""
+        images, texts = views.images, views.texts
+        between = clip_loss(images["image"], texts["caption"], views.scale)
+        within = in_modal_loss(
+            images["image"], images["augmented"], texts["caption"], texts["augmented"], views.scale
+        )
+        return {"clip": self.args.clip_weight * between, "in_modal": self.args.in_modal_weight * within}

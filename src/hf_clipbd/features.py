@@ -1,0 +1,165 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The one file that knows what a dual encoder returns: unit embeddings of images, texts, pairs and whole datasets."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+
+
+def _features(output: Any) -> Tensor:
+    """Return the projected features out of what `get_*_features` gives: a tensor, a ModelOutput or a tuple."""
+    if torch.is_tensor(output):
+        return output
+    return output.pooler_output if hasattr(output, "pooler_output") else output[1]
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Return rows of length one, in float32 at least (a double-precision model keeps its precision)."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def _as_parameters(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    return pixel_values.to(next(model.parameters()).dtype)
+
+
+def embed_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Return unit image embeddings.
+
+    Args:
+        model: Any dual encoder with `get_image_features`.
+        pixel_values: Normalised pixels, (N, 3, H, W).
+
+    Returns:
+        (N, D), float32 or the model's own precision where that is higher, rows of length one.
+    """
+    return _unit(_features(model.get_image_features(pixel_values=_as_parameters(model, pixel_values))))
+
+
+def embed_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Return unit text embeddings.
+
+    Args:
+        model: Any dual encoder with `get_text_features`.
+        input_ids: Token ids, (N, L).
+        attention_mask: 1 for tokens, 0 for padding, (N, L).
+
+    Returns:
+        (N, D), float32 or the model's own precision where that is higher, rows of length one.
+    """
+    return _unit(_features(model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)))
+
+
+def embed_pairs(
+    model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return unit embeddings of images and texts from one call of the (possibly wrapped) model.
+
+    The call goes through the wrapper's own `forward`, so that DistributedDataParallel sees it.
+
+    Args:
+        model: Dual encoder, wrapped or not.
+        pixel_values: (N, 3, H, W).
+        input_ids: (M, L); M may differ from N.
+        attention_mask: (M, L).
+
+    Returns:
+        Image embeddings (N, D) and text embeddings (M, D), float32, unit rows.
+    """
+    pixel_values = _as_parameters(model, pixel_values)
+    output = model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+    return _unit(output.image_embeds), _unit(output.text_embeds)
+
+
+def logit_scale(model: nn.Module) -> Tensor:
+    """Return s = exp(logit_scale), the factor on cosine similarities, as a scalar tensor with gradient."""
+    return model.logit_scale.exp().reshape(())
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[torch.device]:
+    """Put `model` into evaluation mode without gradients for the block, and give its device."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def tokenize(processor: Any, texts: Iterable[str]) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask`, (N, L), padded to the longest text and cut at the tokenizer's limit."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    encoded = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=_text_limit(tokenizer), return_tensors="pt"
+    )
+    mask = encoded.get("attention_mask", torch.ones_like(encoded["input_ids"]))
+    return {"input_ids": encoded["input_ids"], "attention_mask": mask}
+
+
+def _text_limit(tokenizer: Any) -> int:
+    limit = int(tokenizer.model_max_length)
+    return limit if limit < 100_000 else 77
+
+
+def _batches(dataset: datasets.Dataset, batch_size: int, desc: str) -> Iterator[dict[str, list]]:
+    starts = range(0, len(dataset), batch_size)
+    for start in tqdm(starts, desc=desc, unit="batch", disable=len(dataset) < 2048, leave=False):
+        yield dataset[start : start + batch_size]
+
+
+def embed_dataset(
+    model: nn.Module,
+    processor: Any,
+    dataset: datasets.Dataset,
+    image_column: str | None = "image",
+    caption_column: str | None = "caption",
+    batch_size: int = 256,
+    canvas: Canvas | None = None,
+    desc: str = "embedding",
+) -> dict[str, np.ndarray]:
+    """Return the unit embeddings of every row of a dataset, in its order.
+
+    Args:
+        model: Dual encoder; put into evaluation mode meanwhile.
+        processor: Its processor (tokenizer, pixel mean and deviation, size).
+        dataset: Rows with an image and/or a caption column.
+        image_column: Column of images, or None to leave them out.
+        caption_column: Column of captions, or None to leave them out.
+        batch_size: Rows a forward pass.
+        canvas: Geometry of the images; that of the processor by default.
+        desc: Label of the progress bar.
+
+    Returns:
+        `{"image": (N, D), "text": (N, D)}` float32, without the modality that was left out.
+
+    Raises:
+        ValueError: If a named column is missing or both are None.
+    """
+    wanted = [column for column in (image_column, caption_column) if column is not None]
+    missing = [column for column in wanted if column not in dataset.column_names]
+    if missing or not wanted:
+        raise ValueError(f"Expected columns {wanted or 'image and/or caption'}, but the dataset has {dataset.column_names}.")
+    canvas = canvas or Canvas.of(processor)
+    mean, std = pixel_statistics(processor)
+    parts: dict[str, list[np.ndarray]] = {"image": [], "text": []}
+    with inference(model) as device:
+        for rows in _batches(dataset.select_columns(wanted), batch_size, desc):
+            if image_column is not None:
+                pixels = torch.from_numpy(np.stack([canvas.array(image) for image in rows[image_column]]))
+                pixels = normalize(pixels.permute(0, 3, 1, 2).to(device), mean, std)
+                parts["image"].append(embed_images(model, pixels).cpu().numpy())
+            if caption_column is not None:
+                tokens = {name: x.to(device) for name, x in tokenize(processor, rows[caption_column]).items()}
+                parts["text"].append(embed_texts(model, **tokens).cpu().numpy())
+    return {name: np.concatenate(chunks) for name, chunks in parts.items() if chunks}
