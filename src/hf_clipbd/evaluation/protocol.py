@@ -1,0 +1,200 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What a zero-shot evaluation counts: classes, triggers and targets checked at once, hits as whole numbers."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.evaluation.rates import class_ranks
+from hf_clipbd.schema import EvalReport, Rate, TriggerReport
+
+
+def class_names_of(dataset: Any, label_column: str) -> list[str]:
+    """Return the class names of a dataset's `ClassLabel` column, `_` read as a space.
+
+    Args:
+        dataset: A `Dataset` or `IterableDataset` whose features are known.
+        label_column: Column of class numbers.
+
+    Returns:
+        C names in the order of their numbers.
+
+    Raises:
+        ValueError: If the column is missing or is no `ClassLabel`.
+    """
+    features = getattr(dataset, "features", None) or {}
+    feature = features.get(label_column)
+    if not isinstance(feature, datasets.ClassLabel):
+        raise ValueError(
+            f"Expected a ClassLabel column `{label_column}`, but got {feature!r} among {sorted(features)}. "
+            f"Pass `class_names` and `label_column`."
+        )
+    return [name.replace("_", " ") for name in feature.names]
+
+
+def target_class(target: str, names: Sequence[str]) -> int:
+    """Return the number of the class that `target` names; case, `_` and surrounding space do not count.
+
+    Args:
+        target: Class name that an attack aims at.
+        names: C class names.
+
+    Returns:
+        Class number in [0, C).
+
+    Raises:
+        ValueError: If there is no such class; the message names the nearest ones.
+
+    Example:
+        >>> target_class("Traffic_light", ["banana", "traffic light"])
+        1
+    """
+
+    def plain(name: str) -> str:
+        return name.replace("_", " ").strip().lower()
+
+    by_name = {plain(name): number for number, name in reversed(list(enumerate(names)))}
+    if plain(target) not in by_name:
+        near = difflib.get_close_matches(plain(target), list(by_name), n=3, cutoff=0.5) or sorted(by_name)[:5]
+        raise ValueError(
+            f"Expected the target to be one of the {len(names)} classes, but got {target!r}; the nearest are {near}."
+        )
+    return by_name[plain(target)]
+
+
+def _by_name(triggers: Mapping[str, Any] | Iterable[Any] | None) -> dict[str, Any]:
+    if triggers is None:
+        return {}
+    if isinstance(triggers, Mapping):
+        return dict(triggers)
+    listed = [triggers] if hasattr(triggers, "target") else list(triggers)
+    named = {attack.name: attack for attack in listed}
+    if len(named) < len(listed):
+        raise ValueError(
+            f"Expected triggers of different names, but got {[attack.name for attack in listed]}. "
+            f"Pass a dictionary of name -> attack."
+        )
+    return named
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured on which classes and triggers, and the whole numbers that it is counted in.
+
+    Counts are a table of (1 + 2 * triggers, len(ks) + 1): the first row is BA, then ASR and RA of each trigger; a
+    column for each k and, last, the number of images. Tables of several processes or batches add up.
+
+    Args:
+        names: C class names.
+        triggers: Name -> attack.
+        targets: Name -> class number.
+        ks: The k to count, ascending.
+        include_target: Whether stamped images of the target class count.
+        canvas: Geometry of the images.
+        image_column: Column of images.
+        label_column: Column of class numbers.
+    """
+
+    names: tuple[str, ...]
+    triggers: dict[str, Any]
+    targets: dict[str, int]
+    ks: tuple[int, ...]
+    include_target: bool
+    canvas: Canvas
+    image_column: str
+    label_column: str
+
+    @classmethod
+    def of(
+        cls,
+        processor: Any,
+        dataset: Any,
+        triggers: Mapping[str, Any] | Iterable[Any] | None,
+        ks: Sequence[int],
+        include_target: bool,
+        canvas: Canvas | None,
+        class_names: Sequence[str] | None,
+        image_column: str,
+        label_column: str,
+    ) -> "Protocol":
+        """Return the checked protocol; raises `ValueError` for what `evaluate_zero_shot` names."""
+        columns = getattr(dataset, "column_names", None)
+        missing = [column for column in (image_column, label_column) if columns and column not in columns]
+        if missing:
+            raise ValueError(f"Expected columns {missing} in the labelled images, but they have {columns}.")
+        names = tuple(class_names) if class_names is not None else tuple(class_names_of(dataset, label_column))
+        ks = tuple(sorted(set(ks)))
+        if not ks or ks[0] < 1 or ks[-1] > len(names):
+            raise ValueError(f"Expected each k in [1, {len(names)}], the number of classes, but got {list(ks)}.")
+        triggers = _by_name(triggers)
+        targets = {name: target_class(attack.target, names) for name, attack in triggers.items()}
+        canvas = canvas or Canvas.of(processor)
+        return cls(names, triggers, targets, ks, include_target, canvas, image_column, label_column)
+
+    @property
+    def n_variants(self) -> int:
+        """Images that one row gives: the clean one and one for each trigger."""
+        return 1 + len(self.triggers)
+
+    @property
+    def counts_shape(self) -> tuple[int, int]:
+        """Shape of the table of counts."""
+        return 1 + 2 * len(self.triggers), len(self.ks) + 1
+
+    def variants(self, image: Any, row: int) -> np.ndarray:
+        """Return the clean image on the canvas and its stamped copies, (1 + triggers, H, W, 3), uint8."""
+        clean = self.canvas.array(image)
+        stamped = [np.asarray(attack(clean.copy(), index=row)) for attack in self.triggers.values()]
+        for name, pixels in zip(self.triggers, stamped, strict=True):
+            if pixels.shape != clean.shape or pixels.dtype != clean.dtype:
+                raise ValueError(
+                    f"Expected trigger `{name}` to give {clean.shape} {clean.dtype}, but got {pixels.shape} "
+                    f"{pixels.dtype}. Stamp and evaluate on the same canvas."
+                )
+        return np.stack([clean, *stamped])
+
+    def label(self, value: Any, row: int) -> int:
+        """Return the class number of a row; raises `ValueError` if it is none."""
+        if value is None or isinstance(value, (str, float)) or not 0 <= int(value) < len(self.names):
+            raise ValueError(f"Expected a class number in [0, {len(self.names)}) in row {row}, but got {value!r}.")
+        return int(value)
+
+    def count(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the table of counts of one batch.
+
+        Args:
+            scores: Similarity of clean images and stamped copies to each class, (1 + triggers, B, C).
+            labels: Class numbers, (B,).
+        """
+        ks = torch.tensor(self.ks, device=scores.device)
+
+        def hits(ranks: Tensor) -> Tensor:
+            within = (ranks[:, None] < ks).sum(0)  # (K,)
+            return torch.cat([within, within.new_tensor([len(ranks)])])
+
+        rows = [hits(class_ranks(scores[0], labels))]
+        for stamped, target in zip(scores[1:], self.targets.values(), strict=True):
+            counted = torch.ones_like(labels, dtype=torch.bool) if self.include_target else labels != target
+            stamped, truth = stamped[counted], labels[counted]
+            rows += [hits(class_ranks(stamped, torch.full_like(truth, target))), hits(class_ranks(stamped, truth))]
+        return torch.stack(rows)
+
+    def report(self, counts: Tensor) -> EvalReport:
+        """Return the report of a table of counts; raises `ValueError` where nothing was counted."""
+
+        def rates(row: int) -> dict[int, Rate]:
+            *hits, n = counts[row].tolist()
+            return {k: Rate.of(hit, n) for k, hit in zip(self.ks, hits, strict=True)}
+
+        triggers = {
+            name: TriggerReport(self.names[target], rates(1 + 2 * i), rates(2 + 2 * i), self.include_target)
+            for i, (name, target) in enumerate(self.targets.items())
+        }
+        return EvalReport(ba=rates(0), triggers=triggers, n_classes=len(self.names))
