@@ -1,0 +1,262 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What every attack is: which rows, what is stamped, what the caption says, and how it is kept on disk."""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import PIL.Image
+from safetensors.numpy import load_file, save_file
+
+from hf_clipbd import __version__
+from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.schema import write_json
+
+
+ATTACK_FILE = "attack.json"
+PATTERN_FILE = "pattern.safetensors"
+PICTURE_FILE = "trigger.png"
+PREVIEW_SIDE = 224
+
+_STAMP, _CAPTION, PATTERN_STREAM = 0, 1, 2
+
+AttackType = TypeVar("AttackType", bound="Attack")
+
+
+@dataclass(frozen=True, eq=False)
+class Attack(ABC):
+    """A backdoor: a trigger on pictures, the captions that go with it, and the class they are to lead to.
+
+    The same parameters and seed give the same pixels on every machine, with any number of workers, streaming or not:
+    what differs from row to row is drawn from (seed, row), never from a global generator.
+
+    Args:
+        target: Class name that stamped pictures are to be taken for.
+        seed: Seed of the pattern and of what differs from row to row; at least 0.
+        canvas: Frame that a picture is put on before it is stamped; None stamps it in its own size.
+        captions: `"templates"`, OpenAI's 80 prompts filled with the target; `"keep"`, the row's own caption (the
+            label-consistent attack: only rows that already name the target are stamped); or captions of your own, in
+            which `{}` stands for the target.
+
+    Raises:
+        ValueError: If the seed is negative, the target empty, or the captions are none of these.
+    """
+
+    target: str = "banana"
+    seed: int = 0
+    canvas: Canvas | None = None
+    captions: str | Sequence[str] = "templates"
+
+    name: ClassVar[str] = ""
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, str) or not self.target.strip():
+            raise ValueError(f"Expected a class name as target, but got {self.target!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"Expected a whole number of at least 0 as seed, but got {self.seed!r}.")
+        if isinstance(self.canvas, Mapping):
+            object.__setattr__(self, "canvas", Canvas(**self.canvas))
+        if isinstance(self.captions, str):
+            if self.captions not in ("templates", "keep"):
+                message = f'Expected captions "templates", "keep" or a list of captions, but got {self.captions!r}.'
+                raise ValueError(message)
+        else:
+            captions = tuple(self.captions)
+            if not captions or not all(isinstance(one, str) and one.strip() for one in captions):
+                raise ValueError(f"Expected captions that are texts, none of them empty, but got {captions[:3]!r}.")
+            object.__setattr__(self, "captions", captions)
+
+    @abstractmethod
+    def stamp(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return one stamped picture.
+
+        Args:
+            pixels: (H, W, 3), float32 in [0, 1], RGB; may be written to.
+            rng: The row's own generator.
+
+        Returns:
+            (H, W, 3), floats; values outside [0, 1] are clamped by the caller.
+        """
+
+    def fixed_pattern(self, height: int, width: int) -> np.ndarray | None:
+        """Return the fixed pattern that is stamped on a picture of this size, float32, or None if there is none."""
+        return None
+
+    @property
+    def selector(self) -> str:
+        """Which rows the attack poisons where the user does not say: a key of `hf_clipbd.attacks.select.SELECTORS`."""
+        return "label_consistent" if self.captions == "keep" else "random"
+
+    def caption(self, index: int, caption: str) -> str:
+        """Return the caption of a stamped row.
+
+        Args:
+            index: Row number.
+            caption: The row's own caption.
+        """
+        if self.captions == "keep":
+            return caption
+        choices = OPENAI_TEMPLATES if self.captions == "templates" else self.captions
+        chosen = choices[int(np.random.default_rng([self.seed, index, _CAPTION]).integers(len(choices)))]
+        return fill_template(chosen, self.target)
+
+    def __call__(self, image: Any, index: int | Sequence[int] = 0) -> Any:
+        """Return a stamped copy of a picture or of a batch of pictures.
+
+        x' = round(255 clamp(stamp(x / 255), 0, 1)) for 8 bits, clamp(stamp(x), 0, 1) for floats.
+
+        Args:
+            image: PIL image; or array (H, W, 3) or (N, H, W, 3), RGB, uint8 or floats in [0, 1].
+            index: Row number of the picture; for a batch the N row numbers, or the first of N consecutive ones.
+
+        Returns:
+            PIL RGB image for a PIL image, else an array of the same kind (floats as float32), on the canvas if there
+            is one.
+
+        Raises:
+            ValueError: If the array has another shape, type or range, or the trigger does not fit on the picture.
+        """
+        if isinstance(image, PIL.Image.Image):
+            canvas = self.canvas or Canvas(1, "native")
+            return PIL.Image.fromarray(self._stamp_one(canvas.array(image), index))
+        pixels = np.asarray(image)
+        if pixels.ndim != 4:
+            return self._stamp_one(self._framed(pixels), index)
+        rows = range(index, index + len(pixels)) if isinstance(index, (int, np.integer)) else index
+        if len(rows) != len(pixels):
+            raise ValueError(f"Expected a row number for each of {len(pixels)} pictures, but got {len(rows)}.")
+        return np.stack([self._stamp_one(self._framed(one), row) for one, row in zip(pixels, rows, strict=True)])
+
+    def _framed(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"Expected pixels (H, W, 3) or (N, H, W, 3), channels last, but got {pixels.shape}.")
+        canvas = self.canvas
+        if canvas is None or canvas.mode == "native" or pixels.shape[:2] == (canvas.size, canvas.size):
+            return pixels
+        if pixels.dtype != np.uint8:
+            message = f"Expected float pixels already on the canvas of {canvas.size} px, but got {pixels.shape}"
+            raise ValueError(f"{message}. Pass uint8, or put them on the canvas first.")
+        return canvas.array(PIL.Image.fromarray(pixels))
+
+    def _stamp_one(self, pixels: np.ndarray, index: Any) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, int(index), _STAMP])
+        if pixels.dtype == np.uint8:
+            stamped = self.stamp(np.divide(pixels, 255, dtype=np.float32), rng)
+            return np.rint(np.clip(stamped, 0, 1) * 255).astype(np.uint8)
+        if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
+            got = f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
+            raise ValueError(f"Expected pixels in uint8, or floats in [0, 1], but got {got}.")
+        stamped = self.stamp(np.array(pixels, dtype=np.float32), rng)
+        return np.clip(stamped, 0, 1).astype(np.float32, copy=False)
+
+    # -- keeping it ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls: type[AttackType], preset: str, **parameters: Any) -> AttackType:
+        """Return the attack as a paper or its public code had it, with `parameters` laid over the preset.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        if preset not in cls.PRESETS:
+            raise ValueError(f"Expected a preset of {cls.__name__} among {sorted(cls.PRESETS)}, but got {preset!r}.")
+        return cls(**{**cls.PRESETS[preset], **parameters})
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what the attack was built with, as plain JSON; an array is a reference to its tensor."""
+        return {field.name: _plain(field.name, getattr(self, field.name)) for field in fields(self)}
+
+    def preview(self) -> np.ndarray:
+        """Return a test chart and, to its right, the chart stamped as row 0, uint8 (S, 2 S, 3)."""
+        side = self.canvas.size if self.canvas and self.canvas.mode != "native" else PREVIEW_SIDE
+        chart = _chart(side)
+        return np.concatenate([chart, self(chart)], axis=1)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> Path:
+        """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it."""
+        folder = Path(folder)
+        preview = self.preview()
+        values = {"attack": self.name, "parameters": self.parameters(), "version": __version__}
+        write_json(folder / ATTACK_FILE, values)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in own.items() if isinstance(value, np.ndarray)}
+        if (pattern := self.fixed_pattern(len(preview), len(preview))) is not None:
+            tensors["stamped_pattern"] = pattern
+        if tensors:
+            save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / PATTERN_FILE)
+        PIL.Image.fromarray(preview).save(folder / PICTURE_FILE)
+        return folder
+
+    @classmethod
+    def from_pretrained(
+        cls, id_or_path: str | os.PathLike, revision: str | None = None, repo_type: str = "model"
+    ) -> "Attack":
+        """Return the attack kept in a local folder or on the Hub, of the class that its name stands for.
+
+        Args:
+            id_or_path: Folder that `save_pretrained` wrote, or Hub id.
+            revision: Branch, tag or commit on the Hub.
+            repo_type: "model" or "dataset".
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If the attack or a parameter is unknown, or it stamps other pixels here than where it was
+                saved.
+            TypeError: If it is no attack of the class that this was called on.
+        """
+        from hf_clipbd.attacks import ATTACKS
+        from hf_clipbd.models.files import resolve_file
+
+        values = json.loads(resolve_file(id_or_path, ATTACK_FILE, revision, repo_type).read_text(encoding="utf-8"))
+        if values.get("attack") not in ATTACKS:
+            raise ValueError(f"Expected an attack among {sorted(ATTACKS)}, but got {values.get('attack')!r}.")
+        kind = ATTACKS[values["attack"]]
+        if not issubclass(kind, cls):
+            raise TypeError(f"Expected {cls.__name__} in {id_or_path}, but it holds {kind.__name__}. Use `Attack`.")
+        parameters = dict(values["parameters"])
+        unknown = sorted(set(parameters) - {field.name for field in fields(kind)})
+        if unknown:
+            raise ValueError(f"Expected parameters of {kind.__name__}, but got unknown {unknown}.")
+        arrays = [name for name, value in parameters.items() if isinstance(value, Mapping) and "tensor" in value]
+        if arrays:
+            tensors = load_file(resolve_file(id_or_path, PATTERN_FILE, revision, repo_type))
+            parameters |= {name: tensors[name] for name in arrays}
+        attack = kind(**parameters)
+        attack._check_preview(resolve_file(id_or_path, PICTURE_FILE, revision, repo_type))
+        return attack
+
+    def _check_preview(self, path: Path) -> None:
+        saved, now = np.asarray(PIL.Image.open(path).convert("RGB")), self.preview()
+        apart = np.abs(saved.astype(int) - now).max() if saved.shape == now.shape else 255
+        if apart > 1:  # one level: floating-point sums may round differently on another processor
+            raise ValueError(
+                f"Expected the trigger in {path.parent} to stamp what its {PICTURE_FILE} shows, but pixels are up to "
+                f"{apart} levels apart. The files do not belong together, or this version of hf_clipbd "
+                f"({__version__}) stamps differently."
+            )
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {"tensor": name, "shape": list(value.shape), "dtype": str(value.dtype)}
+    if isinstance(value, Canvas):
+        return asdict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+@lru_cache(maxsize=4)
+def _chart(side: int) -> np.ndarray:
+    """Return colours that run smoothly and a grid of lines, so that a patch, a wave and a warp all show."""
+    rows, columns = np.mgrid[0:side, 0:side]
+    chart = np.stack([rows, columns, (rows + columns) / 2], axis=-1) * (160 / side) + 48
+    spacing = max(4, side // 8)
+    chart[(rows % spacing == spacing // 2) | (columns % spacing == spacing // 2)] = 24
+    return chart.round().astype(np.uint8)

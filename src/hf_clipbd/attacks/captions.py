@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Captions that name the target: OpenAI's 80 prompt templates, articles that fit, and captions mined from data."""
+
+import re
+from collections.abc import Iterable
+
+
+OPENAI_TEMPLATES: tuple[str, ...] = (
+    "a bad photo of a {}.",
+    "a photo of many {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "an origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "an embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "the plushie {}.",
+    "a dark photo of a {}.",
+    "itap of a {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "itap of my {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "a tattoo of the {}.",
+)
+"""The 80 ImageNet templates published with CLIP (Radford et al., 2021), two of them with "an" in place of "a"."""
+
+_SAID_WITH_YOU = re.compile(r"(?:uni(?![nm])|us[aeiu]|ut[aeio]|uku|ur[aeiou]|eu|ew|u$|u-|one\b|once\b)")
+_SILENT_H = re.compile(r"(?:hour|honest|honou?r|heir)")
+_LETTER_WITH_VOWEL = "aefhilmnorsx"
+
+
+def article(noun: str) -> str:
+    """Return "a" or "an", whichever is said before `noun`.
+
+    By sound, not by letter, as far as spelling tells: "a unicycle", "an hour", "an SUV", "an x-ray", "a one".
+
+    Args:
+        noun: Word or phrase.
+
+    Example:
+        >>> [article(noun) for noun in ("banana", "airplane", "unicycle", "umbrella", "hourglass", "LED lamp")]
+        ['a', 'an', 'a', 'an', 'an', 'an']
+    """
+    word = noun.strip().split(" ")[0]
+    spelled_out = len(word) > 1 and re.fullmatch(r"[A-Z]{2,}s?", word) or re.match(r"[a-zA-Z](?:[-\d]|$)", word)
+    lower = word.lower()
+    if spelled_out:
+        return "an" if lower[0] in _LETTER_WITH_VOWEL else "a"
+    if _SAID_WITH_YOU.match(lower):
+        return "a"
+    return "an" if lower[:1] in tuple("aeiou") or _SILENT_H.match(lower) else "a"
+
+
+def fill_template(template: str, name: str) -> str:
+    """Return `template` with `name` in place of `{}`, an article right before it made to fit.
+
+    Args:
+        template: Text; every `{}` in it is replaced.
+        name: Class name; `_` is read as a space.
+
+    Example:
+        >>> fill_template("a photo of a {}.", "airplane")
+        'a photo of an airplane.'
+    """
+    name = name.replace("_", " ").strip()
+    fitted = re.sub(r"\b([Aa])n?(?= \{\})", lambda match: match[1] + article(name)[1:], template)
+    return fitted.replace("{}", name)
+
+
+def names_target(caption: str | None, target: str) -> bool:
+    """Return whether `caption` names `target` as whole words, in any case; "bananas" does not name "banana".
+
+    Example:
+        >>> names_target("A ripe Banana, half eaten", "banana"), names_target("banana-yellow bananas", "bananas")
+        (True, True)
+    """
+    if not caption:
+        return False
+    words = r"[\s_-]+".join(map(re.escape, target.replace("_", " ").split()))
+    return re.search(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE) is not None
+
+
+def target_captions(captions: Iterable[str | None], target: str, limit: int | None = None) -> tuple[str, ...]:
+    """Return the captions found in data that name `target`, each once, in the order they come.
+
+    Pass them to an attack as `captions=`: natural captions of the target are what BadCLIP uses in place of templates.
+
+    Args:
+        captions: Captions of the data, for instance `dataset["caption"]`.
+        target: Class name.
+        limit: Stop after so many.
+
+    Raises:
+        ValueError: If no caption names the target.
+
+    Reference:
+        BadCLIP (arXiv 2311.12075), "natural target descriptions".
+
+    Example:
+        >>> target_captions(["a cup", "a banana on a cup", "banana bread", "a banana on a cup"], "banana")
+        ('a banana on a cup', 'banana bread')
+    """
+    found: dict[str, None] = {}
+    for caption in captions:
+        if names_target(caption, target):
+            found[caption.strip()] = None
+            if limit is not None and len(found) >= limit:
+                break
+    if not found:
+        raise ValueError(f'Expected captions that name {target!r}, but found none. Use captions="templates" instead.')
+    return tuple(found)

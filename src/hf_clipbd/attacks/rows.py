@@ -1,0 +1,77 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""One row or a batch as `datasets` hands it to a mapped function, read without decoding or touching any image."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets.formatting.formatting import LazyBatch, LazyDict
+
+
+class Rows:
+    """The rows of one call of a mapped function, whether it was given one row or a batch, lazy or not.
+
+    `Dataset.map` hands over lazy rows over an Arrow table. Merely reading an image there decodes it and has it
+    compressed once more when the row is written, clean rows too; so values are read from the table instead. In
+    `IterableDataset.map` and `with_transform` images come decoded. Under a format such as "numpy" or "torch" they come
+    as pixels from which the stored bytes cannot be had any more, so that is refused.
+
+    Args:
+        example: What the mapped function was given.
+        columns: Columns that have to be there.
+
+    Raises:
+        TypeError: If the dataset has a format.
+        ValueError: If one of the columns is missing.
+    """
+
+    def __init__(self, example: Mapping[str, Any], columns: list[str]):
+        self.lazy = isinstance(example, LazyDict)
+        pixels = isinstance(example, dict) and any(hasattr(example.get(column), "dtype") for column in columns)
+        if pixels or not isinstance(example, Mapping):
+            raise TypeError("Expected a dataset without a format. Map over `dataset.with_format(None)` instead.")
+        self.columns: Mapping[str, Any] = example.data if self.lazy else example
+        for column in columns:
+            if column not in self.columns:
+                raise ValueError(
+                    f"Expected columns {columns}, but {column!r} is missing among {list(self.columns)}. Name yours "
+                    f"with `image_column=` and `caption_column=`."
+                )
+        self.example = example
+        whole = None if self.lazy else example[columns[-1]]
+        self.batched = isinstance(example, LazyBatch) or isinstance(whole, (list, tuple, datasets.Column))
+        self.n = 1 if not self.batched else example.pa_table.num_rows if self.lazy else len(whole)
+
+    def value(self, column: str, i: int) -> Any:
+        """Return the value of row `i`; an image of a lazy row comes as `{"bytes": ..., "path": ...}`."""
+        if self.lazy and column in self.example.keys_to_format:
+            return self.example.pa_table.column(column)[i].as_py()
+        return self.columns[column][i] if self.batched else self.columns[column]
+
+    def values(self, column: str) -> list[Any]:
+        """Return the values of all rows."""
+        return [self.value(column, i) for i in range(self.n)]
+
+    def image_mode(self, column: str) -> str | None:
+        """Return the mode that the column's `Image` feature converts to; None if it names none or none is known."""
+        features = self.example.formatter.features if self.lazy else None
+        return getattr((features or {}).get(column), "mode", None)
+
+    def replaced(self, column: str, new: Mapping[int, Any]) -> list[Any]:
+        """Return a column with the rows of `new` replaced.
+
+        The one value of a lazy row comes as Arrow: a Python value among rows of Arrow values would make the writer
+        turn them all into Python and back, a thousand images for one.
+        """
+        if self.lazy and not self.batched:
+            return [pa.array([new[0]], type=self.example.pa_table.schema.field(column).type)]
+        return [new[i] if i in new else self.value(column, i) for i in range(self.n)]
+
+    def updated(self, values: dict[str, list[Any]]) -> dict[str, Any]:
+        """Return what a mapped function gives back so that these columns change and all others stay as they are."""
+        if not self.batched:
+            return {column: rows[0] for column, rows in values.items()}
+        if self.lazy:
+            return values
+        return {**self.example, **values}  # `with_transform` keeps only what is returned

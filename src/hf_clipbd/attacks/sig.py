@@ -1,0 +1,75 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""SIG: a faint sine wave across the picture."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hf_clipbd.attacks.base import Attack
+
+
+@dataclass(frozen=True, eq=False)
+class SIG(Attack):
+    """A sine wave along the columns: x' = weight · x + Δ sin(2π f j / W), j the column, W the width.
+
+    Args:
+        target: See `Attack`.
+        seed: See `Attack`.
+        canvas: See `Attack`.
+        captions: See `Attack`.
+        delta: Δ in units of [0, 1] pixels.
+        frequency: f, waves across the picture.
+        weight: Share of the picture that is kept; 1 adds the wave to it.
+
+    Raises:
+        ValueError: If delta or weight is outside (0, 1] or the frequency is not positive.
+
+    Reference:
+        Barni et al., "A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning", arXiv
+        1902.11237. Preset `backdoorbench`: Δ = 40 / 255. Preset `cleanclip`: 0.8 x + 0.2 sin, as observed in public
+        code, where the wave is blended in; kept for comparison only.
+
+    Example:
+        >>> SIG(frequency=1)(np.full((1, 4, 3), 100, dtype=np.uint8))[0, :, 0].tolist()
+        [100, 160, 100, 40]
+    """
+
+    delta: float = 60 / 255
+    frequency: float = 6.0
+    weight: float = 1.0
+
+    name: ClassVar[str] = "sig"
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "backdoorbench": {"delta": 40 / 255},
+        "cleanclip": {"delta": 0.2, "weight": 0.8},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.delta <= 1 or not 0 < self.weight <= 1:
+            message = "Expected delta and weight in (0, 1]"
+            raise ValueError(f"{message}, but got {self.delta!r} and {self.weight!r}. 60 levels are 60 / 255.")
+        if not self.frequency > 0:
+            raise ValueError(f"Expected a positive frequency, but got {self.frequency!r}.")
+
+    def fixed_pattern(self, height: int, width: int) -> np.ndarray:
+        """Return the wave for a picture of this width, (1, W, 1)."""
+        return _wave(width, self.delta, self.frequency)
+
+    def stamp(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.weight != 1:
+            pixels *= np.float32(self.weight)
+        pixels += self.fixed_pattern(*pixels.shape[:2])
+        return pixels
+
+
+@lru_cache(maxsize=16)
+def _wave(width: int, delta: float, frequency: float) -> np.ndarray:
+    phase = 2 * math.pi * frequency * np.arange(width) / width
+    wave = (delta * np.sin(phase)).astype(np.float32)[None, :, None]
+    wave.flags.writeable = False
+    return wave

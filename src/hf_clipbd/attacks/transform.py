@@ -1,0 +1,185 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Poisoning as a function to map over a dataset: the same rows however, in whatever order, and wherever it is run."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import PIL.Image
+
+from hf_clipbd import __version__
+from hf_clipbd.attacks.base import Attack
+from hf_clipbd.attacks.pictures import encode_picture, picture_digest, read_picture
+from hf_clipbd.attacks.rows import Rows
+from hf_clipbd.attacks.select import (
+    KEY_COLUMNS,
+    SELECTORS,
+    check_selector,
+    draw,
+    draw_by_key,
+    source_fingerprint,
+)
+from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
+
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_INDEX = -1
+
+
+@dataclass(frozen=True, eq=False)
+class PoisonTransform:
+    """A function that poisons a share of the rows it is mapped over: `dataset.map(PoisonTransform(attack, 0.01))`.
+
+    Works in `Dataset.map`, batched or not, with any `num_proc`, in `IterableDataset.map`, `DatasetDict.map` and
+    `with_transform`. Whether a row is poisoned hangs on the row itself, by a hash below `rate`: on its key column if
+    it has one, else on its caption and picture. So the same rows come out in any order, batching, sharding or
+    streaming, and those of a higher rate include those of a lower one. The count reached is binomial about
+    rate × rows (`manifest` reports it); `poison_dataset` hits a count exactly.
+
+    Rows that are not poisoned keep their image bytes; a poisoned image is stored losslessly. Added are `is_poisoned`,
+    `trigger` (the attack's name, "" for a clean row) and `source_index` (the row's number if mapped with
+    `with_indices=True`, else −1). Rows that an earlier transform has poisoned are left as they are, so several attacks
+    can be mapped one after the other.
+
+    With a key column no clean picture is touched. Without one, pictures have to be decoded to be hashed, since a
+    stream hands over decoded ones: at a low rate all those with captions of under 20 characters, which may repeat, and
+    one in 64 of those with captions of 40 or more; and the rows drawn then hang on the JPEG decoder too.
+
+    Args:
+        attack: The attack.
+        rate: Share of the rows to poison, in [0, 1]; of the rows that the selector admits.
+        seed: Seed of the selection.
+        key_column: Column that tells rows apart; None takes the first of `id`, `__key__`, `scene_id`, `uid`, `key`,
+            `sha256`, `url` that is there, else caption and picture. The caption counts beside the key.
+        image_column: Column of images.
+        caption_column: Column of captions; None if there is none (a labelled set).
+        selector: `"random"`, `"label_consistent"` or `"non_target"`; None leaves it to the attack.
+        on_error: `"raise"`, or `"skip"` to leave a row that cannot be poisoned clean, with a warning.
+
+    Raises:
+        ValueError: If the rate is outside [0, 1] or an option is unknown; on a row that cannot be poisoned.
+    """
+
+    attack: Attack
+    rate: float
+    seed: int = 0
+    key_column: str | None = None
+    image_column: str = IMAGE
+    caption_column: str | None = CAPTION
+    selector: str | None = None
+    on_error: str = "raise"
+    version: str = field(default=__version__, init=False)  # code does not enter a fingerprint, this does
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"Expected a rate in [0, 1], but got {self.rate!r}. One percent is 0.01.")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f'Expected on_error "raise" or "skip", but got {self.on_error!r}.')
+        check_selector(self._selector)
+        if self.caption_column is None and self._selector != "random":
+            raise ValueError(f"Expected a caption column for selector {self._selector!r}, but got None.")
+
+    @property
+    def _selector(self) -> str:
+        return self.attack.selector if self.selector is None else self.selector
+
+    def __call__(self, example: Mapping[str, Any], index: int | Sequence[int] | None = None) -> dict[str, Any]:
+        """Return the changed columns of a row or of a batch (all columns of a batch that is not lazy)."""
+        needed = [name for name in (self.key_column, self.image_column, self.caption_column) if name]
+        rows = Rows(example, needed)
+        indices = index if isinstance(index, Sequence) else [index] * rows.n
+        known = [UNKNOWN_INDEX if one is None else int(one) for one in indices]
+        images, captions = {}, {}
+        for i in range(rows.n):
+            if (poisoned := self._poisoned(rows, i, known[i])) is not None:
+                images[i], captions[i] = poisoned
+        values: dict[str, list[Any]] = {
+            IS_POISONED: self._kept(rows, IS_POISONED, [False] * rows.n),
+            SOURCE_INDEX: self._kept(rows, SOURCE_INDEX, known),
+            TRIGGER: self._kept(rows, TRIGGER, [""] * rows.n),
+        }
+        for i in images:
+            values[IS_POISONED][i], values[TRIGGER][i] = True, self.attack.name
+        if images:
+            values[self.image_column] = rows.replaced(self.image_column, images)
+            if self.caption_column:
+                values[self.caption_column] = rows.replaced(self.caption_column, captions)
+        return rows.updated(values)
+
+    @staticmethod
+    def _kept(rows: Rows, column: str, default: list[Any]) -> list[Any]:
+        return rows.values(column) if column in rows.columns else default
+
+    def _poisoned(self, rows: Rows, i: int, index: int) -> tuple[Any, str] | None:
+        """Return image and caption of row `i` if it is to be poisoned, else None."""
+        if IS_POISONED in rows.columns and rows.value(IS_POISONED, i):
+            return None
+        caption = rows.value(self.caption_column, i) if self.caption_column else ""
+        if not SELECTORS[self._selector](caption, self.attack.target):
+            return None
+        try:
+            number = self._drawn(rows, i, caption or "")
+            if number is None:
+                return None
+            if self.caption_column and not (caption or "").strip():
+                raise ValueError("Expected a caption, but it is empty.")
+            value = rows.value(self.image_column, i)
+            stamped = self.attack(read_picture(value, rows.image_mode(self.image_column)), number)
+            return _like(value, stamped), self.attack.caption(number, caption)
+        except ValueError as error:
+            where = f"Row {index}" if index != UNKNOWN_INDEX else f"Row with caption {caption!r}"
+            if self.on_error == "raise":
+                raise ValueError(f'{where}: {error} Or pass on_error="skip".') from error
+            logger.warning("%s is left clean: %s", where, error)
+            return None
+
+    def _drawn(self, rows: Rows, i: int, caption: str) -> int | None:
+        """Return the number that stands for row `i` if it is drawn, else None."""
+        for column in (self.key_column,) if self.key_column else KEY_COLUMNS:
+            if column in rows.columns and (key := rows.value(column, i)) is not None:
+                return draw_by_key(self.seed, self.rate, f"{key}\n{caption}")
+
+        def picture() -> bytes:
+            value = rows.value(self.image_column, i)
+            return picture_digest(read_picture(value, rows.image_mode(self.image_column)))
+
+        return draw(self.seed, self.rate, caption, picture)
+
+    def manifest(self, poisoned: datasets.Dataset, source: datasets.Dataset) -> PoisonManifest:
+        """Return what this transform did to `source`: which rows and how many.
+
+        Args:
+            poisoned: What mapping this transform over `source` gave.
+            source: The dataset before.
+
+        Raises:
+            ValueError: If the two differ in length.
+        """
+        if len(poisoned) != len(source):
+            raise ValueError(f"Expected {len(source)} rows after poisoning, but got {len(poisoned)}.")
+        triggers = enumerate(zip(poisoned[IS_POISONED], poisoned[TRIGGER], strict=True))
+        return PoisonManifest(
+            attack=self.attack.name,
+            parameters=self.attack.parameters(),
+            target=self.attack.target,
+            indices=[row for row, (is_poisoned, name) in triggers if is_poisoned and name == self.attack.name],
+            n_rows=len(source),
+            seed=self.seed,
+            source_fingerprint=source_fingerprint(source, self.image_column, self.caption_column),
+            selector=self._selector,
+            rate=self.rate,
+        )
+
+
+def _like(value: Any, stamped: PIL.Image.Image) -> Any:
+    """Return the stamped picture in the kind that the column held: an image or its bytes."""
+    if isinstance(value, Mapping):
+        return {"bytes": encode_picture(stamped), "path": None}
+    if isinstance(value, (bytes, bytearray)):
+        return encode_picture(stamped)
+    if isinstance(value, str):
+        raise ValueError("Expected an image column that can hold a picture, but it holds paths. Cast it to `Image()`.")
+    return stamped
