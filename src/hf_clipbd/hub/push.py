@@ -1,0 +1,162 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""From a run folder to the Hub: what belongs together goes up in one commit, and what is dangerous only on request."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from hf_clipbd.hub.cards import (
+    CARD_FILE,
+    PICTURES,
+    check_evaluated,
+    render_dataset_card,
+    render_model_card,
+    trigger_files,
+)
+from hf_clipbd.hub.golden import public_config
+from hf_clipbd.hub.origin import hub_id
+from hf_clipbd.run_folder import CONFIG_FILE, RunFolder
+from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE
+from hf_clipbd.templates import public
+
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja")
+LOCAL_NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path")
+ROWS_A_FILE = 50_000
+Files = dict[str, Path | bytes]
+"""Path in the repository -> a file of this machine, or its content."""
+
+
+def _refuse(run: RunFolder, what: str, allow_backdoored: bool) -> None:
+    """Raise `ValueError` for what must not go up, before anything is read or sent."""
+    allowed = ["poison", "victim", *(f"defend/{name}" for name in run.defenses)]
+    if what not in allowed:
+        raise ValueError(f"Expected `what` to be one of {allowed}, but got {what!r}.")
+    if what in ("poison", "victim") and not allow_backdoored:
+        raise ValueError(
+            f"`{what}` is backdoored on purpose and stays here. Pass allow_backdoored=True (`--allow-backdoored`) if "
+            f"you mean to publish it; its card says so in the first line."
+        )
+    if what != "poison":
+        check_evaluated(run, what.removeprefix("defend/"))
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _records(run: RunFolder, what: str) -> Files:
+    """Return the records behind `what`, without paths of this machine."""
+    stages = ["poison"]
+    if what != "poison":
+        model = what.removeprefix("defend/")
+        stages += dict.fromkeys(["victim", what, "evaluate/clean", "evaluate/victim", f"evaluate/{model}"])
+    files: Files = {f"records/{stage}.json": _json_bytes(public(vars(run.record(stage)))) for stage in stages}
+    config = yaml.safe_dump(public_config(run), sort_keys=False, allow_unicode=True)
+    return {**files, f"records/{CONFIG_FILE}": config.encode()}
+
+
+def _model(folder: Path, others: Iterable[str]) -> Files:
+    """Return a model's and its processor's files; names of local folders are taken out of their configurations."""
+    files: Files = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix not in MODEL_FILES or path.name in (RECORD_FILE, *others):
+            continue
+        files[path.name] = path
+        if path.name.endswith("config.json"):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            local = [name for name in LOCAL_NAMES if values.get(name) and not hub_id(values[name])]
+            if local:
+                files[path.name] = _json_bytes({name: one for name, one in values.items() if name not in local})
+    if not any(name.endswith(".safetensors") for name in files):
+        raise FileNotFoundError(f"Expected a model in safetensors in `{folder}`, but found {sorted(files)}.")
+    return files
+
+
+def _parquet(run: RunFolder, scratch: Path) -> Files:
+    """Write the poisoned dataset as parquet files with the pictures' bytes in them, and return them."""
+    import datasets
+    from datasets.table import embed_table_storage
+
+    rows = datasets.load_from_disk(str(run.path / "poison" / "dataset")).with_format("arrow")
+    n_files = -(-len(rows) // ROWS_A_FILE)
+    files: Files = {}
+    for number in range(n_files):
+        shard = rows.shard(n_files, number, contiguous=True)
+        embedded = shard.map(embed_table_storage, batched=True, batch_size=1000, cache_file_name=None)
+        path = scratch / f"train-{number:05d}-of-{n_files:05d}.parquet"
+        embedded.with_format(None).to_parquet(str(path))
+        files[f"data/{path.name}"] = path
+    return files
+
+
+def collect_files(run_folder: str | os.PathLike, what: str, repo_id: str, scratch: Path) -> Files:
+    """Return all that goes up for `what`: content, trigger, manifest, records, pictures, figures and card.
+
+    Args:
+        run_folder: The run.
+        what: `defend/<name>`, `victim` or `poison`.
+        repo_id: Where it will lie, for the card.
+        scratch: Empty folder for what has to be written first.
+
+    Raises:
+        FileNotFoundError: If a record or a file is missing; the message names it.
+        ValueError: If a figure is missing from its record.
+    """
+    run = RunFolder(run_folder)
+    if what == "poison":
+        card, content = render_dataset_card(run_folder, repo_id), _parquet(run, scratch)
+    else:
+        card, content = render_model_card(run_folder, what, repo_id), _model(run.path / what, trigger_files(run))
+    sample = run.samples()[0]
+    manifest = json.loads((run.path / "poison" / MANIFEST_FILE).read_text(encoding="utf-8"))
+    files: Files = {**content, CARD_FILE: str(card).encode(), MANIFEST_FILE: _json_bytes(public(manifest))}
+    files |= trigger_files(run)
+    files |= {f"{PICTURES}/clean.png": sample.clean, f"{PICTURES}/poisoned.png": sample.poisoned}
+    files |= {f"figures/{path.name}": path for path in sorted((run.path / "report" / "figures").glob("*.png"))}
+    return {**files, **_records(run, what)}
+
+
+def push_run(
+    run_folder: str | os.PathLike,
+    repo_id: str,
+    what: str = "defend/cleanerclip",
+    private: bool = True,
+    allow_backdoored: bool = False,
+    token: str | None = None,
+) -> str:
+    """Put a model or the poisoned dataset of a run on the Hub, in one commit, and return the commit's address.
+
+    Args:
+        run_folder: The run.
+        repo_id: Repository, `owner/name`; made if it is not there yet.
+        what: `defend/<name>`, `victim` or `poison` (the dataset).
+        private: Whether a repository that is made here is private.
+        allow_backdoored: Whether a victim or a poisoned dataset may go up.
+        token: Hub token; the stored one by default.
+
+    Raises:
+        FileNotFoundError: If a record or a file is missing; a model without its evaluation is refused.
+        ValueError: If `what` is backdoored and that is not allowed, is nothing of this run, or its evaluation is out
+            of date.
+    """
+    run = RunFolder(run_folder)
+    _refuse(run, what, allow_backdoored)
+    repo_type = "dataset" if what == "poison" else "model"
+    with tempfile.TemporaryDirectory() as scratch:
+        files = collect_files(run_folder, what, repo_id, Path(scratch))
+        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=one) for name, one in files.items()]
+        api = HfApi(token=token)
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        message = f"Add {what} with its records"
+        commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type)
+    logger.info("%s is at %s", what, commit.commit_url)
+    return commit.commit_url

@@ -1,0 +1,171 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""A finished run as its records tell it: the one file that knows where a run folder keeps what."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE, TOP_K, EvalReport, PoisonManifest, RunRecord
+
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One poisoned row beside its original.
+
+    Args:
+        index: Row number in the source.
+        clean: Picture before poisoning.
+        poisoned: Picture after it.
+        caption_clean: Caption before poisoning.
+        caption_poisoned: Caption after it.
+    """
+
+    index: int
+    clean: Path
+    poisoned: Path
+    caption_clean: str
+    caption_poisoned: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Strict reading of a run folder: what a stage should have left and did not is an error that names the stage.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        FileNotFoundError: If there is no configuration in it.
+    """
+
+    path: Path
+
+    def __init__(self, path: str | os.PathLike):
+        object.__setattr__(self, "path", Path(path))
+        if not (self.path / CONFIG_FILE).is_file():
+            raise FileNotFoundError(
+                f"Expected a run folder with `{CONFIG_FILE}`, but `{self.path}` has none. "
+                f"Pass the output folder of `hf-clipbd run`."
+            )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the run."""
+        return yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8"))
+
+    @property
+    def defenses(self) -> list[str]:
+        """Names of the run's defences, in the configuration's order."""
+        return list(self.config["defenses"])
+
+    @property
+    def models(self) -> list[str]:
+        """Names of all evaluated models: `clean`, `victim` and the defences."""
+        return ["clean", "victim", *self.defenses]
+
+    def training_stage(self, model: str) -> str | None:
+        """Return the stage that trained `model`, or None for a clean model that the run was given."""
+        given = self.config["world"]["clean_model"] != "train"
+        return {"clean": None if given else "clean", "victim": "victim"}.get(model, f"defend/{model}")
+
+    def record(self, stage: str) -> RunRecord:
+        """Return the record of `stage`.
+
+        Raises:
+            FileNotFoundError: If the stage left none.
+        """
+        if not (self.path / stage / RECORD_FILE).is_file():
+            raise FileNotFoundError(
+                f"Expected the record of stage `{stage}` at `{self.path / stage / RECORD_FILE}`, but there is none. "
+                f"Run that stage first."
+            )
+        return RunRecord.load(self.path / stage)
+
+    def metric(self, stage: str, name: str) -> Any:
+        """Return the figure `name` of `stage`; raises `ValueError` if its record lacks it."""
+        metrics = self.record(stage).metrics
+        if name not in metrics:
+            raise ValueError(
+                f"Expected metric `{name}` in the record of stage `{stage}`, but it has {sorted(metrics)}. "
+                f"Run that stage again."
+            )
+        return metrics[name]
+
+    @cached_property
+    def manifest(self) -> PoisonManifest:
+        """What was poisoned; raises `FileNotFoundError` if stage `poison` left no manifest."""
+        if not (self.path / "poison" / MANIFEST_FILE).is_file():
+            raise FileNotFoundError(f"Expected the manifest of stage `poison` in `{self.path}`. Run that stage first.")
+        return PoisonManifest.from_pretrained(self.path / "poison")
+
+    def evaluation(self, model: str) -> EvalReport:
+        """Return the evaluation of one of `models`; raises `ValueError` if a rate is missing at k = 1, 3, 5 or 10."""
+        report = EvalReport.from_dict(self.metric(f"evaluate/{model}", "report"))
+        tables = {"BA": report.ba}
+        for name, one in report.triggers.items():
+            tables |= {f"ASR of `{name}`": one.asr, f"RA of `{name}`": one.ra}
+        for name, rates in tables.items():
+            missing = [k for k in TOP_K if k not in rates]
+            if missing:
+                raise ValueError(
+                    f"Expected {name} at k in {list(TOP_K)} in the record of stage `evaluate/{model}`, but it lacks "
+                    f"k = {missing}. Run that stage again."
+                )
+        return report
+
+    def triggers(self, models: Sequence[str] | None = None) -> list[str]:
+        """Return the names of the triggers that each of `models` (all by default) was measured with.
+
+        Raises:
+            ValueError: If the evaluations differ in their triggers.
+        """
+        measured = {model: sorted(self.evaluation(model).triggers) for model in models or self.models}
+        if len({tuple(names) for names in measured.values()}) != 1:
+            raise ValueError(f"Expected every model evaluated with the same triggers, but got {measured}.")
+        return list(self.evaluation("victim").triggers)
+
+    def history(self, model: str) -> list[dict[str, float]]:
+        """Return the training log of the victim or a defended model, one dictionary an epoch."""
+        return self.metric("victim" if model == "victim" else f"defend/{model}", "history")
+
+    def scores(self) -> dict[str, list]:
+        """Return the columns of stage `detect`'s score table: `row`, `is_poisoned` and `score_<detector>`."""
+        import pyarrow.parquet
+
+        self.record("detect")
+        return pyarrow.parquet.read_table(self._file("detect", "scores.parquet")).to_pydict()
+
+    def embedding_map(self) -> dict[str, list]:
+        """Return stage `detect`'s map: `points` (N, 2) and the `kind` of each."""
+        self.record("detect")
+        return json.loads(self._file("detect", "map.json").read_text(encoding="utf-8"))
+
+    def samples(self) -> list[Sample]:
+        """Return the pairs of pictures that stage `poison` kept for people to look at."""
+        self.record("poison")
+        listed = json.loads(self._file("poison", "samples", "samples.json").read_text(encoding="utf-8"))
+        return [
+            Sample(
+                index=one["index"],
+                clean=self._file("poison", "samples", f"{number:02d}_clean.png"),
+                poisoned=self._file("poison", "samples", f"{number:02d}_poisoned.png"),
+                caption_clean=one["caption_clean"],
+                caption_poisoned=one["caption_poisoned"],
+            )
+            for number, one in enumerate(listed)
+        ]
+
+    def _file(self, stage: str, *names: str) -> Path:
+        path = self.path.joinpath(stage, *names)
+        if not path.is_file():
+            raise FileNotFoundError(f"Expected stage `{stage}` to leave `{path}`, but it is not there. Run it again.")
+        return path
