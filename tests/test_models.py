@@ -341,7 +341,7 @@ def test_gradients_reach_every_parameter_and_checkpointing_keeps_them(model, bat
     idle = {name for name, g in gradients.items() if not g.any()}
     assert all(name.endswith("k_proj.bias") for name in idle), idle  # softmax does not see a key bias
     model.zero_grad()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model(**pairs, return_loss=True).loss.backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-4, atol=1e-6)

@@ -81,8 +81,10 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         raise TypeError(f"Expected a PIL image, but got {type(image).__name__}. Cast the column to `datasets.Image()`.")
     if image.getexif().get(0x0112, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = PIL.Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise TypeError("Expected pixels of known range, but got a floating-point image (mode F). Convert it to uint8.")
+    if image.mode.startswith("I"):
+        image = PIL.Image.fromarray((np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
@@ -22,6 +21,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from hf_clipbd.losses import clip_loss
@@ -177,6 +177,5 @@ def register() -> None:
     AutoModelForZeroShotImageClassification.register(CLIPResNetConfig, CLIPResNetModel, exist_ok=True)
     AutoProcessor.register(CLIPResNetConfig, CLIPProcessor, exist_ok=True)
     AutoTokenizer.register(CLIPResNetConfig, tokenizer_class=CLIPTokenizer, exist_ok=True)
-    AutoImageProcessor.register(
-        CLIPResNetConfig, image_processor_classes={"pil": CLIPImageProcessorPil}, exist_ok=True
-    )
+    # Not through AutoImageProcessor.register, which transformers 5.17 refuses without torchvision.
+    IMAGE_PROCESSOR_MAPPING.register(CLIPResNetConfig, {"pil": CLIPImageProcessorPil}, exist_ok=True)

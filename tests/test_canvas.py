@@ -1,0 +1,63 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""One geometry for all stages: the canvas, and normalisation as the processor does it."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+
+
+def noise(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["center_crop", "squash", "native"])
+def test_an_image_that_fits_keeps_its_pixels(mode):
+    image = noise(32, 32)
+    assert np.array_equal(Canvas(32, mode).array(image), np.asarray(image))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (45, 32), (32, 51), (100, 64)])
+def test_pixels_equal_the_processors(tiny_processor, shape):
+    image = noise(*shape)
+    canvas = Canvas.of(tiny_processor)
+    framed = canvas(image)
+    expected = tiny_processor.image_processor(framed, return_tensors="pt")["pixel_values"][0]
+    pixels = torch.from_numpy(np.array(framed)).permute(2, 0, 1)
+    assert torch.allclose(normalize(pixels, *pixel_statistics(tiny_processor)), expected, atol=1e-5)
+    assert framed.size == (32, 32)
+
+
+def test_centre_crop_keeps_the_middle_and_squash_keeps_all():
+    image = PIL.Image.fromarray(np.repeat(np.arange(96, dtype=np.uint8)[None, :, None], 32, 0).repeat(3, 2))
+    assert Canvas(32).array(image)[0, :, 0].tolist() == list(range(32, 64))
+    squashed = Canvas(32, "squash").array(image)[0, :, 0]
+    assert squashed[0] < 5 and squashed[-1] > 90
+
+
+def test_transparent_grey_deep_and_rotated_images():
+    clear = PIL.Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert Canvas(8).array(clear).min() == 255
+    assert Canvas(8).array(PIL.Image.new("L", (8, 8), 7)).tolist() == [[[7] * 3] * 8] * 8
+    deep = PIL.Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16))
+    assert Canvas(8).array(deep).min() == 255
+    rotated = noise(8, 8)
+    rotated.getexif()[0x0112] = 6
+    assert np.array_equal(Canvas(8).array(rotated), np.rot90(np.asarray(noise(8, 8)), -1))
+
+
+@pytest.mark.parametrize("bad", [dict(size=0), dict(size=8, mode="stretch")])
+def test_bad_canvas_is_refused(bad):
+    with pytest.raises(ValueError, match="Expected"):
+        Canvas(**bad)
+
+
+def test_wrong_pixels_are_refused():
+    with pytest.raises(TypeError, match="uint8"):
+        normalize(torch.zeros(3, 2, 2), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(TypeError, match="PIL"):
+        Canvas(8)(np.zeros((8, 8, 3), dtype=np.uint8))
+    with pytest.raises(TypeError, match="floating"):
+        Canvas(8)(PIL.Image.new("F", (8, 8)))
