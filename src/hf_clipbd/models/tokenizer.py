@@ -70,7 +70,11 @@ def _learn_merges(texts: Iterable[str], alphabet: list[str], vocab_size: int) ->
         ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix=WORD_END, show_progress=False
+        vocab_size=vocab_size,
+        initial_alphabet=alphabet,
+        special_tokens=[letter + WORD_END for letter in alphabet],  # fixes their ids, and so the order of ties
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     return [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
