@@ -1,0 +1,220 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What a run is: one dataclass a section, read from YAML and flags, checked whole before any model is loaded."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_clipbd.recipe.options import DetectConfig, EvaluateConfig, PoisonConfig, ReportConfig, WorldConfig
+from hf_clipbd.recipe.sections import (
+    ConfigError,
+    check_keys,
+    check_names,
+    merge,
+    nearest,
+    parse_section,
+    read_flags,
+    read_yaml,
+    scalar,
+)
+
+
+if TYPE_CHECKING:
+    from hf_clipbd.trainer import CLIPTrainingConfig
+
+PLAIN_SECTIONS: dict[str, type] = {
+    "world": WorldConfig,
+    "poison": PoisonConfig,
+    "evaluate": EvaluateConfig,
+    "detect": DetectConfig,
+    "report": ReportConfig,
+}
+TRAINING_SECTIONS = ("clean", "victim")
+MAPPINGS = ("attack", "architecture", "defense_defaults", "defenses")
+SECTIONS = ("seed", "output_dir", *PLAIN_SECTIONS, *TRAINING_SECTIONS, *MAPPINGS)
+# What is shown and where it is kept, not what is computed: never part of a stage's key.
+PRESENTATION = frozenset(
+    "output_dir logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica "
+    "logging_nan_inf_filter disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id "
+    "trackio_static_space_id push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push "
+    "hub_revision save_strategy save_steps save_total_limit save_on_each_node dataloader_num_workers "
+    "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor resume_from_checkpoint local_rank "
+    "ddp_timeout per_device_eval_batch_size do_train do_eval do_predict".split()
+)
+
+
+@dataclass
+class RunConfig:
+    """A whole run: every section checked and typed.
+
+    Args:
+        output_dir: The run folder.
+        seed: Seed of every stage that its section gives no other.
+        world: Data and clean model.
+        attack: `name`, a key of `hf_clipbd.attacks.ATTACKS`, and that attack's arguments.
+        poison: How many rows.
+        victim: Training of the victim.
+        defenses: Name -> training of that defence, in the order they are run.
+        evaluate: Measurements.
+        detect: Search for the poison.
+        report: Rendering.
+        clean: Training of the clean model, where `world.clean_model` is `train`.
+        architecture: Arguments of `CLIPResNetConfig` and of its tokenizer, likewise.
+    """
+
+    output_dir: Path
+    seed: int
+    world: WorldConfig
+    attack: dict[str, Any]
+    poison: PoisonConfig
+    victim: "CLIPTrainingConfig"
+    defenses: dict[str, "CLIPTrainingConfig"]
+    evaluate: EvaluateConfig
+    detect: DetectConfig
+    report: ReportConfig
+    clean: "CLIPTrainingConfig | None" = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the sections as plain values, what `config.yaml` of a run folder holds; it can be run again."""
+        values: dict[str, Any] = {"seed": self.seed, "output_dir": str(self.output_dir)}
+        values |= {name: dataclasses.asdict(getattr(self, name)) for name in PLAIN_SECTIONS}
+        values["attack"] = dict(self.attack)
+        values["victim"] = training_settings(self.victim)
+        values["defenses"] = {name: training_settings(one) for name, one in self.defenses.items()}
+        if self.clean is not None:
+            values |= {"clean": training_settings(self.clean), "architecture": dict(self.architecture)}
+        return values
+
+
+def training_settings(config: "CLIPTrainingConfig") -> dict[str, Any]:
+    """Return what a training computes with: the fields of our own and those that differ from their defaults.
+
+    Paths and what is merely shown are left out, so equal trainings give equal settings wherever they lie.
+    """
+    from hf_clipbd.trainer import CLIPTrainingConfig
+
+    own = {name for cls in type(config).__mro__ if issubclass(cls, CLIPTrainingConfig) for name in cls.__annotations__}
+    plain = type(config)(output_dir="unused", use_cpu=config.use_cpu).to_dict()
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in PRESENTATION and (name in own or name in ("seed", "num_train_epochs") or value != plain[name])
+    }
+
+
+def _check_sections(values: Mapping[str, Any]) -> None:
+    for key in values:
+        if key not in SECTIONS:
+            hint = nearest(key, SECTIONS)
+            hint = hint if hint.startswith("; did you mean") else _sections_with(key) or hint
+            raise ConfigError(f"Unknown section `{key}`{hint}")
+    for name in MAPPINGS:
+        if not isinstance(values.get(name) or {}, Mapping):
+            raise ConfigError(f"Expected section `{name}` to map keys to values, but got {values[name]!r}.")
+
+
+def _field_names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _sections_with(key: str) -> str:
+    """Return "; did you mean ...?" for a key that was given without its section, "" where no section has it."""
+    from hf_clipbd.trainer import CLIPTrainingConfig
+
+    trained = dict.fromkeys((*TRAINING_SECTIONS, "defense_defaults"), CLIPTrainingConfig)
+    hits = [f"`{name}.{key}`" for name, cls in (PLAIN_SECTIONS | trained).items() if key in _field_names(cls)]
+    return f"; did you mean {' or '.join(hits)}?" if hits else ""
+
+
+def _training(cls: type, values: Mapping[str, Any] | None, where: str, seed: int, epochs_measured: bool) -> Any:
+    if not isinstance(values or {}, Mapping):
+        raise ConfigError(f"Expected section `{where}` to map keys to values, but got {values!r}.")
+    defaults = {"seed": seed, "eval_strategy": "epoch" if epochs_measured else "no", "disable_tqdm": "false"}
+    return parse_section(cls, {**defaults, **(values or {})}, where)
+
+
+def config_from(values: Mapping[str, Any]) -> RunConfig:
+    """Return the checked configuration of a mapping of sections.
+
+    Raises:
+        ConfigError: For the first section, key or value that is not understood, by its dotted path.
+    """
+    _check_sections(values)
+    seed = scalar(values.get("seed", 0))
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"Expected `seed` to be a whole number of at least 0, but got {seed!r}.")
+    plain = {name: parse_section(cls, values.get(name) or {}, name) for name, cls in PLAIN_SECTIONS.items()}
+    attack = {key: scalar(value) for key, value in (values.get("attack") or {}).items()}
+    attack = {"name": "badnets", **({"target": "banana"} if plain["world"].kind == "scenes" else {}), **attack}
+    trained = plain["world"].clean_model == "train"
+    if not trained and (values.get("clean") or values.get("architecture")):
+        raise ConfigError("Expected `world.clean_model: train` beside the sections `clean` and `architecture`.")
+
+    from hf_clipbd.defenses import DEFENSES
+    from hf_clipbd.trainer import CLIPTrainingConfig
+
+    chosen = {name: section or {} for name, section in (values.get("defenses") or {}).items() if not _is_off(section)}
+    check_keys(chosen, DEFENSES, "defenses")
+    shared = values.get("defense_defaults") or {}
+    common = [set(_field_names(DEFENSES[name].config)) for name in chosen] or [set(_field_names(CLIPTrainingConfig))]
+    check_keys(shared, set.intersection(*common), "defense_defaults")
+    measured = plain["evaluate"].epoch_images > 0
+    config = RunConfig(
+        output_dir=Path(values.get("output_dir") or "runs/run"),
+        seed=seed,
+        attack=attack,
+        victim=_training(CLIPTrainingConfig, values.get("victim"), "victim", seed, measured),
+        defenses={
+            name: _training(DEFENSES[name].config, merge(shared, section), f"defenses.{name}", seed, measured)
+            for name, section in chosen.items()
+        },
+        clean=_training(CLIPTrainingConfig, values.get("clean"), "clean", seed, measured) if trained else None,
+        architecture={key: scalar(value) for key, value in (values.get("architecture") or {}).items()},
+        **plain,
+    )
+    _check_values(config)
+    return config
+
+
+def _is_off(section: Any) -> bool:
+    """Return whether `section` is `false`, the word that leaves a defence out of the YAML's list."""
+    return section is False or section == "false"
+
+
+def _check_values(config: RunConfig) -> None:
+    """Build what is cheap to build (attack, architecture), so that its unknown keys are found before the data is."""
+    from hf_clipbd.detection import DETECTORS
+    from hf_clipbd.recipe.world import build_architecture, build_attack
+
+    check_names(config.detect.detectors, DETECTORS, "`detect.detectors`")
+    own_rate = config.poison.rows(config.world.n_train) / config.world.n_train
+    too_high = [rate for rate in config.detect.rates if rate > own_rate]
+    if too_high:
+        raise ConfigError(f"Expected `detect.rates` of at most the poison rate {own_rate:g}, but got {too_high}.")
+    build_attack(config)
+    if config.clean is not None:
+        build_architecture(config)
+
+
+def load_config(arguments: Sequence[str], default: str | Path | None = None) -> RunConfig:
+    """Return the configuration of a command line: a YAML file (positional or `--config`), then flags laid over it.
+
+    Args:
+        arguments: For instance `["recipes/scenes/defend.yaml", "--victim.learning_rate", "1e-3"]`.
+        default: The YAML where the command line names none.
+
+    Raises:
+        ConfigError: If something is not understood, by its dotted path.
+    """
+    positional, flags = read_flags(arguments)
+    named = flags.pop("config", None)
+    files = [*positional, *([named] if named is not None else [])]
+    if len(files) > 1:
+        raise ConfigError(f"Expected one YAML configuration, but got {files}.")
+    file = files[0] if files else default
+    if file is None:
+        raise ConfigError("Expected a YAML configuration, for instance `recipes/scenes/defend.yaml`, but got none.")
+    return config_from(merge(read_yaml(file), flags))

@@ -1,0 +1,120 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The whole job: poison, victim, defences, evaluation, detection, cards, report, and one table at the end."""
+
+import logging
+from pathlib import Path
+
+import yaml
+from accelerate import PartialState
+
+from hf_clipbd.hub import write_cards
+from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.measuring import detect, evaluate
+from hf_clipbd.recipe.stage import SCRATCH, Outcome, Stage
+from hf_clipbd.recipe.training import defend, poison, train_clean, train_victim
+from hf_clipbd.recipe.world import World
+from hf_clipbd.report import comparison_table, write_report
+from hf_clipbd.schema import RECORD_FILE, RunRecord
+
+
+logger = logging.getLogger(__name__)
+
+TABLE_FILE = "table.md"
+
+
+def write_config(config: RunConfig) -> Path:
+    """Write the resolved configuration into the run folder, in one step, and return its path."""
+    path = config.output_dir / "config.yaml"
+    if PartialState().is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name("config.yaml.partial")
+        scratch.write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")
+        scratch.replace(path)
+    PartialState().wait_for_everyone()
+    return path
+
+
+def models(config: RunConfig) -> list[str]:
+    """Return the models of a run that are measured, in the order of the table."""
+    return ["clean", "victim", *config.defenses]
+
+
+def training_stages(config: RunConfig) -> list[str]:
+    """Return the stages of a run that train."""
+    given = config.clean is None
+    return [*([] if given else ["clean"]), "victim", *(f"defend/{name}" for name in config.defenses)]
+
+
+def report(config: RunConfig) -> RunRecord:
+    """Render cards and report from the records (stage `report`) and return the record."""
+    run = config.output_dir
+    read = ["poison", *training_stages(config), *(f"evaluate/{name}" for name in models(config)), "detect"]
+    inputs = {name: RunRecord.load(run / name).key for name in read}
+    settings = {"html": config.report.html, "cards": config.report.cards}
+    outputs = {"cards": "../victim/README.md"} if config.report.cards else {}
+    outputs |= {"html": "report.html"} if config.report.html else {}
+
+    def work(folder: Path) -> Outcome:
+        if config.report.cards:
+            write_cards(run)
+        if config.report.html:
+            rendered = write_report(run).parent
+            for path in rendered.iterdir():
+                if path.name not in (SCRATCH, RECORD_FILE):
+                    path.replace(folder / path.name)
+        return Outcome({"records": len(inputs)}, outputs)
+
+    return Stage(run, "report", settings, config.seed, inputs).run_once(work, main_only=True)
+
+
+def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:
+    """Run one stage of a configuration and return its records; the stages before it must have been run.
+
+    Args:
+        config: The run.
+        stage: `poison`; `victim` (a clean model that is trained here first); `evaluate`, every model that is there;
+            or `detect`.
+
+    Raises:
+        ValueError: If the stage is none of these.
+    """
+    world = World(config)
+    write_config(config)
+    if stage == "victim" and config.clean is not None:
+        train_clean(config, world)
+    if stage == "evaluate":
+        there = [name for name in models(config) if name == "clean" or _is_trained(config.output_dir, name)]
+        return [evaluate(config, name, world) for name in there]
+    stages = {"poison": poison, "victim": train_victim, "detect": detect}
+    if stage not in stages:
+        raise ValueError(f"Expected a stage out of {sorted([*stages, 'evaluate'])}, but got {stage!r}.")
+    return [stages[stage](config, world)]
+
+
+def _is_trained(run: Path, model: str) -> bool:
+    return (run / ("victim" if model == "victim" else f"defend/{model}") / RECORD_FILE).is_file()
+
+
+def run(config: RunConfig) -> str:
+    """Run every stage of `config` that is not up to date and return the final table.
+
+    A stage is skipped when its record is current; a stopped training goes on from its last epoch. The table is also
+    written as `table.md` into the run folder.
+    """
+    world = World(config)
+    write_config(config)
+    if config.clean is not None:
+        train_clean(config, world)
+    poison(config, world)
+    train_victim(config, world)
+    for name in config.defenses:
+        defend(config, name, world)
+    for name in models(config):
+        evaluate(config, name, world)
+    detect(config, world)
+    report(config)
+    if PartialState().is_main_process:
+        table = comparison_table(config.output_dir, format="markdown")
+        (config.output_dir / TABLE_FILE).write_text(table, encoding="utf-8")
+    PartialState().wait_for_everyone()
+    return comparison_table(config.output_dir)

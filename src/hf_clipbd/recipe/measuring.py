@@ -1,0 +1,193 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The stages that measure: every model's BA, ASR and RA, and how well the poison is found."""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.detection import BackdoorDetection, performance_at_rate
+from hf_clipbd.detection import detect as score_rows
+from hf_clipbd.evaluation import evaluate_zero_shot
+from hf_clipbd.features import embed_dataset
+from hf_clipbd.models import load_dual_encoder
+from hf_clipbd.recipe.config import DetectConfig, RunConfig
+from hf_clipbd.recipe.stage import Outcome, Stage
+from hf_clipbd.recipe.training import clean_model, load_trigger, poisoned_pairs
+from hf_clipbd.recipe.world import World, data_fingerprint
+from hf_clipbd.schema import CAPTION, IS_POISONED, SOURCE_INDEX, EvalReport, RunRecord, write_json
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SCORES_FILE = "scores.parquet"
+MAP_FILE = "map.json"
+
+
+def load_model(config: RunConfig, name: str, world: World) -> "tuple[str, Callable[[], tuple[PreTrainedModel, Any]]]":
+    """Return key and loader of a run's model: `clean`, `victim` or the name of a defence."""
+    if name == "clean":
+        return clean_model(config, world)
+    folder = config.output_dir / ("victim" if name == "victim" else f"defend/{name}")
+    return RunRecord.load(folder).key, lambda: load_dual_encoder(folder)
+
+
+def measure(config: RunConfig, world: World, model: Any, processor: Any) -> EvalReport:
+    """Return the zero-shot report of one model on the run's labelled images and trigger."""
+    return evaluate_zero_shot(
+        model,
+        processor,
+        world.test,
+        load_trigger(config),
+        templates=world.prompts,
+        ks=config.evaluate.ks,
+        batch_size=config.evaluate.batch_size,
+        include_target=config.evaluate.include_target,
+        canvas=world.canvas,
+    )
+
+
+def evaluate(config: RunConfig, name: str, world: World | None = None) -> RunRecord:
+    """Measure one model (stage `evaluate/<name>`) and return the record."""
+    world = world or World(config)
+    key, load = load_model(config, name, world)
+    inputs = {
+        "model": key,
+        "poison": RunRecord.load(config.output_dir / "poison").key,
+        "test": data_fingerprint(world.test),
+    }
+    settings = {
+        "ks": config.evaluate.ks,
+        "include_target": config.evaluate.include_target,
+        "prompts": world.prompts,
+        "canvas": [world.canvas.size, world.canvas.mode],
+    }
+
+    def work(folder: Path) -> Outcome:
+        return Outcome({"report": measure(config, world, *load()).to_dict()}, {})
+
+    return Stage(config.output_dir, f"evaluate/{name}", settings, config.seed, inputs).run_once(work)
+
+
+def detect(config: RunConfig, world: World | None = None) -> RunRecord:
+    """Search the poisoned set through the victim's embeddings (stage `detect`) and return the record."""
+    world = world or World(config)
+    victim = config.output_dir / "victim"
+    inputs = {
+        "victim": RunRecord.load(victim).key,
+        "poison": RunRecord.load(config.output_dir / "poison").key,
+    }
+    options = config.detect
+    settings = {name: getattr(options, name) for name in ("detectors", "k", "reference", "rates", "map_points")}
+    stage = Stage(config.output_dir, "detect", settings, config.seed, inputs)
+
+    def work(folder: Path) -> Outcome:
+        model, processor = load_dual_encoder(victim)
+        target = str(config.attack["target"])
+        return search(model, processor, poisoned_pairs(config), options, world.canvas, target, config.seed, folder)
+
+    return stage.run_once(work, main_only=True)
+
+
+def search(
+    model: Any,
+    processor: Any,
+    pairs: datasets.Dataset,
+    options: DetectConfig,
+    canvas: Canvas | None,
+    target: str | None,
+    seed: int,
+    folder: Path,
+) -> Outcome:
+    """Score every row of `pairs` by every detector and write scores and, where the truth is known, figures and a map.
+
+    Args:
+        model: The suspected model.
+        processor: Its processor.
+        pairs: The set it was trained on (image, caption); with `is_poisoned` and `source_index` if known.
+        options: Detectors and their sizes.
+        canvas: Geometry of the images; the processor's by default.
+        target: The attack's target, whose own rows the map shows apart.
+        seed: Seed of reference and draws.
+        folder: Where scores and map go.
+    """
+    features = embed_dataset(model, processor, pairs, batch_size=options.batch_size, canvas=canvas)
+    scorers = {name: _scorer(name, options, features["text"]) for name in options.detectors}
+    scores = {name: score(features["image"], seed=seed) for name, score in scorers.items()}
+    known = pairs.with_format(None)
+    row = known[SOURCE_INDEX][:] if SOURCE_INDEX in pairs.column_names else list(range(len(pairs)))
+    columns: dict[str, Any] = {"row": row, **{f"score_{name}": one for name, one in scores.items()}}
+    outputs = {"scores": SCORES_FILE}
+    metrics: dict[str, Any] = {"n": len(pairs)}
+    if IS_POISONED in pairs.column_names:
+        poisoned = np.asarray(known[IS_POISONED][:], dtype=bool)
+        columns[IS_POISONED] = poisoned
+        metrics |= _performance(scores, scorers, features["image"], poisoned, options, seed)
+        write_json(folder / MAP_FILE, _map(features["image"], known[CAPTION][:], poisoned, target, options, seed))
+        outputs["map"] = MAP_FILE
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / SCORES_FILE)
+    return Outcome(metrics, outputs)
+
+
+def _scorer(name: str, options: DetectConfig, texts: np.ndarray) -> Callable[..., np.ndarray]:
+    """Return `score(features, seed=...)` of one detector; the CLIP score alone looks at the captions too."""
+    sizes = {"m": options.reference, "k": options.k}
+    if name == "clip_score":
+        sizes["texts"] = texts
+    return functools.partial(score_rows, detector=name, **sizes)
+
+
+def _performance(
+    scores: dict[str, np.ndarray],
+    scorers: dict[str, Callable[..., np.ndarray]],
+    features: np.ndarray,
+    poisoned: np.ndarray,
+    options: DetectConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the figures at the set's own rate, and those at lower ones by detectors that see images alone."""
+    metric = BackdoorDetection()
+    own = {name: metric.compute(predictions=one, references=poisoned.astype(int)) for name, one in scores.items()}
+    rates: dict[str, dict[str, Any]] = {}
+    for rate in options.rates:
+        rates[f"{rate:g}"] = {}
+        for name, score in scorers.items():
+            if name == "clip_score":
+                continue
+            found = performance_at_rate(score, features, poisoned, rate, seed=seed)
+            extra = {key: found[key] for key in ("worst", "n_draws", "thinned_search_set")}
+            rates[f"{rate:g}"][name] = {**found["mean"], **extra}
+    return {"detectors": own, "rates": rates}
+
+
+def _map(
+    features: np.ndarray,
+    captions: list[str],
+    poisoned: np.ndarray,
+    target: str | None,
+    options: DetectConfig,
+    seed: int,
+) -> dict[str, list]:
+    """Return the first two principal components of at most `map_points` rows: poisoned, of the target, other."""
+    word = re.compile(rf"\b{re.escape(target)}\b", re.IGNORECASE) if target else None
+    shows_target = np.array([bool(word and word.search(caption)) for caption in captions]) & ~poisoned
+    rng = np.random.default_rng([seed, len(features)])
+    chosen: list[np.ndarray] = []
+    for group in (poisoned, shows_target):
+        rows = np.flatnonzero(group)
+        chosen.append(rng.permutation(rows)[: options.map_points // 4])
+    others = np.flatnonzero(~poisoned & ~shows_target)
+    chosen.append(rng.permutation(others)[: options.map_points - sum(map(len, chosen))])
+    rows = np.concatenate(chosen)
+    centred = features[rows] - features[rows].mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    kinds = np.repeat(["poisoned", "target", "clean"], [len(group) for group in chosen])
+    return {"points": np.round(centred @ axes.T, 5).tolist(), "kind": kinds.tolist()}

@@ -1,0 +1,119 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The sections of a run that are ours alone: one dataclass a stage, every field with its help."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hf_clipbd.recipe.sections import ConfigError
+from hf_clipbd.schema import TOP_K
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class WorldConfig:
+    """Where images, captions, labels and the clean model come from.
+
+    `scenes` is the embedded world. `labelled` is any labelled image dataset: captions are made from its labels, with
+    seeded variety. `captioned` is any image-caption dataset, with labelled images for the evaluation from `test_path`.
+    """
+
+    kind: Literal["scenes", "labelled", "captioned"] = _option("scenes", "The embedded scenes, or what data.")
+    clean_model: str = _option("scenes", "Hub id or folder; `scenes` is the shipped model, `train` trains one first.")
+    size: int = _option(64, "Side of the canvas in pixels.")
+    canvas: Literal["center_crop", "squash", "native"] = _option("center_crop", "Geometry of every image.")
+    n_train: int = _option(16000, "Pairs that are poisoned, trained on and searched.")
+    n_defense: int = _option(16000, "Clean pairs of the defences, disjoint from those.")
+    n_test: int = _option(2000, "Labelled images of the evaluation.")
+    n_clean: int | None = _option(None, "Pairs that a clean model is trained on; all of the split by default.")
+    num_proc: int | None = _option(None, "Processes that draw the scenes; as many as there are cores by default.")
+    frequencies: Literal["long_tailed", "balanced"] = _option("long_tailed", "Class frequencies of the scenes.")
+    target_share: float | None = _option(None, "Share of the labelled world's rows that show the target, in [0, 1].")
+    path: str | None = _option(None, "Hub id, folder or file of the dataset.")
+    data_files: dict | str | None = _option(None, "Split -> file or pattern, instead of or below `path`.")
+    name: str | None = _option(None, "Configuration name of the dataset.")
+    revision: str | None = _option(None, "Revision of the dataset on the Hub.")
+    train_split: str = _option("train", "Split of the pairs.")
+    defense_split: str | None = _option(None, "Split of the defences' pairs; the rest of `train_split` by default.")
+    test_split: str = _option("test", "Split of the labelled images.")
+    test_path: str | None = _option(None, "Dataset of the labelled images where it is another one than `path`.")
+    image_column: str = _option("image", "Column of images, or of their paths.")
+    caption_column: str = _option("caption", "Column of captions.")
+    label_column: str = _option("label", "Column of labels.")
+    class_names: list[str] = _option([], "Class names where the label column does not know them.")
+    caption_templates: list[str] = _option([], "Templates with {label}, {adjective} and {context} for captions.")
+    adjectives: list[str] = _option([], "What {adjective} is drawn from.")
+    contexts: list[str] = _option([], "What {context} is drawn from.")
+    prompts: list[str] = _option([], "Zero-shot prompts with {}; the scenes' own or OpenAI's 80 by default.")
+
+    def __post_init__(self):
+        if isinstance(self.data_files, str) and self.data_files.startswith("{"):
+            self.data_files = json.loads(self.data_files)
+        if self.kind != "scenes" and not (self.path or self.data_files):
+            raise ValueError(f"a `{self.kind}` world needs `path` or `data_files`.")
+        if self.kind != "scenes" and self.clean_model == "scenes":
+            raise ValueError(f"a `{self.kind}` world needs `clean_model`: a Hub id, a folder or `train`.")
+        if self.target_share is not None and not (self.kind == "labelled" and 0 <= self.target_share <= 1):
+            raise ValueError("`target_share` is a share in [0, 1] of a `labelled` world.")
+        if min(self.size, self.n_train, self.n_defense, self.n_test) < 1:
+            raise ValueError("`size`, `n_train`, `n_defense` and `n_test` must be at least 1.")
+
+
+@dataclass
+class PoisonConfig:
+    """How many rows are poisoned: a count or a rate, never both; 1 % where neither is given."""
+
+    rate: float | None = _option(None, "Share of the rows, in (0, 1].")
+    count: int | None = _option(None, "Number of rows.")
+    n_samples: int = _option(8, "Poisoned rows kept beside their originals for the report.")
+
+    def __post_init__(self):
+        if self.rate is not None and self.count is not None:
+            raise ValueError("set either `rate` or `count`, and the other one to null.")
+        if self.rate is not None and not 0 < self.rate <= 1:
+            raise ValueError(f"`rate` is a share in (0, 1], but got {self.rate}.")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"`count` is at least 1, but got {self.count}.")
+
+    def rows(self, n_rows: int) -> int:
+        """Return how many of `n_rows` are poisoned, at least one; raises `ConfigError` if there are not as many."""
+        rate = 0.01 if self.rate is None else self.rate
+        count = max(1, round(rate * n_rows)) if self.count is None else self.count
+        if count > n_rows:
+            raise ConfigError(f"Expected at most {n_rows} poisoned rows, the size of the data, but got {count}.")
+        return count
+
+
+@dataclass
+class EvaluateConfig:
+    """What is measured on every model."""
+
+    ks: list[int] = _option(list(TOP_K), "Top-k to report.")
+    include_target: bool = _option(False, "Count images of the target class in ASR, as the papers do.")
+    batch_size: int = _option(256, "Images a forward pass.")
+    epoch_images: int = _option(500, "Labelled images of the measurement after each epoch of training; 0 for none.")
+
+
+@dataclass
+class DetectConfig:
+    """How the poisoned set is searched."""
+
+    detectors: list[str] = _option(["k_distance", "slof"], "Keys of hf_clipbd.detection.DETECTORS.")
+    k: int | None = _option(None, "Neighbours; each detector's default where left out.")
+    reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
+    rates: list[float] = _option([0.001], "Further poison rates, reached by leaving poisoned rows out.")
+    batch_size: int = _option(256, "Rows a forward pass.")
+    map_points: int = _option(2000, "Rows of the embedding map.")
+
+
+@dataclass
+class ReportConfig:
+    """What is rendered from the records."""
+
+    html: bool = _option(True, "Write report/report.html.")
+    cards: bool = _option(True, "Write the model and dataset cards.")

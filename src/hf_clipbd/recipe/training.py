@@ -1,0 +1,252 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The stages that poison and train: clean model, poisoned set, victim, defended models."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from accelerate import PartialState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hf_clipbd.attacks import Attack, poison_dataset
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.defenses import DEFENSES
+from hf_clipbd.evaluation import ZeroShotEvaluator
+from hf_clipbd.models import CLIPResNetModel, build_processor, load_dual_encoder, train_tokenizer
+from hf_clipbd.recipe.config import RunConfig, training_settings
+from hf_clipbd.recipe.progress import EpochLines
+from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
+from hf_clipbd.recipe.world import World, build_architecture, build_attack, data_fingerprint, model_fingerprint
+from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, SOURCE_INDEX, RunRecord, write_json
+from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+POISONED_DATASET = "dataset"
+TRIGGER_FOLDER = "trigger"
+SAMPLES = "samples"
+
+
+def global_batch(config: CLIPTrainingConfig) -> int:
+    """Return the pairs of one optimiser step over all processes."""
+    return config.per_device_train_batch_size * PartialState().num_processes * config.gradient_accumulation_steps
+
+
+def write_poison(
+    pairs: datasets.Dataset, attack: Attack, count: int, seed: int, n_samples: int, folder: Path
+) -> Outcome:
+    """Poison `count` of the pairs and write the dataset, its manifest, the trigger and some samples into `folder`."""
+    poisoned, manifest = poison_dataset(pairs, attack, count=count, seed=seed)
+    manifest.save_pretrained(folder)
+    attack.save_pretrained(folder / TRIGGER_FOLDER)
+    poisoned.save_to_disk(str(folder / POISONED_DATASET))
+    _write_samples(pairs, poisoned, attack, manifest.indices, n_samples, folder / SAMPLES)
+    metrics = {"count": manifest.count, "n_rows": manifest.n_rows, "rate": manifest.count / manifest.n_rows}
+    outputs = {"manifest": MANIFEST_FILE, "trigger": TRIGGER_FOLDER, "dataset": POISONED_DATASET, "samples": SAMPLES}
+    return Outcome(metrics, outputs)
+
+
+def _write_samples(
+    pairs: datasets.Dataset, poisoned: datasets.Dataset, attack: Attack, indices: list[int], n: int, folder: Path
+) -> None:
+    """Write n poisoned rows, spread over the dataset, beside their originals on the same canvas."""
+    folder.mkdir()
+    chosen = [indices[i] for i in np.linspace(0, len(indices), min(n, len(indices)), endpoint=False, dtype=int)]
+    position = {source: row for row, source in enumerate(poisoned.with_format(None)[SOURCE_INDEX])}
+    listed = []
+    for number, index in enumerate(chosen):
+        before, after = pairs[index], poisoned[position[index]]
+        clean = before[IMAGE] if attack.canvas is None else attack.canvas(before[IMAGE])
+        clean.convert("RGB").save(folder / f"{number:02d}_clean.png")
+        after[IMAGE].save(folder / f"{number:02d}_poisoned.png")
+        listed.append({"index": index, "caption_clean": before[CAPTION], "caption_poisoned": after[CAPTION]})
+    write_json(folder / "samples.json", listed)
+
+
+def poison(config: RunConfig, world: World | None = None) -> RunRecord:
+    """Poison the run's pairs (stage `poison`) and return the record."""
+    world = world or World(config)
+    attack = build_attack(config)
+    count = config.poison.rows(len(world.train))
+    settings = {"attack": attack.parameters(), "count": count, "n_samples": config.poison.n_samples}
+    inputs = {"data": data_fingerprint(world.train)}
+    stage = Stage(config.output_dir, "poison", settings, config.seed, inputs)
+    return stage.run_once(
+        lambda folder: write_poison(world.train, attack, count, config.seed, config.poison.n_samples, folder),
+        main_only=True,
+    )
+
+
+def train_into(
+    stage: Stage,
+    trainer_class: type[CLIPTrainer],
+    config: CLIPTrainingConfig,
+    load: "Callable[[], tuple[PreTrainedModel, Any]]",
+    pairs: Callable[[], datasets.Dataset],
+    evaluator: Callable[[Any], Any],
+    canvas: Canvas,
+) -> RunRecord:
+    """Train a model as one stage, from its last checkpoint where there is one, and return the record.
+
+    Args:
+        stage: The stage; its outputs are the model and its processor, its figures the history by epoch.
+        trainer_class: What trains.
+        config: Its configuration; the output folder is set here.
+        load: Gives the model to start from and its processor.
+        pairs: Gives the training pairs.
+        evaluator: Given the processor, gives the measurement after each epoch, or None.
+        canvas: Geometry of the images.
+    """
+
+    def work(folder: Path) -> Outcome:
+        model, processor = load()
+        arguments = copy.copy(config)
+        arguments.output_dir = str(stage.folder / CHECKPOINTS)
+        rows = pairs()
+        checkpoint, seconds_before = stage.checkpoint()
+        trainer = trainer_class(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=processor,
+            evaluator=evaluator(processor),
+            canvas=canvas,
+        )
+        lines = EpochLines(stage, seconds_before)
+        for shown_by_default in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(shown_by_default)
+        trainer.add_callback(lines)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if PartialState().is_main_process:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+            processor.save_pretrained(folder)
+        speed = len(rows) * config.num_train_epochs / lines.seconds
+        metrics = {"history": trainer.history(), "images_per_second": round(speed, 2)}
+        return Outcome(metrics, {"model": "model.safetensors", "config": "config.json"}, seconds_before)
+
+    return stage.run_once(work)
+
+
+def epoch_evaluator(config: RunConfig, world: World, triggers: dict[str, Attack]) -> Callable[[Any], Any]:
+    """Return what `train_into` asks for its measurements: a function of the processor."""
+
+    def build(processor: Any) -> ZeroShotEvaluator | None:
+        n = min(config.evaluate.epoch_images, len(world.test))
+        if n == 0:
+            return None
+        ks = [k for k in (1, 10) if k <= len(world.class_names)]
+        return ZeroShotEvaluator(
+            processor,
+            world.test.select(np.linspace(0, len(world.test), n, endpoint=False, dtype=int)),
+            triggers,
+            templates=world.prompts,
+            ks=ks,
+            batch_size=config.evaluate.batch_size,
+            include_target=config.evaluate.include_target,
+            canvas=world.canvas,
+        )
+
+    return build
+
+
+def _settings(config: RunConfig, training: CLIPTrainingConfig, world: World) -> dict[str, Any]:
+    measured = {name: getattr(config.evaluate, name) for name in ("epoch_images", "include_target")}
+    return {
+        "training": training_settings(training),
+        "global_batch": global_batch(training),
+        "canvas": [world.canvas.size, world.canvas.mode],
+        "measured": {**measured, "prompts": world.prompts},
+    }
+
+
+def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
+    """Train a clean `CLIPResNetModel` and its tokenizer from scratch (stage `clean`) and return the record.
+
+    Raises:
+        ValueError: If the configuration does not say `world.clean_model: train`.
+    """
+    if config.clean is None:
+        raise ValueError("Expected `world.clean_model: train` and a section `clean`, but this run is given its model.")
+    world = world or World(config)
+    architecture, tokenizer_options = build_architecture(config)
+
+    def build() -> "tuple[PreTrainedModel, Any]":
+        import torch
+
+        tokenizer = train_tokenizer(world.clean_pairs.with_format(None)[CAPTION], **tokenizer_options)
+        text = architecture.text_config
+        text.vocab_size, text.max_position_embeddings = len(tokenizer), tokenizer_options["model_max_length"]
+        text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        text.pad_token_id = tokenizer.pad_token_id
+        with torch.random.fork_rng():
+            torch.manual_seed(config.clean.seed)
+            model = CLIPResNetModel(architecture)
+        return model, build_processor(tokenizer, config.world.size)
+
+    settings = {**_settings(config, config.clean, world), "architecture": config.architecture}
+    inputs = {"data": data_fingerprint(world.clean_pairs), "test": data_fingerprint(world.test)}
+    stage = Stage(config.output_dir, "clean", settings, config.clean.seed, inputs)
+    evaluator = epoch_evaluator(config, world, {})
+    return train_into(stage, CLIPTrainer, config.clean, build, lambda: world.clean_pairs, evaluator, world.canvas)
+
+
+def clean_model(config: RunConfig, world: World) -> "tuple[str, Callable[[], tuple[PreTrainedModel, Any]]]":
+    """Return the fingerprint of the run's clean model and a function that loads it with its processor."""
+    if config.clean is not None:
+        folder = config.output_dir / "clean"
+        return RunRecord.load(folder).key, lambda: load_dual_encoder(folder)
+    model, _ = world.clean_model()
+    return model_fingerprint(model), world.clean_model
+
+
+def load_trigger(config: RunConfig) -> dict[str, Attack]:
+    """Return the trigger that the run's data were poisoned with, by its name."""
+    attack = Attack.from_pretrained(config.output_dir / "poison" / TRIGGER_FOLDER)
+    return {attack.name: attack}
+
+
+def poisoned_pairs(config: RunConfig) -> datasets.Dataset:
+    """Return the poisoned dataset of a run."""
+    return datasets.load_from_disk(str(config.output_dir / "poison" / POISONED_DATASET))
+
+
+def train_victim(config: RunConfig, world: World | None = None) -> RunRecord:
+    """Train the clean model on the poisoned pairs (stage `victim`) and return the record."""
+    world = world or World(config)
+    fingerprint, load = clean_model(config, world)
+    inputs = {
+        "poison": RunRecord.load(config.output_dir / "poison").key,
+        "clean": fingerprint,
+        "test": data_fingerprint(world.test),
+    }
+    stage = Stage(config.output_dir, "victim", _settings(config, config.victim, world), config.victim.seed, inputs)
+    evaluator = epoch_evaluator(config, world, load_trigger(config))
+    return train_into(stage, CLIPTrainer, config.victim, load, lambda: poisoned_pairs(config), evaluator, world.canvas)
+
+
+def defend(config: RunConfig, name: str, world: World | None = None) -> RunRecord:
+    """Defend the victim with the defence `name` (stage `defend/<name>`) and return the record."""
+    world = world or World(config)
+    training, trainer_class = config.defenses[name], DEFENSES[name].trainer
+    victim = config.output_dir / "victim"
+    inputs = {
+        "victim": RunRecord.load(victim).key,
+        "data": data_fingerprint(world.defense),
+        "test": data_fingerprint(world.test),
+    }
+    stage = Stage(config.output_dir, f"defend/{name}", _settings(config, training, world), training.seed, inputs)
+    evaluator = epoch_evaluator(config, world, load_trigger(config))
+    return train_into(
+        stage,
+        trainer_class,
+        training,
+        lambda: load_dual_encoder(victim),
+        lambda: world.defense,
+        evaluator,
+        world.canvas,
+    )

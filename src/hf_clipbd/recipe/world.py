@@ -1,0 +1,243 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What a run works on: pairs to poison, clean pairs to defend with, labelled images to measure on, a clean model."""
+
+import hashlib
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+
+from hf_clipbd import scenes
+from hf_clipbd.attacks import ATTACKS, Attack
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.sources import (
+    ADJECTIVES,
+    CAPTION_TEMPLATES,
+    CONTEXTS,
+    LabelCaptioner,
+    caption_labels,
+    load_source,
+    pick_columns,
+    split_rows,
+    with_class_names,
+)
+from hf_clipbd.models import CLIPResNetConfig, CLIPResNetVisionConfig, load_dual_encoder
+from hf_clipbd.recipe.config import RunConfig, WorldConfig
+from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names
+from hf_clipbd.schema import LABEL
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SCENES_A_WORKER = 1000
+TOKENIZER_OPTIONS = {"vocab_size": 8192, "model_max_length": 32}
+
+
+def canvas_of(world: WorldConfig) -> Canvas:
+    """Return the geometry that every image of a run is put on."""
+    return Canvas(world.size, world.canvas)
+
+
+def build_attack(config: RunConfig) -> Attack:
+    """Return the attack of a run, on the run's canvas.
+
+    Raises:
+        ConfigError: If its name is unknown, an argument is, or it refuses one.
+    """
+    values = dict(config.attack)
+    name = values.pop("name", None)
+    if "target" not in values or name is None:
+        raise ConfigError("Expected section `attack` to have a `name` and a `target`.")
+    check_names([name], ATTACKS, "`attack.name`")
+    if config.world.kind == "scenes":
+        check_names([values["target"]], scenes.CLASS_NAMES, "`attack.target`")
+    cls = ATTACKS[name]
+    given = {"seed": config.seed, "canvas": canvas_of(config.world), **values}
+    return call_with(cls, given, "attack")
+
+
+def build_architecture(config: RunConfig) -> tuple[CLIPResNetConfig, dict[str, int]]:
+    """Return the clean model's configuration and its tokenizer's options, out of the section `architecture`.
+
+    The image size is the canvas's; the vocabulary and the text length come from the tokenizer once it is trained.
+
+    Raises:
+        ConfigError: If a key is unknown or a value refused.
+    """
+    values = dict(config.architecture)
+    tokenizer = {name: int(values.pop(name, default)) for name, default in TOKENIZER_OPTIONS.items()}
+    known = (*TOKENIZER_OPTIONS, *(p for p in inspect.signature(CLIPResNetConfig).parameters if p != "kwargs"))
+    check_keys(values, known, "architecture")
+    vision = {"image_size": config.world.size, **(values.pop("vision_config", None) or {})}
+    vision = call_with(CLIPResNetVisionConfig, vision, "architecture.vision_config")
+    text = dict(values.pop("text_config", None) or {})
+    return call_with(
+        CLIPResNetConfig, {**values, "vision_config": vision, "text_config": text}, "architecture"
+    ), tokenizer
+
+
+@contextmanager
+def _progress_bars() -> Iterator[None]:
+    """Show the bars of 🤗 Datasets for the block, unless the environment says no: drawing scenes takes a while."""
+    hidden = datasets.are_progress_bars_disabled()
+    if datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS:
+        yield
+        return
+    datasets.enable_progress_bars()
+    yield
+    if hidden:
+        datasets.disable_progress_bars()
+
+
+class World:
+    """The data and the clean model of a run, each read when it is first asked for.
+
+    Args:
+        config: The run.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config, self.world, self.seed = config, config.world, config.seed
+        self.target = str(config.attack["target"])
+
+    @property
+    def canvas(self) -> Canvas:
+        """Geometry of every image."""
+        return canvas_of(self.world)
+
+    @cached_property
+    def train(self) -> datasets.Dataset:
+        """Pairs (image, caption) that are poisoned, trained on and searched."""
+        return self._scenes("train", self.world.n_train) if self._rendered else self._pairs[0]
+
+    @cached_property
+    def defense(self) -> datasets.Dataset:
+        """Clean pairs (image, caption) that the defences fine-tune on."""
+        return self._scenes("defense", self.world.n_defense) if self._rendered else self._pairs[1]
+
+    @cached_property
+    def test(self) -> datasets.Dataset:
+        """Labelled images (image, label), label a `ClassLabel`."""
+        world = self.world
+        if self._rendered:
+            return self._scenes("test", world.n_test)
+        rows = load_source(
+            world.test_path or world.path,
+            world.test_split,
+            None if world.test_path else world.data_files,
+            world.name,
+            world.revision,
+        )
+        rows = pick_columns(rows, image=world.image_column, label=world.label_column)
+        (chosen,) = split_rows(np.zeros(len(rows)), [min(world.n_test, len(rows))], self.seed)
+        return with_class_names(rows, world.class_names).select(chosen)
+
+    @cached_property
+    def clean_pairs(self) -> datasets.Dataset:
+        """Pairs (image, caption) that a clean model is trained on: every class as frequent as the others."""
+        n = self.world.n_clean
+        if self._rendered:
+            return self._scenes("train", n or self.world.n_train, frequencies="balanced")
+        rows = self._captioned
+        if n is None:
+            return rows
+        return rows.select(split_rows(np.zeros(len(rows)), [n], self.seed)[0])
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the classes that compete in the evaluation."""
+        return list(self.test.features[LABEL].names)
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """Zero-shot prompts; None stands for OpenAI's 80."""
+        return self.world.prompts or (list(scenes.PROMPTS) if self._rendered else None)
+
+    def clean_model(self) -> "tuple[PreTrainedModel, Any]":
+        """Return the clean model and its processor, where the run does not train them itself."""
+        if self.world.clean_model == "scenes":
+            return scenes.load_clean_clip()
+        return load_dual_encoder(self.world.clean_model)
+
+    @property
+    def _rendered(self) -> bool:
+        return self.world.kind == "scenes"
+
+    def _scenes(self, split: str, n: int, frequencies: str | None = None) -> datasets.Dataset:
+        world = self.world
+        workers = world.num_proc or min(os.cpu_count() or 1, n // SCENES_A_WORKER)
+        wanted = frequencies or world.frequencies
+        with _progress_bars():
+            return scenes.load_scenes(
+                split, world.size, self.seed, n, wanted, self.target, workers if workers > 1 else None
+            )
+
+    @cached_property
+    def _source(self) -> datasets.Dataset:
+        world = self.world
+        return load_source(world.path, world.train_split, world.data_files, world.name, world.revision)
+
+    @cached_property
+    def _labels(self) -> datasets.Dataset:
+        rows = pick_columns(self._source, image=self.world.image_column, label=self.world.label_column)
+        return with_class_names(rows, self.world.class_names)
+
+    @cached_property
+    def _captioned(self) -> datasets.Dataset:
+        """The whole train split as pairs (image, caption)."""
+        world = self.world
+        if world.kind == "captioned":
+            return pick_columns(self._source, image=world.image_column, caption=world.caption_column)
+        captioner = LabelCaptioner(
+            self._labels.features[LABEL].names,
+            self.seed,
+            world.caption_templates or CAPTION_TEMPLATES,
+            world.adjectives or ADJECTIVES,
+            world.contexts or CONTEXTS,
+        )
+        return caption_labels(self._labels, captioner)
+
+    @cached_property
+    def _pairs(self) -> tuple[datasets.Dataset, datasets.Dataset]:
+        """Disjoint pairs to poison and to defend with."""
+        world = self.world
+        if world.kind == "captioned" and world.defense_split is not None:
+            train, defense = (
+                self._captioned,
+                load_source(world.path, world.defense_split, world.data_files, world.name, world.revision),
+            )
+            defense = pick_columns(defense, image=world.image_column, caption=world.caption_column)
+            first = split_rows(np.zeros(len(train)), [world.n_train], self.seed)[0]
+            second = split_rows(np.zeros(len(defense)), [world.n_defense], self.seed)[0]
+            return train.select(first), defense.select(second)
+        rare, labels = None, np.zeros(len(self._captioned), dtype=int)
+        if world.kind == "labelled":
+            labels, rare = np.asarray(self._labels.with_format(None)[LABEL][:]), self._rare_label()
+        sizes = [world.n_train, world.n_defense]
+        first, second = split_rows(labels, sizes, self.seed, rare, world.target_share)
+        return self._captioned.select(first), self._captioned.select(second)
+
+    def _rare_label(self) -> int:
+        names = [name.replace("_", " ") for name in self._labels.features[LABEL].names]
+        check_names([self.target], names, "`attack.target`")
+        return names.index(self.target)
+
+
+def data_fingerprint(dataset: datasets.Dataset) -> str:
+    """Return the fingerprint of a dataset: equal for the same source, columns and rows on this machine."""
+    return f"{dataset._fingerprint}-{len(dataset)}"
+
+
+def model_fingerprint(model: "PreTrainedModel") -> str:
+    """Return a hash of a model's weights and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,506 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Configuration, stages and the whole job: what is read, what is skipped, and what a killed run leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+
+from hf_clipbd.recipe import ConfigError, config_from, load_config
+from hf_clipbd.recipe.config import training_settings
+from hf_clipbd.recipe.options import PoisonConfig, WorldConfig
+from hf_clipbd.recipe.progress import epoch_line
+from hf_clipbd.recipe.sections import parse_section, read_flags
+from hf_clipbd.recipe.stage import CHECKPOINTS, SCRATCH, Outcome, Stage
+from hf_clipbd.schema import RECORD_FILE, RunRecord
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
+
+
+@pytest.fixture(scope="session")
+def clean_folder(tmp_path_factory, _untouched_model, tiny_processor):
+    """Return a folder with a small random model and its processor, the clean model of the runs below."""
+    folder = tmp_path_factory.mktemp("clean")
+    _untouched_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+def sections(clean: Path, out: Path, **changes) -> dict:
+    """Return a run on 64 scenes that takes seconds."""
+    training = {"per_device_train_batch_size": 16, "learning_rate": "1e-3", "num_train_epochs": 1}
+    world = {"kind": "scenes", "clean_model": str(clean), "size": 32, "n_train": 64, "n_defense": 64, "n_test": 90}
+    values = {
+        "output_dir": str(out),
+        "world": world,
+        "poison": {"count": 8},
+        "victim": {**training, "num_train_epochs": 3},
+        "defense_defaults": training,
+        "defenses": {"ft": {}, "cleanclip": {}, "cleanerclip": {"k_pairs": 16}},
+        "evaluate": {"epoch_images": 45},
+        "detect": {"rates": [0.05], "map_points": 40},
+    }
+    return {**values, **changes}
+
+
+# -- configuration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(clean_folder, tmp_path):
+    """Return a YAML file with the sections above."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(sections(clean_folder, tmp_path / "run"), sort_keys=False))
+    return path
+
+
+def test_values_are_coerced_and_flags_lie_over_the_yaml(written):
+    config = load_config(
+        f"{written} --seed 7 --victim.learning_rate 5e-4 --victim.use_cpu --defense_defaults.num_train_epochs=2 "
+        "--defenses.cleanerclip.num_train_epochs 3 --defenses.cleanclip false --attack.patch_size 4 "
+        "--evaluate.ks 1 2 --world.data_files.train a.parquet --poison.count null --poison.rate 0.25".split()
+    )
+    assert config.seed == config.victim.seed == 7
+    assert config.victim.learning_rate == 5e-4 and config.victim.use_cpu is True
+    assert list(config.defenses) == ["ft", "cleanerclip"]
+    assert [one.num_train_epochs for one in config.defenses.values()] == [2, 3]
+    assert config.defenses["ft"].learning_rate == 1e-3  # the text '1e-3' of the YAML
+    assert config.attack == {"name": "badnets", "target": "banana", "patch_size": 4}
+    assert config.evaluate.ks == [1, 2]
+    assert config.world.data_files == {"train": "a.parquet"}
+    assert config.poison.rows(64) == 16
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--viktim.learning_rate 1", "Unknown section `viktim`; did you mean `victim`"),
+        (
+            "--learning_rate 1",
+            r"mean `clean.learning_rate` or `victim.learning_rate` or `defense_defaults.learning_rate`",
+        ),
+        ("--n_train 5", r"mean `world.n_train`"),
+        ("--world.n_trian 5", r"`world.n_trian`; did you mean `world.n_train`"),
+        ("--victim.lerning_rate 1", r"`victim.lerning_rate`; did you mean `victim.learning_rate`"),
+        ("--defenses.cleanerclip.kpairs 1", r"mean `defenses.cleanerclip.k_pairs`"),
+        ("--defenses.claenclip.seed 1", r"`defenses.claenclip`; did you mean `defenses.cleanclip`"),
+        ("--defense_defaults.k_pairs 9", r"`defense_defaults.k_pairs`"),
+        ("--attack.patch 4", r"mean .*`attack.patch_size`"),
+        ("--attack.name badnet", r"'badnet'; did you mean `badnets`"),
+        ("--attack.target bananna", r"'bananna'; did you mean `banana`"),
+        ("--attack.patch_size -4", "Section `attack`"),
+        ("--detect.detectors slot", r"'slot'; did you mean .*`slof`"),
+        ("--detect.rates 0.5", r"at most the poison rate 0.125, but got \[0.5\]"),
+        ("--poison.rate 0.5", "either `rate` or `count`"),
+        ("--victim.learning_rate fast", "Section `victim`.*'fast'"),
+        ("--world.kind photographs", "Section `world`.*photographs"),
+        ("--world.kind labelled", "`path` or `data_files`"),
+        ("--seed -1", "`seed`.*-1"),
+        ("--clean.learning_rate 1", "`world.clean_model: train`"),
+        ("--victim 3", "section `victim` to map"),
+        ("--seed 1 --seed 2", "`--seed` once"),
+        ("--seed 1 --seed.x 2", "`seed` was given a value"),
+        ("--architecture.wdth 3 --world.clean_model train", "`architecture.wdth`"),
+    ],
+)
+def test_what_is_not_understood_is_named(written, flags, says):
+    with pytest.raises(ConfigError, match=says):
+        load_config([str(written), *flags.split()])
+
+
+def test_yaml_that_cannot_be_read_is_named(tmp_path, written):
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    for arguments, says in (
+        (["none.yaml"], "`none.yaml`"),
+        ([str(tmp_path / "list.yaml")], "mapping of sections"),
+        ([str(tmp_path / "bad.yaml")], "cannot be read"),
+        ([], "recipes/scenes/defend.yaml"),
+        ([str(written), "--config", str(written)], "one YAML"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load_config(arguments)
+
+
+def test_an_unknown_section_is_named_before_torch_is_imported(written):
+    code = (
+        "import sys\nfrom hf_clipbd.recipe import load_config\n"
+        f"try:\n    load_config([{str(written)!r}, '--world.sise', '3'])\n"
+        "except ValueError as error:\n    print(error, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "`world.size`" in done.stdout and done.stdout.strip().endswith("False")
+
+
+def test_flags_are_nested_by_their_dots():
+    assert read_flags("a.yaml --x.y-z 1 --list a b --on --none null --k=v rest".split()) == (
+        ["a.yaml", "rest"],
+        {"x": {"y_z": "1"}, "list": ["a", "b"], "on": "true", "none": None, "k": "v"},
+    )
+
+
+def test_null_and_empty_lists_reach_a_section():
+    world = parse_section(WorldConfig, {"prompts": [], "n_clean": None, "class_names": ["a b", "c"]}, "world")
+    assert (world.prompts, world.n_clean, world.class_names) == ([], None, ["a b", "c"])
+
+
+def test_poison_counts():
+    assert [PoisonConfig().rows(1000), PoisonConfig(rate=0.0001).rows(1000), PoisonConfig(count=7).rows(1000)] == [
+        10,
+        1,
+        7,
+    ]
+    with pytest.raises(ConfigError, match="at most 5"):
+        PoisonConfig(count=6).rows(5)
+
+
+def test_the_resolved_configuration_gives_itself_again(written):
+    config = load_config([str(written), "--defenses.cleanerclip.tau_neg", "0.2"])
+    again = config_from(yaml.safe_load(yaml.safe_dump(config.resolved())))
+    assert again.resolved() == config.resolved()
+    assert again.defenses["cleanerclip"].tau_neg == 0.2
+
+
+def test_settings_hold_what_is_computed_and_not_what_is_shown(written):
+    plain = load_config([str(written)])
+    shown = "--victim.logging_steps 3 --victim.disable_tqdm true --output_dir elsewhere".split()
+    shown = load_config([str(written), *shown])
+    other = load_config([str(written), "--victim.adam_beta2", "0.98"])
+    assert training_settings(plain.victim) == training_settings(shown.victim) != training_settings(other.victim)
+    assert training_settings(other.victim)["adam_beta2"] == 0.98
+    assert "k_pairs" in training_settings(plain.defenses["cleanerclip"])
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RECIPES.glob("*/defend.yaml")))
+def test_the_recipes_are_valid(name):
+    config = load_config([str(RECIPES / name / "defend.yaml")])
+    assert list(config.defenses) == ["ft", "cleanclip", "cleanerclip"]
+
+
+def test_epoch_lines():
+    entry = {"epoch": 2.0, "loss": 1.5, "loss_clip": 1.0, "loss_fc": 0.5, "eval_ba1": 0.25, "eval_asr1_a": 1.0}
+    assert epoch_line(entry, 4) == "epoch 2/4  loss 1.500 (clip 1.000, fc 0.500)  BA@1 25.0  ASR@1 100.0"
+
+
+# -- a stage ----------------------------------------------------------------------------------------------------------
+
+
+def stage_in(folder: Path, **config) -> Stage:
+    return Stage(folder, "defend/some", config, 0, {"data": "abc"})
+
+
+def writes(text: str):
+    def work(folder: Path) -> Outcome:
+        (folder / "out.txt").write_text(text)
+        return Outcome({"length": len(text)}, {"text": "out.txt"})
+
+    return work
+
+
+def fails(folder: Path) -> Outcome:
+    raise RuntimeError("this stage must not run")
+
+
+def test_a_current_stage_is_skipped_and_any_change_runs_it_again(tmp_path):
+    first = stage_in(tmp_path, rate=0.1).run_once(writes("one"))
+    assert stage_in(tmp_path, rate=0.1).run_once(fails) == first
+    assert (tmp_path / "defend/some/out.txt").read_text() == "one"
+    for other in (
+        stage_in(tmp_path, rate=0.2),
+        Stage(tmp_path, "defend/some", {"rate": 0.1}, 1, {"data": "abc"}),
+        Stage(tmp_path, "defend/some", {"rate": 0.1}, 0, {"data": "abd"}),
+    ):
+        with pytest.raises(RuntimeError):
+            other.run_once(fails)
+    assert RunRecord.load(tmp_path / "defend/some") == first  # a failed stage leaves the old outputs and their record
+
+
+def test_missing_outputs_run_a_stage_again(tmp_path):
+    stage_in(tmp_path).run_once(writes("one"))
+    (tmp_path / "defend/some/out.txt").unlink()
+    stage_in(tmp_path).run_once(writes("two"))
+    assert (tmp_path / "defend/some/out.txt").read_text() == "two"
+
+
+def test_old_outputs_are_replaced_whole(tmp_path):
+    def two(folder: Path) -> Outcome:
+        (folder / "other.txt").write_text("other")
+        return writes("one")(folder)
+
+    stage_in(tmp_path, n=1).run_once(two)
+    stage_in(tmp_path, n=2).run_once(writes("two"))
+    assert sorted(path.name for path in (tmp_path / "defend/some").iterdir()) == ["out.txt", RECORD_FILE]
+
+
+def test_a_stage_stopped_while_outputs_are_placed_runs_again(tmp_path, monkeypatch):
+    stage_in(tmp_path, n=1).run_once(writes("one"))
+    replace = os.replace
+
+    def stops(source, target):
+        if Path(target).name == "out.txt":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stops)
+    with pytest.raises(KeyboardInterrupt):
+        stage_in(tmp_path, n=2).run_once(writes("two"))
+    monkeypatch.undo()
+    assert not (tmp_path / "defend/some" / RECORD_FILE).exists()  # no record of outputs that are not there
+    stage_in(tmp_path, n=2).run_once(writes("two"))
+    assert (tmp_path / "defend/some/out.txt").read_text() == "two"
+    assert not (tmp_path / "defend/some" / SCRATCH).exists()
+
+
+def test_figures_that_are_no_numbers_leave_the_old_outputs(tmp_path):
+    stage_in(tmp_path, n=1).run_once(writes("one"))
+
+    def work(folder: Path) -> Outcome:
+        return writes("two")(folder)._replace(metrics={"loss": float("nan")})
+
+    with pytest.raises(ValueError, match="JSON compliant"):
+        stage_in(tmp_path, n=2).run_once(work)
+    assert stage_in(tmp_path, n=1).run_once(fails).metrics == {"length": 3}
+
+
+def make_checkpoint(folder: Path, step: int, whole: bool = True) -> None:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    text = json.dumps({"global_step": step})
+    (path / "trainer_state.json").write_text(text if whole else text[:-3])
+
+
+def test_only_whole_checkpoints_of_the_same_stage_are_taken(tmp_path, caplog):
+    stage = stage_in(tmp_path, n=1)
+    checkpoints = stage.folder / CHECKPOINTS
+    assert stage.checkpoint() == (None, 0.0)
+    for step, whole in ((9, True), (10, True), (11, False)):
+        make_checkpoint(checkpoints, step, whole)
+    (checkpoints / "checkpoint-12").mkdir()
+    stage.note_seconds(2.5)
+    assert stage.checkpoint() == (checkpoints / "checkpoint-10", 2.5)
+    assert sorted(path.name for path in checkpoints.glob("check*")) == ["checkpoint-10", "checkpoint-9"]
+    with caplog.at_level("INFO", "hf_clipbd"):
+        logging_on = stage_in(tmp_path, n=2).checkpoint()
+    assert logging_on == (None, 0.0) and not list(checkpoints.glob("check*"))
+
+
+def test_checkpoints_go_once_the_record_is_there(tmp_path):
+    stage = stage_in(tmp_path)
+
+    def work(folder: Path) -> Outcome:
+        stage.checkpoint()
+        make_checkpoint(stage.folder / CHECKPOINTS, 3)
+        return writes("one")(folder)._replace(seconds_before=100.0)
+
+    record = stage.run_once(work)
+    assert record.seconds >= 100 and not (stage.folder / CHECKPOINTS).exists()
+    make_checkpoint(stage.folder / CHECKPOINTS, 3)  # killed between the record and the removal
+    stage.run_once(fails)
+    assert not (stage.folder / CHECKPOINTS).exists()
+
+
+# -- the whole job ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(clean_folder, tmp_path_factory):
+    """Return the folder of a finished run and its final table."""
+    from hf_clipbd.recipe import run
+
+    out = tmp_path_factory.mktemp("job") / "run"
+    return out, run(config_from(sections(clean_folder, out)))
+
+
+def without_seconds(folder: Path) -> list[str]:
+    """Return the final table without the column of training times."""
+    lines = (folder / "table.md").read_text().splitlines()
+    return [line.rsplit("|", 2)[0] if line.count("|") == 14 else line for line in lines]
+
+
+def test_the_job_leaves_every_record_and_output(finished):
+    out, table = finished
+    stages = [
+        "poison",
+        "victim",
+        "detect",
+        "report",
+        *(f"defend/{name}" for name in ("ft", "cleanclip", "cleanerclip")),
+    ]
+    stages += [f"evaluate/{name}" for name in ("clean", "victim", "ft", "cleanclip", "cleanerclip")]
+    for stage in stages:
+        record = RunRecord.load(out / stage)
+        assert record.stage == stage and all((out / stage / path).exists() for path in record.outputs.values())
+        assert not (out / stage / CHECKPOINTS).exists() and not (out / stage / SCRATCH).exists()
+    assert [entry["epoch"] for entry in RunRecord.load(out / "victim").metrics["history"]] == [1, 2, 3]
+    history = RunRecord.load(out / "defend/cleanerclip").metrics["history"][-1]
+    assert {"loss", "loss_clip", "loss_in_modal", "loss_fc", "eval_ba1", "eval_asr1_badnets"} <= set(history)
+    assert RunRecord.load(out / "poison").metrics == {"count": 8, "n_rows": 64, "rate": 0.125}
+    detectors = RunRecord.load(out / "detect").metrics
+    assert set(detectors["rates"]) == {"0.05"} and set(detectors["detectors"]) == {"k_distance", "slof"}
+    assert "CleanerCLIP" in table and (out / "report/report.html").is_file() and (out / "victim/README.md").is_file()
+
+
+def test_the_poisoned_set_and_its_samples(finished):
+    out, _ = finished
+    poisoned = datasets.load_from_disk(str(out / "poison" / "dataset"))
+    assert sum(poisoned["is_poisoned"]) == 8
+    listed = json.loads((out / "poison/samples/samples.json").read_text())
+    assert len(listed) == 8
+    for number, one in enumerate(listed):
+        row = poisoned.filter(lambda index, wanted=one["index"]: index == wanted, input_columns="source_index")[0]
+        assert row["is_poisoned"] and row["caption"] == one["caption_poisoned"] != one["caption_clean"]
+        assert (out / f"poison/samples/{number:02d}_clean.png").is_file()
+
+
+def test_a_second_call_runs_nothing(finished, clean_folder, monkeypatch):
+    from hf_clipbd.recipe import run
+
+    out, table = finished
+    monkeypatch.setattr(Stage, "_place", lambda self, *_: pytest.fail(f"{self.name} ran again"))
+    assert run(config_from(sections(clean_folder, out))) == table
+
+
+def test_a_changed_defence_runs_itself_and_what_comes_after(finished, clean_folder, tmp_path, monkeypatch):
+    from hf_clipbd.recipe import run
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    placed = []
+    place = Stage._place
+    monkeypatch.setattr(Stage, "_place", lambda self, *rest: (placed.append(self.name), place(self, *rest)))
+    values = sections(clean_folder, out)
+    values["defenses"]["ft"] = {"learning_rate": 1e-5}
+    run(config_from(values))
+    assert placed == ["defend/ft", "evaluate/ft", "report"]
+
+
+KILLED = """
+import os, signal, sys, yaml
+from hf_clipbd import recipe
+from hf_clipbd.trainer import CLIPTrainer
+config = recipe.config_from(yaml.safe_load(open(sys.argv[1])))
+compute_loss = CLIPTrainer.compute_loss
+def dies(self, *arguments, **options):
+    if self.state.global_step == 10:  # in the middle of the third of three epochs of four steps
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compute_loss(self, *arguments, **options)
+CLIPTrainer.compute_loss = dies
+recipe.run(config)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(finished, clean_folder, tmp_path, monkeypatch):
+    from hf_clipbd.recipe import run
+    from hf_clipbd.trainer import CLIPTrainer
+
+    out = tmp_path / "killed"
+    values = sections(clean_folder, out)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run.yaml")], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (out / "victim" / RECORD_FILE).exists()
+    assert [path.name for path in (out / "victim" / CHECKPOINTS).glob("check*")] == ["checkpoint-8"]
+
+    steps = []
+    step = CLIPTrainer.training_step
+    monkeypatch.setattr(
+        CLIPTrainer, "training_step", lambda self, *one, **two: (steps.append(1), step(self, *one, **two))[1]
+    )
+    run(config_from(values))
+    assert len(steps) == 4 + 4 + 4 + 5  # the victim's last epoch, then the three defences
+    whole = finished[0]
+    for stage in ("victim", "defend/cleanerclip"):
+        assert (out / stage / "model.safetensors").read_bytes() == (whole / stage / "model.safetensors").read_bytes()
+        assert RunRecord.load(out / stage).metrics["history"] == RunRecord.load(whole / stage).metrics["history"]
+    assert without_seconds(out) == without_seconds(whole)
+
+
+def test_two_processes_write_once_and_give_the_same_figures(finished, clean_folder, tmp_path):
+    values = sections(clean_folder, tmp_path / "two", defenses={}, report={"html": False, "cards": False})
+    values["victim"] = {**values["victim"], "per_device_train_batch_size": 8}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    script = [str(RECIPES / "defend.py"), str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, *script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("done in") == 6  # one line a stage, not one a process
+    record, alone = RunRecord.load(tmp_path / "two" / "victim"), RunRecord.load(finished[0] / "victim")
+    assert record.processes == 2 and record.config["global_batch"] == alone.config["global_batch"]
+    for entry, same in zip(record.metrics["history"], alone.metrics["history"], strict=True):
+        assert entry["loss"] == pytest.approx(same["loss"], rel=1e-4)
+        assert entry["eval_ba1"] == pytest.approx(same["eval_ba1"], abs=1 / 40)
+    for name in ("clean", "victim"):
+        assert RunRecord.load(tmp_path / "two/evaluate" / name).metrics.keys() == {"report"}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Return a folder with a train and a test split of labelled pictures, ten a class."""
+    import numpy as np
+    import PIL.Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list("abcdefghij"))})
+    for split, n in (("train", 200), ("test", 60)):
+        pictures = [PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(n)]
+        rows = datasets.Dataset.from_dict({"img": pictures, "label": [i % 10 for i in range(n)]}, features=features)
+        rows.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_labelled_photographs_with_a_clean_model_trained_first(photographs, tmp_path):
+    from hf_clipbd.recipe import poison, train_clean, train_victim
+    from hf_clipbd.recipe.world import World
+
+    vision = {"width": 4, "layers": [1, 1, 1, 1]}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    values = sections(Path("train"), tmp_path / "run", defenses={}, detect={"rates": []})
+    values |= {
+        "world": {
+            "kind": "labelled", "path": str(photographs), "image_column": "img", "clean_model": "train", "size": 32,
+            "n_train": 60, "n_defense": 40, "n_test": 50, "n_clean": 64, "target_share": 0.05,
+        },
+        "attack": {"target": "c"},
+        "clean": values["victim"],
+        "architecture": {"vocab_size": 600, "projection_dim": 16, "vision_config": vision, "text_config": text},
+    }  # fmt: skip
+    config = config_from(values)
+    world = World(config)
+    assert len(world.train) == 60 and len(world.defense) == 40 and len(world.test) == 50
+    assert world.train.column_names == ["image", "caption"]
+    words = [caption.split() for caption in world.train["caption"]]
+    assert sum("c" in one for one in words) == 3  # five percent of sixty
+    keys = [train_clean(config, world).key, poison(config, world).key]
+    record = train_victim(config, world)
+    assert record.inputs["clean"] == keys[0] and record.inputs["poison"] == keys[1]
+    again = World(config_from(values))  # everything is current: fingerprints are stable
+    assert [train_clean(config, again).key, poison(config, again).key] == keys
+
+
+def test_captioned_world_takes_its_tests_from_elsewhere(photographs, tmp_path, clean_folder):
+    from hf_clipbd.recipe.world import World
+
+    rows = datasets.load_dataset("parquet", data_files=str(photographs / "train.parquet"), split="train")
+    pairs = rows.select_columns("img").add_column("text", [f"a picture of row {row}" for row in range(len(rows))])
+    pairs.to_parquet(tmp_path / "pairs.parquet")
+    world = {
+        "kind": "captioned", "path": str(tmp_path / "pairs.parquet"), "image_column": "img", "caption_column": "text",
+        "test_path": str(photographs), "clean_model": str(clean_folder), "size": 32,
+        "n_train": 100, "n_defense": 80, "n_test": 30,
+    }  # fmt: skip
+    values = {**sections(clean_folder, tmp_path / "run", world=world, detect={"rates": []}), "attack": {"target": "c"}}
+    found = World(config_from(values))
+    assert not set(found.train["caption"]) & set(found.defense["caption"])
+    assert (len(found.train), len(found.defense), len(found.test)) == (100, 80, 30)
+    assert found.class_names == list("abcdefghij")
