@@ -1,0 +1,9 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Captions: a rule-based parser, CleanerCLIP's factual and counterfactual sub-captions, and EDA."""
+
+from .eda import augment_caption
+from .parser import Parse, parse
+from .sub_captions import counterfactual_caption, factual_caption
+
+
+__all__ = ["Parse", "augment_caption", "counterfactual_caption", "factual_caption", "parse"]

@@ -1,0 +1,539 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Captions: the parser against hand labels and odd texts, sub-captions' properties, the lexicon, and EDA."""
+
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_clipbd.captions import Parse, augment_caption, counterfactual_caption, eda, factual_caption, parse
+from hf_clipbd.captions.inflection import inflect_verb, plural
+from hf_clipbd.captions.lexicon import FILE, lexicon, related
+from hf_clipbd.captions.parser import MAX_TOKENS
+from hf_clipbd.captions.sub_captions import counterfactual_parts, factual_parts
+from hf_clipbd.captions.tokens import tokenize
+
+
+LABELS = [
+    json.loads(line) for line in (Path(__file__).parent / "data/captions_labelled.jsonl").read_text().splitlines()
+]
+REAL = Path(__file__).resolve().parents[2] / "shared/data/captions"
+WORDNET = Path("/usr/share/wordnet")
+ODD = (
+    *(
+        "",
+        " ",
+        "\n\t",
+        ".",
+        "...",
+        "!?",
+        "a",
+        "the",
+        "and",
+        "of the",
+        "is",
+        "dog",
+        "DOG",
+        "12345",
+        "3 4 5",
+        "7up",
+        "-",
+        "- - -",
+    ),
+    *(
+        "'s",
+        "s",
+        "'",
+        "\U0001f34c",
+        "\U0001f34c\U0001f34c \U0001f415",
+        "a \U0001f415 on the \U0001f6cb\ufe0f",
+        "<b>",
+        "&&",
+        "\x00",
+    ),
+    *(
+        "一只棕色的狗在草地上",
+        "собака бежит по траве",
+        "كلب يجري",
+        "犬",
+        "e\u0301te\u0301",
+        "naïve café",
+        "\ud800 dog",
+        "½ dog",
+    ),
+    *(
+        "<p>A <b>dog</b> &amp; a cat</p>",
+        "<script>alert(1)</script>",
+        "&lt;dog&gt;",
+        "https://x.org/a_b?c=d#e",
+        "#tbt @me",
+    ),
+    *(
+        "a" * 5000,
+        "dog " * 500,
+        "very " * 400,
+        "of " * 300,
+        "a dog runs " * 170,
+        "the , the ; the : the",
+        "<" * 900,
+        "'" * 900,
+    ),
+    *(
+        "of of dog of of",
+        "running",
+        "running fast",
+        "covered",
+        "it's",
+        "who who who",
+        "to to to",
+        "& & &",
+        "—",
+        "a—b",
+        "x:y",
+    ),
+    *(
+        "I can't, won't, don't!",
+        "group of",
+        "a picture of",
+        "one of the",
+        "in front of",
+        "Dog dog DOG",
+        "a 's 's dog",
+        "d:d:d",
+    ),
+)
+
+
+def all_captions() -> list[str]:
+    """The labelled captions, odd texts, and a thousand real captions where those lie beside the checkout."""
+    captions = [row["caption"] for row in LABELS] + list(ODD)
+    for path in sorted(REAL.glob("*.txt")):
+        captions += random.Random(1).sample(path.read_text().splitlines(), 500)
+    return captions
+
+
+# ---- the parser
+
+
+def agrees(row: dict, parsed: Parse) -> bool:
+    """Whether subject and object (by their head noun) and relation are those of a label."""
+    return any(
+        label["subject"].split()[-1:] == parsed.subject.split()[-1:]
+        and label["relation"] == parsed.relation
+        and label["object"].split()[-1:] == parsed.object.split()[-1:]
+        for label in (row, *row.get("alternatives", ()))
+    )
+
+
+@pytest.mark.parametrize(("source", "bar"), [("flickr8k", 0.85), ("cc3m", 0.75)])
+def test_full_agreement_with_hand_labels(source: str, bar: float) -> None:
+    rows = [row for row in LABELS if row["source"] == source]
+    assert len(rows) == 200 and sum("alternatives" in row for row in rows) <= 25
+    assert sum(agrees(row, parse(row["caption"])) for row in rows) / len(rows) >= bar
+
+
+def test_agreement_can_fail() -> None:
+    rows = [row for row in LABELS if row["source"] == "flickr8k"]
+    assert sum(agrees(row, parse(other["caption"])) for row, other in zip(rows, rows[1:], strict=False)) < 5
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A brown dog is running on the green grass .", ("brown", "dog", "running on", "green", "grass")),
+        ("a black and white cat sits", ("black white", "cat", "sits", "", "")),
+        ("A group of five small children are playing", ("small", "children", "playing", "", "")),
+        ("Close-up portrait of an old man with a beard", ("old", "man", "with", "", "beard")),
+        ("A woman in a red vest jogs down the street", ("", "woman", "jogs down", "", "street")),
+        ("snow covered mountains", ("snow covered", "mountains", "", "", "")),
+        ("In the park , two dogs chase a ball", ("", "dogs", "chase", "", "ball")),
+        ("The man who is wearing a hat is standing next to a car", ("", "man", "standing next to", "", "car")),
+        ("there is a tall tree in front of the brick house", ("tall", "tree", "in front of", "", "brick house")),
+        ("the dog is wet", ("wet", "dog", "", "", "")),
+        ("A boy tries to catch a yellow frisbee", ("", "boy", "tries to catch", "yellow", "frisbee")),
+        ("the man 's left hand on a table", ("left", "hand", "on", "", "table")),
+        ("stone bridge over a river", ("", "stone bridge", "over", "", "river")),
+        ("two men play football", ("", "men", "play", "", "football")),
+        ("a large striped red banana to the left of a small blue cup",
+         ("large striped red", "banana", "to the left of", "small blue", "cup")),
+        ("look at three crabs", ("", "crabs", "", "", "")),
+        ("banana", ("", "banana", "", "", "")),
+    ],
+)  # fmt: skip
+def test_parses(caption: str, expected: tuple[str, ...]) -> None:
+    found = parse(caption)
+    first, second = " ".join(found.subject_adjectives), " ".join(found.object_adjectives)
+    assert (first, found.subject, found.relation, second, found.object) == expected
+
+
+def test_completeness() -> None:
+    kinds = [parse(caption).completeness for caption in ("dog on grass", "a dog runs", "a red dog", "dogs", "")]
+    assert kinds == ["full", "partial", "partial", "key_word", "key_word"]
+
+
+def test_parts_are_the_tokens_at_their_places() -> None:
+    for caption in all_captions():
+        found = parse(caption)
+        for name in ("subject", "relation", "object"):
+            at = getattr(found, f"{name}_at")
+            assert getattr(found, name) == " ".join(found.tokens[i] for i in at)
+            assert list(at) == sorted(set(at))
+        for name in ("subject_adjectives", "object_adjectives"):
+            assert getattr(found, name) == tuple(found.tokens[i] for i in getattr(found, f"{name}_at"))
+        places = [i for name in vars(found) if name.endswith("_at") for i in getattr(found, name)]
+        assert len(places) == len(set(places)), caption  # no word is in two parts
+        assert bool(found.subject) == any(token[-1].isalnum() for token in found.tokens)
+        assert bool(found.object) <= bool(found.relation)
+
+
+def test_shares_of_real_captions() -> None:
+    bars = {"flickr8k_half.txt": 0.92, "cc3m_validation_half.txt": 0.84}
+    for name, bar in bars.items():
+        if not (REAL / name).exists():
+            pytest.skip("the real captions are not here")
+        captions = random.Random(2).sample((REAL / name).read_text().splitlines(), 2000)
+        kinds = Counter(parse(caption).completeness for caption in captions)
+        assert kinds["full"] / 2000 > bar and kinds["key_word"] / 2000 < 0.08
+
+
+def test_parse_is_frozen_and_picklable() -> None:
+    found = parse("a dog on grass")
+    assert pickle.loads(pickle.dumps(found)) == found and hash(found) == hash(parse("a dog on grass"))
+    with pytest.raises(AttributeError):
+        found.subject = "cat"
+
+
+def test_tokens() -> None:
+    assert tokenize("A man's red T-shirt , close - up &amp; <i>big</i> !") == [
+        "a", "man", "'s", "red", "t-shirt", ",", "close-up", "&", "big", "!",
+    ]  # fmt: skip
+    assert tokenize("a man s hands") == ["a", "man", "'s", "hands"]
+    assert len(parse("dog " * 500).tokens) == MAX_TOKENS
+
+
+def test_a_caption_that_is_no_text_is_refused() -> None:
+    with pytest.raises(TypeError, match="Expected `caption` to be a string but got None"):
+        parse(None)
+
+
+def test_spacy_backend_gives_the_same_parts() -> None:
+    spacy = pytest.importorskip("spacy")
+    from hf_clipbd.captions.spacy_backend import parse_doc
+
+    words = "a group of brown dogs is running on the green grass".split()
+    doc = spacy.tokens.Doc(
+        spacy.blank("en").vocab, words=words, heads=[1, 6, 1, 4, 2, 6, 6, 6, 10, 10, 7],
+        deps="det nsubj prep amod pobj aux ROOT prep det amod pobj".split(),
+        tags="DT NN IN JJ NNS VBZ VBG IN DT JJ NN".split(),
+    )  # fmt: skip
+    assert parse_doc(doc) == parse(" ".join(words))
+    assert factual_caption("any", parser=lambda _: parse_doc(doc)) == "brown dogs running on green grass"
+
+
+# ---- sub-captions
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A brown dog is running on the green grass .", "brown dog running on green grass"),
+        ("A large striped red banana to the left of a small blue cup", "red banana to the left of blue cup"),
+        ("A black and white dog jumps", "black and white dog jumps"),
+        ("Dark haired child on a swing", "dark haired child on swing"),
+        ("The banana!", "banana"),
+        ("12345", "12345"),
+        ("一只狗", "一只狗"),
+        ("🍌", ""),
+        ("", ""),
+    ],
+)
+def test_factual(caption: str, expected: str) -> None:
+    assert factual_caption(caption) == expected
+
+
+def test_factual_keeps_words_of_the_caption_in_the_templates_order() -> None:
+    for caption in all_captions():
+        parts, words = factual_parts(caption), set(parse(caption).tokens)
+        assert set(factual_caption(caption).split()) <= words
+        assert str(parts) == " ".join(part for part in parts if part)
+        for adjective in (parts.subject_adjective, parts.object_adjective):
+            assert len(adjective.split(" and ")) <= 2
+
+
+def own_synonyms() -> dict[str, set[str]]:
+    """WordNet's synonyms, read from the package data by other code than the package's."""
+    data = json.loads(gzip.open(FILE).read())
+    found: dict[str, set[str]] = {}
+    for line in data["synsets"].splitlines():
+        members = line.split()[1:]
+        for member in members:
+            found.setdefault(member, set()).update(members)
+    return found
+
+
+def stems(word: str) -> set[str]:
+    """The word and what may be left of it without an English ending, found crudely."""
+    found = {word}
+    for ending in ("s", "es", "ed", "d", "ing"):
+        if word.endswith(ending) and len(word) - len(ending) > 2:
+            stem = word[: -len(ending)]
+            found |= {stem, stem + "e", stem[:-1] if stem[-1] == stem[-2] else stem}
+    if word.endswith(("ies", "ied")):
+        found.add(word[:-3] + "y")
+    return found
+
+
+def test_counterfactual_differs_in_exactly_the_replaced_part() -> None:
+    synonyms, counts = own_synonyms(), Counter()
+    for i, caption in enumerate(all_captions()):
+        factual = factual_parts(caption)
+        for seed in range(3):
+            parts, operation = counterfactual_parts(caption, seed=(seed, i))
+            assert str(parts) == counterfactual_caption(caption, seed=(seed, i))
+            counts[operation] += 1
+            changed = {name for name in parts._fields if getattr(parts, name) != getattr(factual, name)}
+            there = {name for name in parts._fields if getattr(factual, name)}
+            may_change = {
+                "adjectives": {"subject_adjective", "object_adjective"},
+                "relation": {"relation"},
+                "nouns": {"subject", "object"},
+            }.get(operation, set())
+            assert changed == may_change & there, caption
+            for name in changed:
+                old = {stem for word in getattr(factual, name).split() for stem in stems(word)}
+                old |= {other for word in old for other in synonyms.get(word, ())}
+                new = getattr(parts, name).split()
+                if operation == "relation":  # "to the left of" and "to the right of" share their small words
+                    new = [word for word in new if word not in ("to", "the", "of", "in", "on", "from", "out")]
+                assert not old & {stem for word in new if word != "and" for stem in stems(word)}, (caption, parts)
+    assert set(counts) == {"adjectives", "relation", "nouns", ""}
+    assert counts[""] == 3 * sum(not factual_caption(caption) for caption in all_captions())
+
+
+def test_operations_come_equally_often_where_all_apply() -> None:
+    caption, n = "a brown dog runs on green grass", 3000
+    counts = Counter(counterfactual_parts(caption, seed=(7, row))[1] for row in range(n))
+    for operation in ("adjectives", "relation", "nouns"):
+        assert counts[operation] / n == pytest.approx(1 / 3, abs=0.04)
+    without_adjectives = Counter(counterfactual_parts("a dog runs", seed=row)[1] for row in range(500))
+    assert set(without_adjectives) == {"relation", "nouns"}
+    assert {counterfactual_parts("dog", seed=row)[1] for row in range(50)} == {"nouns"}
+
+
+def test_replacements_take_the_form_of_what_they_replace() -> None:
+    lex = lexicon()
+    for row in range(200):
+        parts, operation = counterfactual_parts("two dogs are running on the grass", seed=row)
+        if operation == "nouns":
+            assert parts.subject in {plural(noun) for noun in lex.nouns} and parts.object in lex.nouns
+        else:
+            verb, preposition = parts.relation.split(" ", 1)
+            assert verb.endswith("ing") and any(preposition in group for group in lex.prepositions)
+            assert preposition not in next(group for group in lex.prepositions if "on" in group)
+    forms = {counterfactual_parts("a dog chases a cat", seed=row)[0].relation for row in range(200)}
+    assert all(form.endswith("s") and " " not in form for form in forms)
+    prepositions = {counterfactual_parts("dog near tree", seed=row)[0].relation for row in range(200)} - {"near"}
+    assert len(prepositions) > 15 and not prepositions & {"beside", "next to", "by", "alongside"}
+
+
+def test_rarity_chooses_a_share_of_the_repositories() -> None:
+    nouns = lexicon().nouns
+    for rarity, allowed in (((0.0, 0.1), set(nouns[:300])), ((0.9, 1.0), set(nouns[2700:]))):
+        assert {counterfactual_caption("dog", row, rarity) for row in range(200)} <= allowed
+    with pytest.raises(ValueError, match="two shares"):
+        counterfactual_caption("dog", 0, (0.5, 0.5))
+
+
+def test_seeds() -> None:
+    caption = "a brown dog runs on green grass"
+    assert counterfactual_caption(caption, 5) == counterfactual_caption(caption, seed=np.int64(5))
+    assert counterfactual_caption(caption, (1, 2, 3)) == counterfactual_caption(caption, [np.int64(1), 2, 3])
+    assert len({counterfactual_caption(caption, (0, epoch, 4)) for epoch in range(40)}) > 35
+    assert len({counterfactual_caption(caption, (row, 0, 0)) for row in range(-20, 20)}) > 35
+    assert counterfactual_caption(caption, (1, 23)) != counterfactual_caption(caption, (12, 3))
+    for seed in (1.5, "1", None):
+        with pytest.raises(TypeError):
+            counterfactual_caption(caption, seed)
+
+
+def digest(captions: list[str]) -> str:
+    """A fingerprint of everything made of `captions`."""
+    rows = [
+        [
+            factual_caption(c),
+            counterfactual_caption(c, (1, 2, i)),
+            augment_caption(c, np.random.default_rng((1, 2, i))),
+        ]
+        for i, c in enumerate(captions)
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def test_other_processes_and_hash_seeds_give_the_same() -> None:
+    captions = [row["caption"] for row in LABELS[::8]]
+    program = (
+        "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); from test_captions import digest;"
+        "print(digest(json.loads(sys.stdin.read())))"
+    )
+    paths = json.dumps([str(Path(__file__).parent), *sys.path])
+    found = set()
+    for hash_seed in ("0", "4321"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command, given = [sys.executable, "-c", program, paths], json.dumps(captions)
+        ran = subprocess.run(command, input=given, capture_output=True, text=True, check=True, env=environment)
+        found.add(ran.stdout.strip())
+    assert found == {digest(captions)}
+
+
+def test_no_global_generator_is_touched() -> None:
+    before = random.getstate(), np.random.get_state()[1].copy()
+    digest([row["caption"] for row in LABELS[:20]])
+    assert before[0] == random.getstate() and (before[1] == np.random.get_state()[1]).all()
+    functions = (factual_caption, counterfactual_caption, parse, augment_caption)
+    assert pickle.loads(pickle.dumps(functions)) == functions
+
+
+# ---- the lexicon
+
+
+def test_repositories() -> None:
+    lex = lexicon()
+    prepositions = [word for group in lex.prepositions for word in group]
+    for words, tag in ((lex.adjectives, "a"), (lex.verbs + tuple(prepositions), "v"), (lex.nouns, "n")):
+        assert len(words) == len(set(words)) == 3000
+        assert not set(words) - set(prepositions) & lex.unsuited
+        levels = [lex.level(word, tag) for word in words[:2000]]
+        assert levels == sorted(levels, reverse=True) and levels[0] == 9 and levels[-1] < 5
+        assert all(lex.known(word) for word in words if word not in prepositions)
+    for word in ("slut", "nigger", "faggot", "whore", "rape", "spastic", "cunt"):
+        assert word not in lex.adjectives + lex.verbs + lex.nouns
+        assert all(word not in eda.synonyms(other) for other in lex.nouns[:1000])
+
+
+def test_package_data() -> None:
+    folder = FILE.parent
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    licence = (folder / "WORDNET-LICENSE").read_text()
+    assert "WordNet 3.0 Copyright 2006 by Princeton University" in licence and "GPL" not in licence
+    assert sorted(path.name for path in folder.iterdir()) == ["WORDNET-LICENSE", "lexicon.json.gz"]
+
+
+@pytest.mark.skipif(not WORDNET.exists(), reason="Debian's wordnet-base is not installed")
+def test_recipe_makes_the_package_data(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "recipes/lexicon/build.py"
+    subprocess.run(
+        [sys.executable, str(script), "--out", str(tmp_path / "lexicon.json.gz")], check=True, capture_output=True
+    )
+    made, shipped = (gzip.decompress(path.read_bytes()) for path in (tmp_path / "lexicon.json.gz", FILE))
+    assert made == shipped
+
+
+def test_relatives() -> None:
+    pairs = "dog dogs, run ran, running runs, children child, big biggest, car automobile, cars auto, leaves leaf"
+    for one, other in (pair.split() for pair in f"{pairs}, leaves leave, large big, xyzzy xyzzy".split(", ")):
+        assert related(one, other) and related(other, one)
+    for one, other in [("dog", "cat"), ("red", "blue"), ("run", "rune"), ("xyzzy", "dog")]:
+        assert not related(one, other)
+
+
+def test_inflection_round_trip() -> None:
+    lex = lexicon()
+    for word in lex.nouns[::7]:
+        assert word in lex.lemmas_of(plural(word), "ns") or plural(word) == word, word
+    for word in lex.verbs[::5]:
+        for form in ("vs", "vd", "vg"):
+            assert word in lex.lemmas_of(inflect_verb(word, form), form) or inflect_verb(word, form) == word, (
+                word,
+                form,
+            )
+
+
+# ---- EDA
+
+
+WORDS = "a big dog quickly chases the small ball near an old house today".split()
+
+
+def generators() -> list[np.random.Generator]:
+    return [np.random.default_rng((5, i)) for i in range(60)]
+
+
+def test_synonym_replacement() -> None:
+    for rng in generators():
+        words = eda.replace_synonyms(WORDS, 2, rng)
+        assert len(words) == len(WORDS)
+        changed = [(old, new) for old, new in zip(WORDS, words, strict=True) if old != new]
+        assert len(changed) == 2
+        for old, new in changed:
+            assert new in eda.synonyms(old) and related(old, new) and old not in ("a", "the", "an", "near")
+    assert eda.replace_synonyms(["dog,", "Dog,"], 1, np.random.default_rng(0)).count("dog,") <= 1
+    assert eda.replace_synonyms(["dog", "x", "dog"], 1, np.random.default_rng(0))[0] != "dog"
+    assert len(set(eda.replace_synonyms(["dog", "x", "dog"], 1, np.random.default_rng(0)))) == 2  # every occurrence
+    assert eda.replace_synonyms(["the", "of"], 5, np.random.default_rng(0)) == ["the", "of"]
+
+
+def test_synonyms_keep_the_form() -> None:
+    assert {"autos", "automobiles"} <= set(eda.synonyms("cars"))
+    assert "leaping" in eda.synonyms("jumping") and "skips" in eda.synonyms("jumps")
+    assert "dog" not in eda.synonyms("dogs") and eda.synonyms("xyzzy") == () == eda.synonyms("with")
+
+
+def test_insertion() -> None:
+    for rng in generators():
+        words = eda.insert_synonyms(WORDS, 2, rng)
+        assert len(words) == len(WORDS) + 2
+        added = Counter(words) - Counter(WORDS)
+        assert sum(added.values()) == 2
+        assert all(any(related(word, new) for word in words if word != new) for new in added)
+        assert [word for word in words if word in WORDS][:3] == [word for word in WORDS if word in words][:3]
+    assert eda.insert_synonyms(["of"], 3, np.random.default_rng(0)) == ["of"]
+
+
+def test_swap() -> None:
+    for rng in generators():
+        words = eda.swap_words(WORDS, 1, rng)
+        assert sorted(words) == sorted(WORDS) and sum(a != b for a, b in zip(words, WORDS, strict=True)) == 2
+    assert eda.swap_words(["dog"], 3, np.random.default_rng(0)) == ["dog"]
+
+
+def test_deletion() -> None:
+    lengths = []
+    for rng in generators():
+        words = eda.delete_words(WORDS, 0.3, rng)
+        kept = iter(WORDS)
+        assert all(word in kept for word in words)  # a subsequence
+        lengths.append(len(words))
+    assert np.mean(lengths) == pytest.approx(0.7 * len(WORDS), rel=0.1)
+    assert eda.delete_words(WORDS, 0.0, np.random.default_rng(0)) == WORDS
+    assert {eda.delete_words(WORDS, 1.0, rng)[0] for rng in generators()} <= set(WORDS)
+
+
+def test_augmentation_draws_all_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple] = []
+    for name in ("replace_synonyms", "insert_synonyms", "swap_words", "delete_words"):
+        monkeypatch.setattr(eda, name, lambda words, n, rng, name=name: calls.append((name, n)) or words)
+    for row in range(2000):
+        augment_caption("one two three four five six seven eight nine ten " * 3, np.random.default_rng(row), alpha=0.1)
+    counts = Counter(calls)
+    assert set(counts) == {("replace_synonyms", 3), ("insert_synonyms", 3), ("swap_words", 3), ("delete_words", 0.1)}
+    assert all(count / 2000 == pytest.approx(0.25, abs=0.05) for count in counts.values())
+
+
+def test_augmentation_of_anything() -> None:
+    for i, caption in enumerate(all_captions()):
+        view = augment_caption(caption, np.random.default_rng((0, i)))
+        assert view == augment_caption(caption, np.random.default_rng((0, i)))
+        assert bool(view) == bool(caption.split())
+    caption = "a brown dog runs on the green grass"
+    assert len({augment_caption(caption, np.random.default_rng((0, epoch, 3))) for epoch in range(40)}) > 25
+    with pytest.raises(ValueError, match="share"):
+        augment_caption(caption, np.random.default_rng(0), alpha=1.5)
