@@ -35,7 +35,9 @@ def model_folder(tiny_model, tiny_processor, tmp_path):
 
 
 def arguments(folder, config=CLIPTrainingConfig, **changes):
-    defaults = dict(per_device_train_batch_size=8, num_train_epochs=3, learning_rate=1e-3, use_cpu=True, disable_tqdm=True)
+    defaults = dict(
+        per_device_train_batch_size=8, num_train_epochs=3, learning_rate=1e-3, use_cpu=True, disable_tqdm=True
+    )
     return config(output_dir=str(folder), **{**defaults, **changes})
 
 

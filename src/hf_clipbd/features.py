@@ -149,7 +149,9 @@ def embed_dataset(
     wanted = [column for column in (image_column, caption_column) if column is not None]
     missing = [column for column in wanted if column not in dataset.column_names]
     if missing or not wanted:
-        raise ValueError(f"Expected columns {wanted or 'image and/or caption'}, but the dataset has {dataset.column_names}.")
+        raise ValueError(
+            f"Expected columns {wanted or 'image and/or caption'}, but the dataset has {dataset.column_names}."
+        )
     canvas = canvas or Canvas.of(processor)
     mean, std = pixel_statistics(processor)
     parts: dict[str, list[np.ndarray]] = {"image": [], "text": []}

@@ -68,7 +68,9 @@ def _read_json(folder: str | os.PathLike, name: str, what: str) -> dict[str, Any
     path = Path(folder)
     path = path / name if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"Expected {what} at `{path}`, but there is no such file. Run the stage that writes it.")
+        raise FileNotFoundError(
+            f"Expected {what} at `{path}`, but there is no such file. Run the stage that writes it."
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -220,7 +220,9 @@ class CLIPTrainer(Trainer):
             ValueError: If the trainer has no evaluator.
         """
         if self.evaluator is None:
-            raise ValueError("Expected a trainer with an `evaluator`, but it has none. Pass evaluator= to the trainer.")
+            raise ValueError(
+                "Expected a trainer with an `evaluator`, but it has none. Pass evaluator= to the trainer."
+            )
         figures = self.evaluator(self.accelerator.unwrap_model(self.model))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)

@@ -54,7 +54,9 @@ class Canvas:
         size = getattr(image_processor, "crop_size", None) or getattr(image_processor, "size", None) or {}
         height, width = _side(size, "height"), _side(size, "width")
         if height is None or height != width:
-            raise ValueError(f"Expected a processor with one square size, but got size {size}. Pass `canvas=` instead.")
+            raise ValueError(
+                f"Expected a processor with one square size, but got size {size}. Pass `canvas=` instead."
+            )
         return cls(height)
 
     def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
@@ -78,11 +80,15 @@ def _side(size: Any, name: str) -> int | None:
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if not isinstance(image, PIL.Image.Image):
-        raise TypeError(f"Expected a PIL image, but got {type(image).__name__}. Cast the column to `datasets.Image()`.")
+        raise TypeError(
+            f"Expected a PIL image, but got {type(image).__name__}. Cast the column to `datasets.Image()`."
+        )
     if image.getexif().get(0x0112, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise TypeError("Expected pixels of known range, but got a floating-point image (mode F). Convert it to uint8.")
+        raise TypeError(
+            "Expected pixels of known range, but got a floating-point image (mode F). Convert it to uint8."
+        )
     if image.mode.startswith("I"):
         image = PIL.Image.fromarray((np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

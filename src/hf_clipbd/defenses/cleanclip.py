@@ -70,7 +70,5 @@ class CleanCLIPTrainer(CLIPTrainer):
         """Return the weighted terms `clip` and `in_modal`."""
         images, texts = views.images, views.texts
         between = clip_loss(images["image"], texts["caption"], views.scale)
-        within = in_modal_loss(
-            images["image"], images["augmented"], texts["caption"], texts["augmented"], views.scale
-        )
+        within = in_modal_loss(images["image"], images["augmented"], texts["caption"], texts["augmented"], views.scale)
         return {"clip": self.args.clip_weight * between, "in_modal": self.args.in_modal_weight * within}
