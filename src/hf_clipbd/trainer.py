@@ -77,7 +77,7 @@ class Views:
 
 
 class _ClampLogitScale(TrainerCallback):
-    """Keeps exp(logit_scale) at most 100 after every optimiser step (Radford et al., arXiv 2103.00020, section 2.5)."""
+    """Keeps exp(logit_scale) at most 100 after each optimiser step (Radford et al., arXiv 2103.00020, section 2.5)."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
         with torch.no_grad():

@@ -39,7 +39,7 @@ def pairs(n: int = 48, size: int = 32) -> Dataset:
 
 
 def train(model_folder: str, defense: str, out: str, world: int, global_batch: int = 16) -> None:
-    """Train three steps in double precision and write the first step's gradients, the losses and the final parameters to the file `out`."""
+    """Train three steps in double precision; write first gradients, losses and last parameters to the file `out`."""
     config, trainer_class = DEFENSES[defense]
     extra = {"k_pairs": 16, "tau_neg": 0.2} if defense == "cleanerclip" else {}
     model, processor = load_dual_encoder(model_folder, dtype=torch.float64)

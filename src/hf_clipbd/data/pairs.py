@@ -146,8 +146,8 @@ class PairBatchSampler(torch.utils.data.Sampler):
         global_batch = batch_size * processes
         if n_rows < global_batch:
             raise ValueError(
-                f"Expected at least one global batch of {batch_size} x {processes} rows, but the dataset has {n_rows}. "
-                "Lower `per_device_train_batch_size`."
+                f"Expected at least one global batch of {batch_size} x {processes} rows, "
+                f"but the dataset has {n_rows}. Lower `per_device_train_batch_size`."
             )
         if not 0 <= subset_size <= n_rows:
             raise ValueError(f"Expected to draw 0 to {n_rows} pairs for the extra batches, but got {subset_size}.")
@@ -174,7 +174,7 @@ class PairBatchSampler(torch.utils.data.Sampler):
                 yield keys[rank * share : (rank + 1) * share]
 
     def _subset_sizes(self) -> list[int]:
-        """Sizes of the extra batches: as even as blocks of eight allow, so that they split over 2, 4 or 8 processes."""
+        """Return the sizes of the extra batches, even in blocks of eight, so that 2, 4 or 8 processes share them."""
         if self.subset_size == 0:
             return []
         n_batches = -(-self.subset_size // self.global_batch)
