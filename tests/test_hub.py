@@ -333,7 +333,7 @@ def test_poisoned_dataset_goes_up_with_its_pixels(run, tmp_path, sent):
 
 
 def test_reviewed_cards_are_what_the_committed_records_give(tmp_path):
-    render_golden(ROOT / "tests" / "data" / "records", tmp_path)
+    render_golden(ROOT / "recipes" / "scenes" / "records" / "seed0", tmp_path)
     given, kept = (
         {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         for folder in (tmp_path, ROOT / "hub_cards")

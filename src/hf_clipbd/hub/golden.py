@@ -47,7 +47,7 @@ def public_config(run: RunFolder) -> dict[str, Any]:
 
 
 def copy_records(run_folder: str | os.PathLike, folder: str | os.PathLike) -> Path:
-    """Copy what cards are rendered from into `folder`, some kilobytes, without paths of this machine, and return it.
+    """Copy the records and what else cards need into `folder`, without paths of this machine, and return it.
 
     Args:
         run_folder: A finished run.
@@ -57,7 +57,8 @@ def copy_records(run_folder: str | os.PathLike, folder: str | os.PathLike) -> Pa
     if folder.exists():
         shutil.rmtree(folder)
     trained = ["victim", *(f"defend/{name}" for name in run.defenses)]
-    for stage in ["poison", *trained, *(f"evaluate/{name}" for name in run.models)]:
+    searched = ["detect"] if (run.path / "detect" / RECORD_FILE).is_file() else []
+    for stage in ["poison", *trained, *(f"evaluate/{name}" for name in run.models), *searched]:
         write_json(folder / stage / RECORD_FILE, public(vars(run.record(stage))))
     for stage in trained:
         model_type = json.loads((run.path / stage / "config.json").read_text(encoding="utf-8"))["model_type"]
