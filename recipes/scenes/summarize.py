@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Prints one Markdown table over runs of one configuration that differ in their seed: mean and range, from records.
 
-python recipes/summarize.py runs/seed0 runs/seed1 runs/seed2
+python recipes/scenes/summarize.py runs/seed0 runs/seed1 runs/seed2
 """
 
 import sys
