@@ -8,6 +8,7 @@ when first needed.
 import gzip
 import json
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 
 
@@ -62,6 +63,10 @@ class Lexicon:
         self.nouns = tuple(blob["nouns"].split(" "))
         lines = blob["prepositions"].split("\n")
         self.prepositions = tuple(tuple(p.replace("_", " ") for p in line.split(" ")) for line in lines)
+
+    def words(self) -> tuple[str, ...]:
+        """Return the words of all repositories of replacements, from common to rare by kind."""
+        return (*self.adjectives, *self.nouns, *self.verbs, *chain.from_iterable(self.prepositions))
 
     def known(self, word: str) -> bool:
         """Return whether WordNet lists `word` as a lemma."""
