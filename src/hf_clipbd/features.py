@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The one file that knows what a dual encoder returns: unit embeddings of images, texts, pairs and whole datasets."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+from hf_clipbd.models.text_input import TextInput, model_type
 
 
 def _features(output: Any) -> Tensor:
@@ -27,8 +29,20 @@ def _unit(features: Tensor) -> Tensor:
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
-def _as_parameters(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    return pixel_values.to(next(model.parameters()).dtype)
+def _image_input(model: nn.Module, pixel_values: Tensor) -> dict[str, Tensor]:
+    """Return what the image tower is called with: pixels of the parameters' type, for SigLIP 2 cut into patches."""
+    pixels = pixel_values.to(next(model.parameters()).dtype)
+    if model_type(model) != "siglip2":
+        return {"pixel_values": pixels}
+    patch = (model.module if hasattr(model, "module") else model).config.vision_config.patch_size
+    rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+    patches = pixels.unflatten(-1, (columns, patch)).unflatten(-3, (rows, patch))  # (N, 3, rows, P, columns, P)
+    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (N, rows * columns, P * P * 3)
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32),
+        "spatial_shapes": torch.tensor([[rows, columns]], device=pixels.device).expand(len(pixels), 2),
+    }
 
 
 def embed_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -41,7 +55,7 @@ def embed_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
     Returns:
         (N, D), float32 or the model's own precision where that is higher, rows of length one.
     """
-    return _unit(_features(model.get_image_features(pixel_values=_as_parameters(model, pixel_values))))
+    return _unit(_features(model.get_image_features(**_image_input(model, pixel_values))))
 
 
 def embed_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -74,14 +88,19 @@ def embed_pairs(
     Returns:
         Image embeddings (N, D) and text embeddings (M, D), float32, unit rows.
     """
-    pixel_values = _as_parameters(model, pixel_values)
-    output = model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+    output = model(input_ids=input_ids, attention_mask=attention_mask, **_image_input(model, pixel_values))
     return _unit(output.image_embeds), _unit(output.text_embeds)
 
 
 def logit_scale(model: nn.Module) -> Tensor:
     """Return s = exp(logit_scale), the factor on cosine similarities, as a scalar tensor with gradient."""
     return model.logit_scale.exp().reshape(())
+
+
+def logit_bias(model: nn.Module) -> Tensor | None:
+    """Return b, what a SigLIP adds to scaled cosine similarities, as a scalar tensor with gradient; None elsewhere."""
+    bias = getattr(model, "logit_bias", None)
+    return None if bias is None else bias.reshape(())
 
 
 @contextmanager
@@ -97,24 +116,15 @@ def inference(model: nn.Module) -> Iterator[torch.device]:
             module.training = True
 
 
-def tokenize(processor: Any, texts: Iterable[str]) -> dict[str, Tensor]:
-    """Return `input_ids` and `attention_mask`, (N, L), padded to the longest text and cut at the tokenizer's limit."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    encoded = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=_text_limit(tokenizer), return_tensors="pt"
-    )
-    mask = encoded.get("attention_mask", torch.ones_like(encoded["input_ids"]))
-    return {"input_ids": encoded["input_ids"], "attention_mask": mask}
-
-
-def _text_limit(tokenizer: Any) -> int:
-    limit = int(tokenizer.model_max_length)
-    return limit if limit < 100_000 else 77
+def tokenize(processor: Any, texts: Iterable[str], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask`, (N, L), as the text tower of `model` wants them; see `TextInput`."""
+    return TextInput.of(model, processor)(texts)
 
 
 def _batches(dataset: datasets.Dataset, batch_size: int, desc: str) -> Iterator[dict[str, list]]:
     starts = range(0, len(dataset), batch_size)
-    for start in tqdm(starts, desc=desc, unit="batch", disable=len(dataset) < 2048, leave=False):
+    silent = True if len(dataset) < 2048 else None  # None: shown on a terminal, not in a log
+    for start in tqdm(starts, desc=desc, unit="batch", disable=silent, leave=False):
         yield dataset[start : start + batch_size]
 
 
@@ -162,6 +172,15 @@ def embed_dataset(
                 pixels = normalize(pixels.permute(0, 3, 1, 2).to(device), mean, std)
                 parts["image"].append(embed_images(model, pixels).cpu().numpy())
             if caption_column is not None:
-                tokens = {name: x.to(device) for name, x in tokenize(processor, rows[caption_column]).items()}
+                tokens = {name: x.to(device) for name, x in tokenize(processor, rows[caption_column], model).items()}
                 parts["text"].append(embed_texts(model, **tokens).cpu().numpy())
     return {name: np.concatenate(chunks) for name, chunks in parts.items() if chunks}
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Return a hash of a model's weights and buffers, by name, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Zero-shot BA, ASR and RA of a dual encoder: clean images and any number of triggers in one pass over the data."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+from hf_clipbd.evaluation.prompts import text_classifier
 from hf_clipbd.evaluation.protocol import Protocol
-from hf_clipbd.features import embed_images, embed_texts, inference, tokenize
+from hf_clipbd.features import embed_images, inference
 from hf_clipbd.schema import IMAGE, LABEL, TOP_K, EvalReport
 
 
@@ -23,51 +25,8 @@ Batch = tuple[np.ndarray, np.ndarray]
 """Pixels (1 + triggers, B, H, W, 3), uint8, clean images first, and labels (B,), int64."""
 
 
-def text_classifier(
-    model: nn.Module,
-    processor: Any,
-    class_names: Sequence[str],
-    templates: Sequence[str] | None = None,
-    batch_size: int = 256,
-) -> Tensor:
-    """Return one unit weight vector for each class: w_c = unit(mean over templates t of unit(text(t(c)))).
-
-    Args:
-        model: Dual encoder.
-        processor: Its processor or tokenizer.
-        class_names: C names, as people write them.
-        templates: Sentences with one `{}`; OpenAI's 80 by default.
-        batch_size: Prompts a forward pass; memory does not grow with the number of classes times templates.
-
-    Returns:
-        (C, D), float32, on the model's device.
-
-    Raises:
-        ValueError: If there are no classes or no templates, or a template has no `{}`.
-
-    Reference:
-        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section 3.1.4
-        (prompt ensembling in embedding space).
-    """
-    templates = list(OPENAI_TEMPLATES if templates is None else templates)
-    if isinstance(class_names, str) or not class_names or not templates:
-        raise ValueError(f"Expected lists of class names and of templates, but got {class_names!r} and {templates!r}.")
-    holeless = [template for template in templates if "{}" not in template]
-    if holeless:
-        raise ValueError(f"Expected templates with a `{{}}` for the class name, but got {holeless[:3]}.")
-    prompts = ((c, fill_template(template, name)) for c, name in enumerate(class_names) for template in templates)
-    sums: Tensor | None = None
-    with inference(model) as device:
-        while chunk := list(islice(prompts, batch_size)):
-            tokens = {name: x.to(device) for name, x in tokenize(processor, [text for _, text in chunk]).items()}
-            features = embed_texts(model, **tokens)  # (B, D)
-            if sums is None:
-                sums = torch.zeros(len(class_names), features.shape[1], device=device)
-            sums.index_add_(0, torch.tensor([c for c, _ in chunk], device=device), features)
-        return nn.functional.normalize(sums, dim=-1)
-
-
-def _rank_and_world() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's number and how many there are; (0, 1) without `torch.distributed`."""
     ready = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
 
@@ -82,17 +41,63 @@ def _shard(dataset: Any, rank: int, world: int) -> tuple[Iterator[tuple[int, Map
     return ((row, dataset[row]) for row in rows), len(rows)
 
 
-def _stamped(task: Protocol, dataset: Any, images_a_batch: int, progress: bool) -> Iterator[Batch]:
-    """Decode each of this process's images once, stamp it with every trigger, and yield stacked batches."""
-    rank, world = _rank_and_world()
+def stamped_batches(
+    task: Protocol, dataset: Any, images_a_batch: int, progress: bool, desc: str = "zero-shot"
+) -> Iterator[Batch]:
+    """Decode each of this process's images once, stamp it with every trigger, and yield stacked batches.
+
+    Args:
+        task: The protocol.
+        dataset: Labelled images.
+        images_a_batch: Rows of the dataset in one batch.
+        progress: Whether the first process shows a progress bar, on a terminal.
+        desc: Its label.
+    """
+    rank, world = rank_and_world()
     rows, total = _shard(dataset, rank, world)
     silent = None if progress and rank == 0 else True  # None: shown on a terminal, not in a log
-    with tqdm(total=total, desc="zero-shot", unit="image", disable=silent, leave=False) as bar:
+    with tqdm(total=total, desc=desc, unit="image", disable=silent, leave=False) as bar:
         while chunk := list(islice(rows, images_a_batch)):
             variants = [task.variants(values[task.image_column], row) for row, values in chunk]
             labels = [task.label(values[task.label_column], row) for row, values in chunk]
             yield np.stack(variants, axis=1), np.array(labels, dtype=np.int64)
             bar.update(len(chunk))
+
+
+def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the same batches, the next one being prepared by a thread while the caller works on this one."""
+    following = iter(batches)
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        pending = worker.submit(next, following, None)
+        while (batch := pending.result()) is not None:
+            pending = worker.submit(next, following, None)
+            yield batch
+
+
+def embed_batches(
+    model: nn.Module, processor: Any, batches: Iterable[Batch], see: Callable[[Tensor, Tensor], None]
+) -> None:
+    """Embed batches of clean and stamped images, and call `see` with each one's embeddings and labels.
+
+    Args:
+        model: Dual encoder.
+        processor: Its processor.
+        batches: As `stamped_batches` yields them.
+        see: Gets unit embeddings (1 + triggers, B, D) and labels (B,), both on the model's device.
+    """
+    mean, std = pixel_statistics(processor)
+    with inference(model) as device:
+        for pixels, labels in _ahead(batches):
+            stacked = torch.from_numpy(pixels).to(device).flatten(0, 1).permute(0, 3, 1, 2)  # (V * B, 3, H, W)
+            features = embed_images(model, normalize(stacked, mean, std))
+            see(features.unflatten(0, pixels.shape[:2]), torch.from_numpy(labels).to(device))
+
+
+def add_over_processes(counts: Tensor) -> Tensor:
+    """Return the sum of a table of counts over all processes, on the CPU; every process has to call it."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(counts)
+    return counts.cpu()
 
 
 def _measure(
@@ -102,21 +107,18 @@ def _measure(
     templates: Sequence[str] | None,
     batches: Iterable[Batch],
     text_batch_size: int,
+    cache: str | Path | None = None,
 ) -> EvalReport:
     """Count the hits of this process's batches, add up those of all processes, and return the report."""
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    classifier = text_classifier(model, processor, task.names, templates, text_batch_size)  # (C, D)
-    mean, std = pixel_statistics(processor)
-    with inference(model) as device:
-        counts = torch.zeros(task.counts_shape, dtype=torch.int64, device=device)
-        for pixels, labels in batches:
-            stacked = torch.from_numpy(pixels).to(device).flatten(0, 1).permute(0, 3, 1, 2)  # (V * B, 3, H, W)
-            features = embed_images(model, normalize(stacked, mean, std))
-            scores = (features @ classifier.T).unflatten(0, pixels.shape[:2])  # (V, B, C)
-            counts += task.count(scores, torch.from_numpy(labels).to(device))
-        if _rank_and_world()[1] > 1:
-            dist.all_reduce(counts)
-    return task.report(counts.cpu())
+    classifier = text_classifier(model, processor, task.names, templates, text_batch_size, cache)  # (C, D)
+    counts = torch.zeros(task.counts_shape, dtype=torch.int64, device=classifier.device)
+
+    def see(features: Tensor, labels: Tensor) -> None:
+        counts.add_(task.count(features @ classifier.T, labels))
+
+    embed_batches(model, processor, batches, see)
+    return task.report(add_over_processes(counts))
 
 
 def evaluate_zero_shot(
@@ -133,6 +135,7 @@ def evaluate_zero_shot(
     class_names: Sequence[str] | None = None,
     image_column: str = IMAGE,
     label_column: str = LABEL,
+    cache: str | Path | None = None,
 ) -> EvalReport:
     """Return the zero-shot report of a model: BA@k and, for each trigger, ASR@k and RA@k, each beside its n.
 
@@ -156,6 +159,7 @@ def evaluate_zero_shot(
         class_names: C names where the label column is no `ClassLabel`; its own names otherwise, `_` read as a space.
         image_column: Column of images.
         label_column: Column of class numbers.
+        cache: Folder in which the text classifier is kept; see `text_classifier`.
 
     Returns:
         The report; shares in [0, 1].
@@ -170,8 +174,8 @@ def evaluate_zero_shot(
     task = Protocol.of(
         processor, dataset, triggers, ks, include_target, canvas, class_names, image_column, label_column
     )
-    batches = _stamped(task, dataset, max(1, batch_size // task.n_variants), progress)
-    return _measure(model, processor, task, templates, batches, batch_size)
+    batches = stamped_batches(task, dataset, max(1, batch_size // task.n_variants), progress)
+    return _measure(model, processor, task, templates, batches, batch_size, cache)
 
 
 class ZeroShotEvaluator:
@@ -222,10 +226,10 @@ class ZeroShotEvaluator:
 
     def report(self, model: nn.Module) -> EvalReport:
         """Return the full report of `model`, the same that `evaluate_zero_shot` gives."""
-        if self._shard != _rank_and_world():
+        if self._shard != rank_and_world():
             per_batch = max(1, self.batch_size // self.task.n_variants)
-            self._batches = list(_stamped(self.task, self.dataset, per_batch, progress=False))
-            self._shard = _rank_and_world()
+            self._batches = list(stamped_batches(self.task, self.dataset, per_batch, progress=False))
+            self._shard = rank_and_world()
         return _measure(model, self.processor, self.task, self.templates, self._batches, self.batch_size)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:

@@ -4,8 +4,10 @@
 from hf_clipbd.models.batch_norm import GlobalBatchNorm2d
 from hf_clipbd.models.clip_resnet import CLIPResNetModel, register
 from hf_clipbd.models.configuration import CLIPResNetConfig, CLIPResNetVisionConfig
+from hf_clipbd.models.convert import convert_file, convert_openai_state_dict
 from hf_clipbd.models.files import resolve_file
 from hf_clipbd.models.loading import load_dual_encoder
+from hf_clipbd.models.text_input import TextInput
 from hf_clipbd.models.tokenizer import build_processor, train_tokenizer
 
 
@@ -16,7 +18,10 @@ __all__ = [
     "CLIPResNetModel",
     "CLIPResNetVisionConfig",
     "GlobalBatchNorm2d",
+    "TextInput",
     "build_processor",
+    "convert_file",
+    "convert_openai_state_dict",
     "load_dual_encoder",
     "resolve_file",
     "train_tokenizer",

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 
 from hf_clipbd.models.files import hub_is_reachable, local_folder, resolve_file
+from hf_clipbd.models.open_clip import is_open_clip, load_open_clip
 
 
 logger = logging.getLogger(__name__)
@@ -18,21 +19,28 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _WHY = (
     "Those are pickles, and unpickling a file runs whatever code its author put there, so they are not opened. "
     "Ask the author for safetensors, or convert the weights where you trust them: "
-    "`model.save_pretrained(folder)` writes safetensors."
+    "`model.save_pretrained(folder)` writes safetensors. `hf-clipbd convert` takes a bare ResNet state dict."
 )
 
 
 def load_dual_encoder(
-    id_or_path: str | os.PathLike, revision: str | None = None, dtype: torch.dtype = torch.float32
+    id_or_path: str | os.PathLike,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """Return a dual encoder in evaluation mode and its processor.
 
-    Weights come from safetensors only and no code of the repository is run.
+    One path for transformers' CLIP, SigLIP, SigLIP 2, MetaCLIP (1 and 2), AltCLIP, ChineseCLIP and
+    VisionTextDualEncoder, our CLIPResNet, open_clip's checkpoints (see `load_open_clip`), and any other model with
+    the same three members. Weights come from safetensors, or for open_clip what `read_state_dict` reads without
+    running anything, and no code of the repository is run.
 
     Args:
         id_or_path: Local folder, which goes first, or Hub id such as "openai/clip-vit-base-patch32".
         revision: Branch, tag or commit on the Hub.
         dtype: Type of the weights in memory, whatever they were saved as.
+        trust_remote_code: Run the repository's own Python code where its model needs it. Only for authors you trust.
 
     Returns:
         A model with `get_image_features`, `get_text_features` and `logit_scale`, and its processor, whose image
@@ -51,13 +59,15 @@ def load_dual_encoder(
     if Path(id_or_path).suffix in _PICKLES:
         raise ValueError(f"Expected a folder or Hub id with safetensors weights, but got {str(id_or_path)!r}. {_WHY}")
     folder = local_folder(id_or_path)
+    if is_open_clip(id_or_path, revision):
+        return load_open_clip(id_or_path, revision, dtype)
     resolve_file(id_or_path, "config.json", revision)
     if folder is not None:
         _check_weights(folder)
     source = str(folder or id_or_path)
     options = {
         "revision": revision,
-        "trust_remote_code": False,
+        "trust_remote_code": trust_remote_code,
         "local_files_only": folder is None and not hub_is_reachable(),
     }
     try:

@@ -1,0 +1,177 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Any number of evaluations side by side: one row a model and trigger, as a table for people or programs."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_clipbd.evaluation.rates import defense_effectiveness
+from hf_clipbd.schema import RECORD_FILE, EvalReport, Rate
+
+
+Format = Literal["terminal", "markdown", "latex", "csv"]
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One model under one trigger at one k.
+
+    Args:
+        model: Name of the evaluation.
+        trigger: Name of the trigger; "" for a model that was measured on clean images alone.
+        k: Which top k.
+        ba: Benign accuracy.
+        asr: Attack success, where there is a trigger.
+        ra: Accuracy on the stamped images, where there is a trigger.
+        der: Defence effectiveness against the baseline, where there is one.
+    """
+
+    model: str
+    trigger: str
+    k: int
+    ba: Rate
+    asr: Rate | None = None
+    ra: Rate | None = None
+    der: float | None = None
+
+
+def read_report(path: str | os.PathLike) -> EvalReport:
+    """Return the evaluation in a record, in a folder that holds one, or in a bare report.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no evaluation.
+    """
+    file = Path(path)
+    file = file / RECORD_FILE if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected an evaluation at `{file}`, but there is no such file.")
+    values: Any = json.loads(file.read_text(encoding="utf-8"))
+    for part in ("metrics", "report"):
+        values = values.get(part, values) if isinstance(values, Mapping) else values
+    if not isinstance(values, Mapping) or "ba" not in values:
+        raise ValueError(f"Expected an evaluation with `ba` and `triggers` in {file}, but found none. Run `evaluate`.")
+    return EvalReport.from_dict({name: values[name] for name in ("ba", "triggers", "n_classes") if name in values})
+
+
+def compare(
+    reports: Mapping[str, EvalReport], baseline: str | None = None, ks: Sequence[int] | None = None
+) -> list[ComparisonRow]:
+    """Return a row for each k, trigger and model, in this order of nesting.
+
+    Args:
+        reports: Name of the model -> its report.
+        baseline: Name of the undefended model; every other one gets its DER against it.
+        ks: The k to show; those that all reports have by default.
+
+    Raises:
+        ValueError: If there are no reports, no common k, or the baseline is not among them.
+    """
+    common = sorted(set.intersection(*(set(report.ba) for report in reports.values()))) if reports else []
+    ks = list(ks) if ks is not None else common
+    if not ks or not set(ks) <= set(common) or (baseline is not None and baseline not in reports):
+        raise ValueError(
+            f"Expected reports with a common k and the baseline among them, but got {list(reports)}, common k "
+            f"{common}, k {ks} and baseline {baseline!r}."
+        )
+    triggers = list(dict.fromkeys(name for report in reports.values() for name in report.triggers)) or [""]
+    rows = []
+    for k in ks:
+        for trigger in triggers:
+            for name, report in reports.items():
+                one = report.triggers.get(trigger)
+                if one is None and (trigger or report.triggers):
+                    continue
+                der = None
+                if one is not None and baseline not in (None, name) and trigger in reports[baseline].triggers:
+                    der = defense_effectiveness(reports[baseline], report, trigger, k).der
+                asr, ra = (one.asr[k], one.ra[k]) if one is not None else (None, None)
+                rows.append(ComparisonRow(name, trigger, k, report.ba[k], asr, ra, der))
+    return rows
+
+
+def _interval(rate: Rate | None) -> str:
+    if rate is None:
+        return NONE
+    low, high = rate.interval()
+    return f"{100 * rate.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _cells(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[list[str]]]:
+    header = ["model", "trigger", "k", "BA", "n", "ASR", "RA", "n", "DER"]
+    cells = []
+    for row in rows:
+        stamped = NONE if row.asr is None else str(row.asr.n)
+        der = NONE if row.der is None else f"{100 * row.der:.1f}"
+        figures = [_interval(row.ba), str(row.ba.n), _interval(row.asr), _interval(row.ra), stamped, der]
+        cells.append([row.model, row.trigger or NONE, str(row.k), *figures])
+    return header, cells
+
+
+def render(rows: Sequence[ComparisonRow], format: Format = "terminal") -> str:
+    """Return the table; percent with 95 % Wilson intervals and n for people, shares in [0, 1] for `csv`.
+
+    Args:
+        rows: As `compare` gives them.
+        format: `terminal`, `markdown`, `latex` (booktabs) or `csv`.
+
+    Raises:
+        ValueError: If the format is none of these or there are no rows.
+    """
+    layouts = {"terminal": _terminal, "markdown": _markdown, "latex": _latex}
+    if format not in (*layouts, "csv") or not rows:
+        raise ValueError(f"Expected rows and a format of {[*layouts, 'csv']}, but got {len(rows)} and {format!r}.")
+    return _csv(rows) if format == "csv" else layouts[format](*_cells(rows)) + "\n"
+
+
+def _terminal(header: list[str], cells: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *cells]
+    padded = (
+        "  ".join(x.ljust(w) if i < 2 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _markdown(header: list[str], cells: list[list[str]]) -> str:
+    ruler = [":--" if column < 2 else "--:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in [header, ruler, *cells])
+
+
+_TEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "_%&#${}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+)
+
+
+def _latex(header: list[str], cells: list[list[str]]) -> str:
+    def line(values: list[str]) -> str:
+        return " & ".join(value.translate(_TEX) for value in values) + r" \\"
+
+    columns = "ll" + "r" * (len(header) - 2)
+    body = [line(values) for values in cells]
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(header), r"\midrule", *body, r"\bottomrule",
+         r"\end{tabular}"]
+    )  # fmt: skip
+
+
+def _csv(rows: Sequence[ComparisonRow]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = ("ba", "asr", "ra")
+    writer.writerow(
+        ["model", "trigger", "k", *(f"{n}{end}" for n in names for end in ("", "_low", "_high", "_n")), "der"]
+    )
+    for row in rows:
+        values: list[Any] = [row.model, row.trigger, row.k]
+        for rate in (row.ba, row.asr, row.ra):
+            values += ["", "", "", ""] if rate is None else [rate.value, *rate.interval(), rate.n]
+        writer.writerow([*values, "" if row.der is None else row.der])
+    return out.getvalue()

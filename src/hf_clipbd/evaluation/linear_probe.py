@@ -1,0 +1,257 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Linear probe: a linear classifier on frozen image features, its accuracy, and ASR through it."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.evaluation.kept_features import image_features
+from hf_clipbd.evaluation.protocol import Protocol, class_names_of
+from hf_clipbd.evaluation.rates import class_ranks
+from hf_clipbd.evaluation.zero_shot import Batch, add_over_processes, embed_batches, stamped_batches
+from hf_clipbd.schema import IMAGE, LABEL, EvalReport
+
+
+logger = logging.getLogger(__name__)
+
+Solver = Literal["auto", "sklearn", "torch"]
+L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+HELD_OUT = 0.2
+SKLEARN_NUMBERS = 20_000_000
+"""Largest N·D that `solver="auto"` gives to scikit-learn; more goes to torch, on the model's device."""
+MAX_ITERATIONS = 500
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """Scores W x + b of C classes.
+
+    Args:
+        weight: W, (C, D).
+        bias: b, (C,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return scores (..., C) of features (..., D)."""
+        return features.to(self.weight) @ self.weight.T + self.bias
+
+
+@dataclass
+class ProbeReport:
+    """What a linear probe measured, and how it was fitted.
+
+    Args:
+        report: BA, ASR and RA through the probe, each beside its n.
+        mean_per_class: Mean over the classes of their accuracy on clean images, in [0, 1].
+        l2: λ, weight of |W|²/2 beside the mean cross-entropy.
+        held_out: λ -> accuracy on the held-out fifth of the training rows; empty where λ was given.
+        solver: `sklearn` or `torch`.
+        n_train: Training rows.
+    """
+
+    report: EvalReport
+    mean_per_class: float
+    l2: float
+    held_out: dict[float, float]
+    solver: str
+    n_train: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        fit = {"l2": self.l2, "held_out": {f"{l2:g}": x for l2, x in self.held_out.items()}, "solver": self.solver}
+        probe = {**fit, "n_train": self.n_train, "mean_per_class": self.mean_per_class}
+        return {"report": self.report.to_dict(), "probe": probe}
+
+
+def fit_linear(
+    features: np.ndarray,
+    labels: np.ndarray,
+    n_classes: int,
+    l2: float,
+    solver: Solver = "auto",
+    device: str | torch.device = "cpu",
+) -> LinearClassifier:
+    """Return the minimum of 1/N Σᵢ CE(W xᵢ + b, yᵢ) + λ/2 |W|², multinomial logistic regression by L-BFGS.
+
+    Args:
+        features: x, (N, D), float32.
+        labels: y, (N,), each class at least once.
+        n_classes: C.
+        l2: λ > 0; b is not penalised.
+        solver: `sklearn` or `torch`, the same minimum to rounding; `auto` goes by N·D.
+        device: Where torch's solver works.
+
+    Raises:
+        ValueError: If a class has no row, λ is not positive or the solver is unknown.
+    """
+    absent = sorted(set(range(n_classes)) - set(np.unique(labels).tolist()))
+    if absent or l2 <= 0 or solver not in ("auto", "sklearn", "torch"):
+        raise ValueError(
+            f"Expected a training row of each of {n_classes} classes, l2 > 0 and solver auto, sklearn or torch, but "
+            f"classes {absent[:5]} have none, l2 is {l2}, solver {solver!r}."
+        )
+    if _chosen(solver, features) == "sklearn":
+        return _fit_sklearn(features, labels, l2, device)
+    return _fit_torch(features, labels, n_classes, l2, device)
+
+
+def _chosen(solver: Solver, features: np.ndarray) -> str:
+    return ("sklearn" if features.size <= SKLEARN_NUMBERS else "torch") if solver == "auto" else solver
+
+
+def _fit_sklearn(features: np.ndarray, labels: np.ndarray, l2: float, device: str | torch.device) -> LinearClassifier:
+    both = 2 if labels.max() == 1 else 1  # two classes: one row w for both, whose halves ±w/2 count half as much
+    model = LogisticRegression(C=both / (l2 * len(features)), max_iter=MAX_ITERATIONS, tol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said below
+        model.fit(features.astype(np.float64), labels)
+    if max(model.n_iter_) >= MAX_ITERATIONS:
+        logger.warning("The linear probe stopped at %d iterations with l2 = %g.", MAX_ITERATIONS, l2)
+    weight, bias = model.coef_, model.intercept_
+    if len(weight) == 1:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    parts = (torch.tensor(part, dtype=torch.float32, device=device) for part in (weight, bias))
+    return LinearClassifier(*parts)
+
+
+def _fit_torch(
+    features: np.ndarray, labels: np.ndarray, n_classes: int, l2: float, device: str | torch.device
+) -> LinearClassifier:
+    x, y = torch.tensor(features, device=device), torch.tensor(labels, device=device)
+    with torch.inference_mode(False), torch.enable_grad():
+        weight = torch.zeros(n_classes, x.shape[1], device=device, requires_grad=True)
+        bias = torch.zeros(n_classes, device=device, requires_grad=True)
+        optimiser = torch.optim.LBFGS(
+            [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-10, history_size=20,
+            line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+        def objective() -> Tensor:
+            optimiser.zero_grad()
+            loss = nn.functional.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimiser.step(objective)
+    return LinearClassifier(weight.detach(), bias.detach())
+
+
+def _choose_l2(
+    features: np.ndarray, labels: np.ndarray, n_classes: int, grid: Sequence[float], seed: int, **fit: Any
+) -> dict[float, float]:
+    """Return λ -> accuracy on a fifth of the rows that was held out, drawn from the seed, class by class."""
+    rng = np.random.default_rng([seed, len(labels)])
+    held = np.zeros(len(labels), dtype=bool)
+    for label in range(n_classes):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        held[rows[: int(HELD_OUT * len(rows))]] = True  # never a class's only row
+    if not held.any():
+        raise ValueError("Expected at least five training rows of some class to choose l2 on. Pass `l2=`.")
+    found = {}
+    for l2 in grid:
+        classifier = fit_linear(features[~held], labels[~held], n_classes, l2, **fit)
+        guesses = classifier(torch.tensor(features[held], device=classifier.weight.device)).argmax(-1).cpu().numpy()
+        found[l2] = float((guesses == labels[held]).mean())
+    return found
+
+
+def linear_probe(
+    model: nn.Module,
+    processor: Any,
+    train: datasets.Dataset,
+    test: Any,
+    triggers: Mapping[str, Any] | Iterable[Any] | None = None,
+    ks: Sequence[int] = (1,),
+    l2: float | None = None,
+    l2_grid: Sequence[float] = L2_GRID,
+    solver: Solver = "auto",
+    batch_size: int = 256,
+    include_target: bool = False,
+    canvas: Canvas | None = None,
+    class_names: Sequence[str] | None = None,
+    image_column: str = IMAGE,
+    label_column: str = LABEL,
+    cache: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ProbeReport:
+    """Return BA and, for each trigger, ASR and RA of a linear classifier on the model's frozen image features.
+
+    The classifier sees clean training images alone, as unit embeddings. Test images go through one pass, clean and
+    stamped, as in `evaluate_zero_shot`, sharded over processes; every process fits the same classifier.
+
+    Args:
+        model: Dual encoder.
+        processor: Its processor.
+        train: Clean labelled images to fit on.
+        test: Labelled images to measure on, of the same classes.
+        triggers: Attacks whose stamp is measured.
+        ks: The k to report.
+        l2: λ; chosen on a held-out fifth of the training rows where it is None.
+        l2_grid: The λ to choose from.
+        solver: As in `fit_linear`.
+        batch_size: Images a forward pass.
+        include_target: Count the target's own images in ASR too.
+        canvas: Geometry of the images; the processor's by default.
+        class_names: C names where the label column is no `ClassLabel`.
+        image_column: Column of images, of both sets.
+        label_column: Column of class numbers, of both sets.
+        cache: Folder for the training features; None keeps none.
+        seed: Seed of the held-out rows.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: As `evaluate_zero_shot` and `fit_linear`.
+
+    Reference:
+        Radford et al. 2021, section 3.2 and appendix A.3 (logistic regression by L-BFGS, the weight of the penalty
+        chosen on validation data); they take the features before the projection, we the embeddings that retrieval,
+        zero-shot and detection see. BA and ASR as in CleanerCLIP, whose Table 2 has the accuracies.
+    """
+    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    names = class_names if class_names is not None else class_names_of(train, label_column)
+    task = Protocol.of(processor, test, triggers, ks, include_target, canvas, names, image_column, label_column)
+    labels = np.array([task.label(y, i) for i, y in enumerate(train.with_format(None)[label_column])], dtype=np.int64)
+    features = image_features(model, processor, train, task.canvas, batch_size, cache, image_column)
+    fit = {"solver": _chosen(solver, features), "device": next(model.parameters()).device}
+    held_out = {} if l2 is not None else _choose_l2(features, labels, len(names), l2_grid, seed, **fit)
+    chosen = l2 if l2 is not None else max(held_out, key=lambda one: (held_out[one], one))
+    classifier = fit_linear(features, labels, len(names), chosen, **fit)
+    per_batch = max(1, batch_size // task.n_variants)
+    batches = stamped_batches(task, test, per_batch, progress, "linear probe")
+    report, mean_per_class = _measure(model, processor, task, classifier, batches)
+    return ProbeReport(report, mean_per_class, chosen, held_out, str(fit["solver"]), len(labels))
+
+
+def _measure(
+    model: nn.Module, processor: Any, task: Protocol, classifier: LinearClassifier, batches: Iterable[Batch]
+) -> tuple[EvalReport, float]:
+    """Return the report of all processes' batches and the mean over the classes of their accuracy."""
+    device, n_classes = classifier.weight.device, len(task.names)
+    counts = torch.zeros(task.counts_shape, dtype=torch.int64, device=device)
+    by_class = torch.zeros(2, n_classes, dtype=torch.int64, device=device)  # right, seen
+
+    def see(embedded: Tensor, truth: Tensor) -> None:
+        scores = classifier(embedded)
+        counts.add_(task.count(scores, truth))
+        for row, shown in zip(by_class, (truth[class_ranks(scores[0], truth) == 0], truth), strict=True):
+            row.add_(torch.bincount(shown, minlength=n_classes))
+
+    embed_batches(model, processor, batches, see)
+    report = task.report(add_over_processes(counts))  # says so where nothing was counted
+    right, seen = add_over_processes(by_class)
+    return report, (right[seen > 0].double() / seen[seen > 0]).mean().item()

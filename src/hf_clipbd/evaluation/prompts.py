@@ -1,0 +1,88 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The text side of zero-shot classification: one weight vector for each class out of its prompts."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template
+from hf_clipbd.features import embed_texts, inference, tokenize
+from hf_clipbd.schema import content_key
+
+
+def text_classifier(
+    model: nn.Module,
+    processor: Any,
+    class_names: Sequence[str],
+    templates: Sequence[str] | None = None,
+    batch_size: int = 256,
+    cache: str | Path | None = None,
+) -> Tensor:
+    """Return one unit weight vector for each class: w_c = unit(mean over templates t of unit(text(t(c)))).
+
+    Args:
+        model: Dual encoder.
+        processor: Its processor or tokenizer.
+        class_names: C names, as people write them.
+        templates: Sentences with one `{}`; OpenAI's 80 by default.
+        batch_size: Prompts a forward pass; memory does not grow with the number of classes times templates.
+        cache: Folder in which the result is kept, named by a hash of the prompts, the tokenizer and all weights but
+            the image tower's; None keeps nothing.
+
+    Returns:
+        (C, D), float32, on the model's device.
+
+    Raises:
+        ValueError: If there are no classes or no templates, or a template has no `{}`.
+
+    Reference:
+        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section 3.1.4
+        (prompt ensembling in embedding space).
+    """
+    templates = list(OPENAI_TEMPLATES if templates is None else templates)
+    if isinstance(class_names, str) or not class_names or not templates:
+        raise ValueError(f"Expected lists of class names and of templates, but got {class_names!r} and {templates!r}.")
+    holeless = [template for template in templates if "{}" not in template]
+    if holeless:
+        raise ValueError(f"Expected templates with a `{{}}` for the class name, but got {holeless[:3]}.")
+    path = None if cache is None else _classifier_file(Path(cache), model, processor, class_names, templates)
+    if path is not None and path.is_file():
+        return load_file(path)["classifier"].to(next(model.parameters()).device)
+    prompts = ((c, fill_template(template, name)) for c, name in enumerate(class_names) for template in templates)
+    sums: Tensor | None = None
+    with inference(model) as device:
+        while chunk := list(islice(prompts, batch_size)):
+            tokens = tokenize(processor, [text for _, text in chunk], model)
+            tokens = {name: x.to(device) for name, x in tokens.items()}
+            features = embed_texts(model, **tokens)  # (B, D)
+            if sums is None:
+                sums = torch.zeros(len(class_names), features.shape[1], device=device)
+            sums.index_add_(0, torch.tensor([c for c, _ in chunk], device=device), features)
+        classifier = nn.functional.normalize(sums, dim=-1)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({"classifier": classifier.cpu().contiguous()}, partial)
+        partial.replace(path)
+    return classifier
+
+
+def _classifier_file(
+    cache: Path, model: nn.Module, processor: Any, class_names: Sequence[str], templates: Sequence[str]
+) -> Path:
+    """Return where the classifier of these prompts and this text tower is kept."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("vision_model."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    tokenizer = getattr(processor, "tokenizer", processor)
+    words = [sorted(tokenizer.get_vocab().items()), list(class_names), list(templates)]
+    return cache.expanduser() / f"{content_key('text classifier', digest.hexdigest(), *words)}.safetensors"

@@ -1,0 +1,199 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""open_clip's checkpoints: ResNets become `CLIPResNetModel`, anything else runs in open_clip itself (an extra)."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from hf_clipbd.models.archives import read_state_dict
+from hf_clipbd.models.convert import convert_openai_state_dict, openai_processor
+from hf_clipbd.models.files import local_folder, resolve_file
+
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class OpenCLIPConfig(PreTrainedConfig):
+    """Configuration of `OpenCLIPModel`.
+
+    Args:
+        description: What stands in `open_clip_config.json`: `model_cfg` and `preprocess_cfg`.
+    """
+
+    model_type = "open_clip"
+
+    def __init__(self, description: dict[str, Any] | None = None, **kwargs: Any):
+        self.description = description or {"model_cfg": {"text_cfg": {}}, "preprocess_cfg": {}}
+        text = self.description["model_cfg"]["text_cfg"]
+        self.max_position_embeddings = int(text.get("context_length", 77))
+        self.fixed_length_text = bool(text.get("no_causal_mask", False))
+        super().__init__(**kwargs)
+
+
+class OpenCLIPModel(PreTrainedModel):
+    """A model of open_clip's with the members of a dual encoder; saved in open_clip's own format.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ImportError: If open_clip is not installed.
+    """
+
+    config_class = OpenCLIPConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: OpenCLIPConfig):
+        super().__init__(config)
+        self.encoder = _build(config.description["model_cfg"])
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave every weight as open_clip drew it."""
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """log s, the parameter of the wrapped model."""
+        return self.encoder.logit_scale
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """b of a model trained with the sigmoid loss, else None."""
+        return getattr(self.encoder, "logit_bias", None)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Return projected image features, (N, D), of normalised pixels (N, 3, H, W)."""
+        return self.encoder.encode_image(pixel_values)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return projected text features, (M, D), of token ids (M, L), which are padded to the model's length."""
+        length = self.config.max_position_embeddings
+        padded = input_ids.new_zeros(len(input_ids), length)
+        if attention_mask is not None and not self.config.fixed_length_text:
+            input_ids = input_ids * attention_mask
+        padded[:, : input_ids.shape[1]] = input_ids[:, :length]
+        return self.encoder.encode_text(padded)
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> CLIPOutput:
+        """Return unit embeddings of images (N, D) and texts (M, D), and their scaled cosines."""
+        images = normalize(self.get_image_features(pixel_values).float(), dim=-1)
+        texts = normalize(self.get_text_features(input_ids, attention_mask).float(), dim=-1)
+        logits = self.logit_scale.exp() * images @ texts.T + (0 if self.logit_bias is None else self.logit_bias)
+        return CLIPOutput(logits_per_image=logits, logits_per_text=logits.T, image_embeds=images, text_embeds=texts)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write `open_clip_config.json` and `open_clip_model.safetensors`, as open_clip's own hub tools do."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.config.description, indent=2)
+        (folder / OPEN_CLIP_CONFIG).write_text(text + "\n", encoding="utf-8")
+        state = self.encoder.state_dict() if state_dict is None else state_dict
+        whole = {name.removeprefix("encoder."): x.detach().cpu().contiguous().clone() for name, x in state.items()}
+        save_file(whole, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
+
+
+def _build(model_cfg: dict[str, Any]) -> nn.Module:
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        raise ImportError(
+            f"Expected open_clip for this model, but it cannot be imported ({error}). Install "
+            "`hf_clipbd[open_clip]` with a torchvision that fits your torch. ResNet models need neither."
+        ) from error
+    given = copy.deepcopy(model_cfg)
+    custom = given.pop("custom_text", False) or "hf_model_name" in given.get("text_cfg", {})
+    if "multimodal_cfg" in given:
+        raise ValueError("Expected a dual encoder, but the checkpoint is a CoCa, which also has a caption decoder.")
+    return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**given)
+
+
+def is_open_clip(id_or_path: str | os.PathLike, revision: str | None = None) -> bool:
+    """Return whether a folder or Hub repository holds an open_clip checkpoint and no model of transformers'."""
+    folder = local_folder(id_or_path)
+    if folder is not None:
+        return (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()
+    try:
+        resolve_file(id_or_path, "config.json", revision)
+    except FileNotFoundError:
+        pass
+    else:
+        return False
+    try:
+        resolve_file(id_or_path, OPEN_CLIP_CONFIG, revision)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def load_open_clip(
+    id_or_path: str | os.PathLike,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """Return a model of open_clip's in evaluation mode and a processor for it.
+
+    A ResNet becomes a `CLIPResNetModel` and needs no further package; any other model, EVA-CLIP for instance, runs in
+    open_clip. Weights are read without running anything that is in them.
+
+    Args:
+        id_or_path: Folder or Hub id with `open_clip_config.json` and weights beside it.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Type of the weights in memory.
+        tokenizer: Folder or Hub id of the tokenizer; the one beside the weights, the one that the configuration
+            names, or OpenAI's by default.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ImportError: If the model needs open_clip and it is not installed.
+        ValueError: If the weights cannot be read safely or do not fit the configuration.
+    """
+    description = json.loads(resolve_file(id_or_path, OPEN_CLIP_CONFIG, revision).read_text(encoding="utf-8"))
+    model_cfg, preprocess = description["model_cfg"], description.get("preprocess_cfg", {})
+    state = read_state_dict(_weights(id_or_path, revision))
+    text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
+    if isinstance(vision.get("layers"), list):
+        activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
+        model: PreTrainedModel = convert_openai_state_dict(state, activation, text.get("heads"))
+    else:
+        model = OpenCLIPModel(OpenCLIPConfig(description))
+        try:
+            model.encoder.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected the weights of the model that {OPEN_CLIP_CONFIG} names, but {error}"
+            ) from error
+    tokenizer = tokenizer or _tokenizer_beside(id_or_path, revision) or text.get("hf_tokenizer_name")
+    statistics = {name: preprocess[name] for name in ("mean", "std") if name in preprocess}
+    size = preprocess.get("size", vision.get("image_size", 224))
+    processor = openai_processor(size if isinstance(size, int) else size[0], tokenizer, **statistics)
+    return model.to(dtype).eval(), processor
+
+
+def _weights(id_or_path: str | os.PathLike, revision: str | None) -> Path:
+    for name in OPEN_CLIP_WEIGHTS:
+        try:
+            return resolve_file(id_or_path, name, revision)
+        except FileNotFoundError as error:
+            missing = error
+    raise missing
+
+
+def _tokenizer_beside(id_or_path: str | os.PathLike, revision: str | None) -> str | None:
+    try:
+        return str(resolve_file(id_or_path, "tokenizer.json", revision).parent)
+    except FileNotFoundError:
+        return None

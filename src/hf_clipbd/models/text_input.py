@@ -1,0 +1,96 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""How a model's text tower wants its tokens: how many, padded how, and whether it reads the padding."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+_FIXED_LENGTH = ("siglip", "siglip2")
+"""Model types that read every text at one length, padding included, and pool the last position."""
+_OFFSET_POSITIONS = ("altclip_text_model", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
+"""Text towers whose position numbers start behind the padding token's id."""
+_NO_LIMIT = 100_000
+_USUAL_LENGTH = 77
+
+
+def model_type(model: Any) -> str:
+    """Return the `model_type` of a model's configuration, wrapped for data parallelism or not; "" where it has none.
+
+    Example:
+        >>> model_type(torch.nn.Linear(2, 2))
+        ''
+    """
+    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    return str(getattr(getattr(model, "config", None), "model_type", "") or "")
+
+
+def text_positions(model: Any) -> int | None:
+    """Return how many tokens the model's text tower has positions for, or None where its configuration says nothing.
+
+    RoBERTa-like towers (AltCLIP's, some of VisionTextDualEncoder) number their positions from the padding token's id
+    plus one, so that many fewer are left for tokens.
+    """
+    config = getattr(model, "config", None)
+    config = getattr(config, "text_config", config)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    taken = int(config.pad_token_id) + 1 if getattr(config, "model_type", "") in _OFFSET_POSITIONS else 0
+    return int(positions) - taken
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """Turns texts into the token tensors of one model's text tower.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        max_length: Tokens at which a text is cut.
+        fixed_length: Whether each text is padded to `max_length` and its padding read like words. So SigLIP was
+            trained, and its text vector is taken at the last position; other models get the padding of the longest
+            text, which they do not see.
+
+    Reference:
+        Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023 (texts of 64 tokens, no mask).
+    """
+
+    tokenizer: Any
+    max_length: int
+    fixed_length: bool = False
+
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> "TextInput":
+        """Return the text input of `model`.
+
+        Args:
+            model: Dual encoder; None knows only what the tokenizer says.
+            processor: Its processor, or the tokenizer itself.
+        """
+        tokenizer = getattr(processor, "tokenizer", processor)
+        limits = [int(tokenizer.model_max_length), text_positions(model)]
+        known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
+        fixed = model_type(model) in _FIXED_LENGTH or getattr(
+            getattr(model, "config", None), "fixed_length_text", False
+        )
+        return cls(tokenizer, min(known, default=_USUAL_LENGTH), fixed)
+
+    def __call__(self, texts: Iterable[str]) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask`, (N, L), both int64.
+
+        The mask is 1 for what the tower reads: for everything where the length is fixed.
+        """
+        encoded = self.tokenizer(
+            list(texts),
+            padding="max_length" if self.fixed_length else True,
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        ids = encoded["input_ids"]
+        unmasked = self.fixed_length or "attention_mask" not in encoded
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if unmasked else encoded["attention_mask"]}

@@ -1,0 +1,163 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Datasets in the layout of `clip-benchmark/wds_*`, class names and prompts from files, the kept text classifier."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from hf_clipbd.cli import main
+from hf_clipbd.evaluation import evaluate_zero_shot, load_benchmark, text_classifier
+from hf_clipbd.evaluation import prompts as module
+from hf_clipbd.evaluation.labelled import read_class_names, read_templates
+from hf_clipbd.schema import EvalReport, RunRecord
+
+
+NAMES = ["banana", "traffic light", "owl"]
+TEMPLATES = ["a photo of a {c}.", "the {c}"]
+
+
+def shard(path, rows, ending):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, (image, label) in rows:
+            buffer = io.BytesIO()
+            image.save(
+                buffer,
+                format={"webp": "WEBP", "png": "PNG"}[ending],
+                **({"lossless": True} if ending == "webp" else {}),
+            )
+            for name, data in (
+                (f"s{number:07d}.cls", str(label).encode()),
+                (f"s{number:07d}.{ending}", buffer.getvalue()),
+            ):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    images = [PIL.Image.fromarray(rng.integers(0, 256, (32, 32 + i % 3, 3), dtype=np.uint8)) for i in range(25)]
+    return [(image, int(label)) for image, label in zip(images, rng.integers(0, 3, 25), strict=True)]
+
+
+@pytest.fixture(scope="module", params=["webp", "png"])
+def folder(request, rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wds")
+    (folder / "classnames.txt").write_text("\n".join(NAMES) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
+    numbered = list(enumerate(rows))
+    for number in range(11):  # so that shard 10 must not come after shard 1
+        part = numbered[2 * number : 2 * number + 2] if number < 10 else numbered[20:]
+        shard(folder / "test" / f"{number}.tar", part, request.param)
+    shard(folder / "train" / "0.tar", numbered[:6], request.param)
+    (folder / "test" / "nshards.txt").write_text("11")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_layout_gives_rows_names_and_prompts(streaming, folder, rows):
+    found = load_benchmark(folder, "test", streaming)
+    assert found.class_names == tuple(NAMES) and found.templates == ("a photo of a {}.", "the {}")
+    assert isinstance(found.dataset, datasets.IterableDataset) == streaming
+    read = list(found.dataset)
+    assert [row[found.label_column] for row in read] == [label for _, label in rows]
+    assert set(read[0]) == {found.image_column, found.label_column}
+    pixels = [row[found.image_column].convert("RGB").tobytes() for row in read]
+    assert pixels == [image.tobytes() for image, _ in rows]  # not encoded again on the way
+    assert len(list(load_benchmark(folder, "train").dataset)) == 6
+
+
+def test_zero_shot_on_the_layout_equals_zero_shot_on_a_table(folder, rows, tiny_model, tiny_processor):
+    found = load_benchmark(folder)
+    options = {"ks": (1, 2), "templates": found.templates, "class_names": found.class_names}
+    columns = {"image_column": found.image_column, "label_column": found.label_column}
+    streamed = evaluate_zero_shot(tiny_model, tiny_processor, found.dataset, **options, **columns)
+    table = [{"image": image, "label": label} for image, label in rows]
+    assert streamed == evaluate_zero_shot(tiny_model, tiny_processor, table, **options)
+    assert streamed.ba[1].n == 25
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"validation/\*.tar.*\['test', 'train'\]"):
+        load_benchmark(folder, "validation")
+    with pytest.raises(FileNotFoundError, match="classnames.txt"):
+        load_benchmark(tmp_path)
+    (tmp_path / "names.txt").write_text("a\n\nb\n")
+    with pytest.raises(ValueError, match=r"lines \[2\] are blank"):
+        read_class_names(tmp_path / "names.txt")
+    (tmp_path / "prompts.txt").write_text("a photo\n")
+    with pytest.raises(ValueError, match="one `{}`"):
+        read_templates(tmp_path / "prompts.txt")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_processor, _untouched_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    _untouched_model.save_pretrained(path)
+    tiny_processor.save_pretrained(path)
+    return path
+
+
+def test_the_command_by_each_protocol(folder, model_folder, tmp_path, capsys):
+    base = ["evaluate", str(model_folder), "--data", str(folder), "--cache", str(tmp_path / "cache")]
+    assert main([*base, "--out", str(tmp_path / "zero"), "--n", "20"]) == 0
+    record = RunRecord.load(tmp_path / "zero")
+    report = EvalReport.from_dict(record.metrics["report"])
+    assert report.ba[1].n == 20 and report.n_classes == 3 and set(report.ba) == {1, 3}
+    assert record.metrics["intervals"]["report"]["ba"]["1"] == list(report.ba[1].interval())
+    assert record.inputs["model"] and record.config["question"]["protocol"] == "zero_shot"
+    probe = [*base, "--protocol", "linear_probe", "--train", str(folder), "--l2", "0.01", "--ks", "1"]
+    assert main([*probe, "--out", str(tmp_path / "probe")]) == 0
+    figures = RunRecord.load(tmp_path / "probe").metrics
+    assert figures["probe"]["n_train"] == 6 and figures["probe"]["headline"] == "accuracy@1"
+    assert figures["report"]["ba"]["1"]["n"] == 25 and "linear probe on 6 images" in capsys.readouterr().out
+    assert main([*base, "--protocol", "linear_probe"]) == 2
+    assert "Pass `--train`" in capsys.readouterr().err
+    pairs = ["evaluate", str(model_folder), "--data", "scenes", "--n", "20", "--size", "32", "--protocol", "retrieval"]
+    assert main([*pairs, "--out", str(tmp_path / "retrieval.json")]) == 0
+    found = json.loads((tmp_path / "retrieval.json").read_text())
+    assert found["image_to_text"]["10"]["n"] == 20 and "text to image R" in capsys.readouterr().out
+
+
+def test_class_names_and_prompts_from_files(rows, model_folder, tmp_path, capsys):
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    table = {"image": [image for image, _ in rows], "label": [label for _, label in rows]}
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(str(tmp_path / "plain"))
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    (tmp_path / "prompts.txt").write_text("a {c}\nthe {}\n")
+    base = ["evaluate", str(model_folder), "--data", str(tmp_path / "plain"), "--out", str(tmp_path / "report.json")]
+    assert main(base) == 2
+    assert "class_names" in capsys.readouterr().err
+    given = ["--class_names", str(tmp_path / "names.txt"), "--templates", str(tmp_path / "prompts.txt")]
+    assert main([*base, *given]) == 0
+    report = EvalReport.from_dict(json.loads((tmp_path / "report.json").read_text()))
+    assert report.n_classes == 3 and report.ba[3].value == 1.0
+
+
+def test_the_text_classifier_is_kept_by_content(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    calls = []
+    embed = module.embed_texts
+    monkeypatch.setattr(module, "embed_texts", lambda *a, **k: calls.append(1) or embed(*a, **k))
+
+    def classifier(names=NAMES, templates=("a {}",)):
+        return text_classifier(tiny_model, tiny_processor, names, templates, cache=tmp_path)
+
+    first = classifier()
+    assert torch.equal(classifier(), first) and len(calls) == 1
+    with torch.no_grad():
+        tiny_model.vision_model.conv1.weight += 1  # the image tower has no part in it
+    assert torch.equal(classifier(), first) and len(calls) == 1
+    classifier(NAMES[::-1])
+    classifier(templates=("the {}",))
+    with torch.no_grad():
+        tiny_model.text_projection.weight[0] += 1
+    assert not torch.equal(classifier(), first)
+    assert len(calls) == 4 and len(list(tmp_path.iterdir())) == 4

@@ -1,0 +1,140 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The linear probe: both solvers at the same minimum, its rates against a slow loop, features kept by content."""
+
+import copy
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from hf_clipbd.attacks import BadNets
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.evaluation import kept_features, linear_probe
+from hf_clipbd.evaluation.labelled import uses_mean_per_class
+from hf_clipbd.evaluation.linear_probe import fit_linear
+from hf_clipbd.features import embed_dataset
+from hf_clipbd.schema import Rate
+
+
+NAMES = ["banana", "boat", "kite", "dog"]
+
+
+def pictures(n, seed, names=NAMES):
+    """Return noise whose mean colour tells the class, most of the time; classes of unequal size."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(len(names), n, p=[0.4, 0.3, 0.2, 0.1])
+    shades = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [130, 130, 60]])
+    noise = rng.normal(0, 90, (n, 32, 32, 3))
+    pixels = np.clip(shades[labels][:, None, None] + noise + rng.normal(0, 40, (n, 1, 1, 3)), 0, 255).astype(np.uint8)
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    rows = {"image": [PIL.Image.fromarray(one) for one in pixels], "label": labels.tolist()}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.fixture(scope="module")
+def train():
+    return pictures(120, 0)
+
+
+@pytest.fixture(scope="module")
+def test():
+    return pictures(60, 1)
+
+
+def objective(classifier, x, y, l2):
+    loss = torch.nn.functional.cross_entropy(classifier(torch.tensor(x)).double(), torch.tensor(y))
+    return float(loss + l2 / 2 * classifier.weight.double().square().sum())
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_both_solvers_find_the_same_minimum(classes):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(80, 6)).astype(np.float32)
+    y = np.argmax(x @ rng.normal(size=(6, classes)) + rng.normal(size=(80, classes)), axis=1)
+    ours, theirs = (fit_linear(x, y, classes, 1e-2, solver) for solver in ("torch", "sklearn"))
+    low = objective(ours, x, y, 1e-2)
+    assert low == pytest.approx(objective(theirs, x, y, 1e-2), abs=1e-5)
+    assert (ours(torch.tensor(x)).argmax(1) == theirs(torch.tensor(x)).argmax(1)).all()
+    for step in 1e-2 * rng.normal(size=(20, *ours.weight.shape)):  # nothing near it is lower
+        moved = type(ours)(ours.weight + torch.tensor(step, dtype=torch.float32), ours.bias)
+        assert objective(moved, x, y, 1e-2) > low - 1e-6
+
+
+def test_what_cannot_be_fitted_is_named(train, test, tiny_model, tiny_processor):
+    x, y = np.eye(4, dtype=np.float32), np.array([0, 0, 2, 2])
+    with pytest.raises(ValueError, match=r"classes \[1\] have none"):
+        fit_linear(x, y, 3, 1.0)
+    with pytest.raises(ValueError, match="l2 > 0"):
+        fit_linear(x, np.arange(4), 4, 0.0)
+    with pytest.raises(ValueError, match="to be one of the 4 classes"):
+        linear_probe(tiny_model, tiny_processor, train, test, {"badnets": BadNets(target="aeroplane", patch_size=4)})
+
+
+@pytest.mark.parametrize("include_target", [False, True])
+def test_rates_equal_a_slow_loop(include_target, train, test, tiny_model, tiny_processor):
+    attack, canvas = BadNets(target="kite", patch_size=8, place="corner"), Canvas(32)
+    found = linear_probe(
+        tiny_model, tiny_processor, train, test, [attack], ks=(1, 2), l2=1e-3, include_target=include_target
+    )
+    x = embed_dataset(tiny_model, tiny_processor, train, caption_column=None)["image"]
+    classifier = fit_linear(x, np.array(train["label"]), 4, 1e-3)
+
+    def ranked(image):
+        one = datasets.Dataset.from_dict({"image": [image]}, features=datasets.Features(image=datasets.Image()))
+        vector = embed_dataset(tiny_model, tiny_processor, one, caption_column=None)["image"][0]
+        scores = classifier.weight.numpy() @ vector + classifier.bias.numpy()
+        return np.argsort(-scores).tolist()
+
+    right, asr = {label: [] for label in range(4)}, []
+    for row, values in enumerate(test):
+        clean = canvas.array(values["image"])
+        right[values["label"]].append(ranked(PIL.Image.fromarray(clean))[0] == values["label"])
+        if include_target or values["label"] != 2:
+            asr.append(ranked(PIL.Image.fromarray(attack(clean, index=row)))[0] == 2)
+    everything = [hit for hits in right.values() for hit in hits]
+    assert found.report.ba[1] == Rate.of(sum(everything), 60)
+    assert found.report.triggers["badnets"].asr[1] == Rate.of(sum(asr), len(asr))
+    assert found.mean_per_class == pytest.approx(np.mean([np.mean(hits) for hits in right.values()]))
+    assert found.report.ba[1].value > 0.5 and abs(found.mean_per_class - found.report.ba[1].value) > 1e-3
+    assert found.to_dict()["probe"]["n_train"] == 120
+
+
+def test_the_penalty_is_chosen_on_held_out_training_rows(train, test, tiny_model, tiny_processor):
+    found = linear_probe(tiny_model, tiny_processor, train, test, l2_grid=(1e-4, 1e-3, 10.0))
+    assert set(found.held_out) == {1e-4, 1e-3, 10.0} and found.l2 != 10.0
+    again = linear_probe(tiny_model, tiny_processor, train, test, l2_grid=(1e-4, 1e-3, 10.0))
+    assert again == found
+    by_torch = linear_probe(tiny_model, tiny_processor, train, test, l2=found.l2, solver="torch")
+    assert by_torch.solver == "torch" and by_torch.report == found.report
+
+
+def test_features_are_kept_by_content_and_never_by_name(train, tiny_model, tiny_processor, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*given, **named):
+        calls.append(1)
+        return embed_dataset(*given, **named)
+
+    monkeypatch.setattr(kept_features, "embed_dataset", counted)
+
+    def features(model, rows, size=32):
+        return kept_features.image_features(model, tiny_processor, rows, Canvas(size), cache=tmp_path)
+
+    first = features(tiny_model, train)
+    np.testing.assert_array_equal(features(copy.deepcopy(tiny_model), train.select(range(len(train)))), first)
+    assert len(calls) == 1
+    defended = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        defended.vision_model.conv1.weight[0, 0, 0, 0] += 0.5
+    assert not np.array_equal(features(defended, train), first)
+    features(tiny_model, train.select(range(10)))
+    features(tiny_model, pictures(120, 5))
+    assert len(calls) == 4 and len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_where_the_field_reports_the_mean_of_classes():
+    chosen = ["wds_vtab-pets", "clip-benchmark/wds_vtab-flowers", "fgvc-aircraft", "vtab-caltech101"]
+    assert all(map(uses_mean_per_class, chosen))
+    assert not uses_mean_per_class("clip-benchmark/wds_vtab-cifar10")
