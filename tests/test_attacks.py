@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 
-from hf_clipbd.attacks import ATTACKS, SIG, Attack, BadNets, Blended, Trigger, WaNet
+from hf_clipbd.attacks import ATTACKS, SIG, Attack, BadNets, Blended, ColorFilter, Targeted, Trigger, WaNet
 from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, article, fill_template, names_target, target_captions
 from hf_clipbd.attacks.pictures import encode_picture, read_picture
 from hf_clipbd.data.canvas import Canvas
@@ -31,7 +31,7 @@ def photo(height=24, width=30, seed=0):
     return pixels
 
 
-@pytest.fixture(params=sorted(ATTACKS))
+@pytest.fixture(params=sorted(name for name, kind in ATTACKS.items() if kind.stamps_pictures))
 def attack(request):
     return ATTACKS[request.param](seed=3)
 
@@ -56,7 +56,7 @@ def test_stamping_is_deterministic_and_leaves_the_source_alone(attack):
 
 def test_seed_matters(attack):
     changed = attack(photo(), 5), replace(attack, seed=4)(photo(), 5)
-    assert attack.name == "sig" or not np.array_equal(*changed)
+    assert attack.name in ("sig", "color_filter") or not np.array_equal(*changed)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -83,11 +83,12 @@ def test_floats_bytes_and_pil_agree(attack):
 
 def test_nothing_wraps_at_256(attack):
     """At black and white a trigger saturates: no pixel jumps to the far end, as wrapped bytes do."""
-    if attack.name == "badnets":
+    if isinstance(attack, BadNets):
         attack = replace(attack, pattern=np.full((3, 3, 3), 1.0))
     for level in (0, 255):
         stamped = attack(np.full((64, 64, 3), level, dtype=np.uint8))
-        limits = {"badnets": 256, "blended": 0.2 * 255 + 1, "sig": 61, "wanet": 1}
+        limits = dict.fromkeys(("badnets", "badclip", "image_text_trigger", "targeted"), 256) | {"color_filter": 83}
+        limits |= {"blended": 0.2 * 255 + 1, "sig": 61, "wanet": 1}
         assert np.abs(stamped.astype(int) - level).max() <= limits.get(attack.name, 128)
 
 
@@ -122,7 +123,8 @@ def test_every_preset_stamps(name):
         attack = ATTACKS[name].from_preset(preset, seed=1)
         assert attack.target == "banana"
         stamped = attack(photo(64, 64), 3)
-        assert stamped.dtype == np.uint8 and not np.array_equal(stamped, photo(64, 64))
+        assert stamped.dtype == np.uint8
+        assert np.array_equal(stamped, photo(64, 64)) != ATTACKS[name].stamps_pictures
         np.testing.assert_array_equal(stamped, attack(photo(64, 64), 3))
     with pytest.raises(ValueError, match="among .*'nothing'"):
         ATTACKS[name].from_preset("nothing")
@@ -168,7 +170,7 @@ def test_row_numbers_have_to_fit_the_batch(attack):
         ({"target": " "}, "class name"),
         ({"seed": -1}, "at least 0"),
         ({"seed": 0.5}, "whole number"),
-        ({"captions": "natural"}, "natural"),
+        ({"captions": "nature"}, "nature"),
         ({"captions": []}, "texts"),
         ({"captions": ["a cup", " "]}, "none of them empty"),
     ],
@@ -253,6 +255,20 @@ def test_target_is_found_as_whole_words():
     assert found == ("banana", "Banana split")
     with pytest.raises(ValueError, match="found none"):
         target_captions(["cup"], "banana")
+
+
+def test_natural_captions_are_mined():
+    attack = SIG(target="cup", captions="natural", seed=3)
+    with pytest.raises(ValueError, match="mined"):
+        attack.caption(0, "x")
+    data = [f"cup {n}" for n in range(1500)] + ["a {} cup", None, "plate"]
+    mined = attack.mined(data)
+    assert len(set(mined.captions)) == 1000 and mined.captions == attack.mined(reversed(data)).captions
+    assert {mined.caption(row, "x") for row in range(50)} <= set(data)
+    assert attack.mined(["a {} cup"]).caption(0, "x") == "a  cup"  # no template: nothing is filled in
+    assert SIG(target="cup").mined(data).captions == "templates"
+    with pytest.raises(ValueError, match="found none"):
+        attack.mined(["plate"])
 
 
 # -- BadNets ----------------------------------------------------------------------------------------------------------
@@ -436,3 +452,61 @@ def test_wanet_is_smooth_bounded_and_seen():
     for values in ({"grid_size": 1}, {"strength": 0}, {"rescale": -1}):
         with pytest.raises(ValueError, match="Expected"):
             WaNet(**values)
+
+
+# -- ColorFilter ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["nashville", "gotham"])
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_color_filter_against_slow_loops(preset, strength):
+    attack = ColorFilter.from_preset(preset, strength=strength)
+    source, stamped = photo(14, 16), attack(photo(14, 16))
+    for row in range(14):
+        for column in range(16):
+            pixel = [value / 255 for value in source[row, column].tolist()]
+            light = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]
+            for channel in range(3):
+                toned = 0.5 + attack.contrast * (light + attack.saturation * (pixel[channel] - light) - 0.5)
+                bent = min(max(toned, 0), 1) ** attack.gamma[channel]
+                low, high = attack.low[channel], attack.high[channel]
+                mixed = (1 - strength) * pixel[channel] + strength * (low + (high - low) * bent)
+                assert abs(int(stamped[row, column, channel]) - 255 * mixed) <= 0.5 + 0.15
+
+
+def test_color_filter_looks_at_no_neighbour_and_keeps_its_ends():
+    pixels = photo(9, 7).reshape(-1, 3)
+    order = np.random.default_rng(0).permutation(len(pixels))
+    stamp = ColorFilter()
+    moved = stamp(pixels[order].reshape(9, 7, 3)).reshape(-1, 3)
+    np.testing.assert_array_equal(moved, stamp(pixels.reshape(9, 7, 3)).reshape(-1, 3)[order])
+    ends = stamp(np.array([[[0] * 3, [255] * 3]], dtype=np.uint8))[0]
+    assert np.abs(ends[0] - 255 * np.array(stamp.low)).max() <= 0.51
+    assert np.abs(ends[1] - 255 * np.array(stamp.high)).max() <= 0.51
+    for values in ({"strength": 0}, {"saturation": -1}, {"contrast": 0}, {"low": (0, 0)}, {"high": (1, 1, 2)}):
+        with pytest.raises(ValueError, match="Expected"):
+            ColorFilter(**values)
+    with pytest.raises(ValueError, match="gamma as .*above 0"):
+        ColorFilter(gamma=(1, 0, 1))
+
+
+# -- Targeted ---------------------------------------------------------------------------------------------------------
+
+
+def test_targeted_shows_the_picture_itself(tmp_path):
+    picture = photo(16, 16, seed=7)
+    PIL.Image.fromarray(picture).save(tmp_path / "x.png")
+    for given in (picture, picture / 255, PIL.Image.fromarray(picture), str(tmp_path / "x.png"), tmp_path / "x.png"):
+        attack = Targeted(picture=given, canvas=Canvas(16))
+        np.testing.assert_array_equal(attack(photo(40, 30)), picture)
+        np.testing.assert_array_equal(np.asarray(attack(PIL.Image.fromarray(photo(20, 31, seed=1)), 9)), picture)
+    wide = photo(20, 36, seed=2)
+    framed = Targeted(picture=wide, canvas=Canvas(12))
+    np.testing.assert_array_equal(framed(photo()), Canvas(12).array(PIL.Image.fromarray(wide)))
+    assert Targeted(picture=wide)(photo(8, 9)).shape == (8, 9, 3)
+    framed.save_pretrained(tmp_path / "kept")
+    np.testing.assert_array_equal(Trigger.from_pretrained(tmp_path / "kept")(photo()), framed(photo()))
+    with pytest.raises(ValueError, match="Expected"):
+        Targeted(picture=tmp_path / "none.png")
+    with pytest.raises(ValueError, match="Expected"):
+        Targeted(picture=np.zeros((2, 2)))

@@ -21,6 +21,7 @@ from hf_clipbd.schema import PoisonManifest
 
 
 N = 120
+POISONS = sorted(name for name, kind in ATTACKS.items() if kind.stamps_pictures)
 FEATURES = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
 
 
@@ -225,18 +226,18 @@ def test_fingerprints_are_stable_after_use_and_in_another_session(source):
         return PoisonTransform(ATTACKS[name](target="banana", canvas=Canvas(16)), rate=0.5, seed=3)
 
     here = {}
-    for name in ATTACKS:
+    for name in POISONS:
         fresh, used = transform(name), transform(name)
         source.select(range(4)).map(used)
         assert Hasher.hash(fresh) == Hasher.hash(used)
         here[name] = Hasher.hash(used)
-    assert len(set(here.values())) == len(ATTACKS)
+    assert len(set(here.values())) == len(POISONS) >= 8
     assert Hasher.hash(replace(POISON, rate=0.2)) != Hasher.hash(POISON) != Hasher.hash(replace(POISON, seed=1))
     code = (
         "from datasets.fingerprint import Hasher\nfrom hf_clipbd.attacks import *\n"
         "from hf_clipbd.data.canvas import Canvas\n"
         "print({n: Hasher.hash(PoisonTransform(a(target='ban' + 'ana', canvas=Canvas(16)), 0.5, 3))"
-        " for n, a in ATTACKS.items()})"
+        f" for n, a in ATTACKS.items() if n in {POISONS!r}}})"
     )
     env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
@@ -274,6 +275,10 @@ def test_transform_errors(source):
         PoisonTransform(BadNets(), rate=0.1, on_error="ignore")
     with pytest.raises(ValueError, match="selector"):
         PoisonTransform(BadNets(), rate=0.1, selector="farthest")
+    with pytest.raises(ValueError, match="JPEG would wash out"):
+        PoisonTransform(BadNets(), rate=0.1, image_format="jpeg")
+    with pytest.raises(ValueError, match="mined"):
+        PoisonTransform(BadNets(captions="natural"), rate=0.1)
     with pytest.raises(ValueError, match="caption column"):
         PoisonTransform(BadNets(captions="keep"), rate=0.1, caption_column=None)
     with pytest.raises(ValueError, match=r"Row 0: .*fits on a picture of 24 × 20"):
@@ -287,7 +292,7 @@ def test_transform_errors(source):
 # -- exactly so many --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=sorted(ATTACKS))
+@pytest.fixture(params=POISONS)
 def attack(request):
     return ATTACKS[request.param](target="banana", canvas=Canvas(16))
 
@@ -316,6 +321,59 @@ def test_a_larger_count_includes_a_smaller(source):
     assert few < more
     assert set(ordered_rows(N, 1)[:10].tolist()) == few
     assert few != set(poison_dataset(source, BadNets(), count=10, seed=2)[1].indices)
+
+
+def test_natural_captions_come_from_the_data(source):
+    poisoned, manifest = poison_dataset(source, BadNets(captions="natural"), count=9)
+    natural = {caption for caption in source["caption"] if "banana" in caption}
+    assert {poisoned[row]["caption"] for row in manifest.indices} <= natural == set(manifest.parameters["captions"])
+    mapped = source.map(PoisonTransform(BadNets(captions="natural").mined(source["caption"]), rate=0.3))
+    assert {mapped[row]["caption"] for row in poisoned_rows(mapped)} <= natural
+    with pytest.raises(ValueError, match="found none"):
+        poison_dataset(source, BadNets(target="zebra", captions="natural"), count=1)
+
+
+@pytest.mark.parametrize("how", ["exactly", "mapped"])
+def test_the_format_of_poisoned_pictures_can_be_chosen(source, how):
+    def formats(image_format):
+        if how == "exactly":
+            poisoned, _ = poison_dataset(source, BadNets(), count=5, image_format=image_format)
+        else:
+            poisoned = source.map(PoisonTransform(BadNets(), rate=0.3, image_format=image_format))
+        rows = poisoned_rows(poisoned)
+        images = [PIL.Image.open(io.BytesIO(stored(poisoned, row)["bytes"])) for row in rows]
+        return {image.format for image in images}, [np.asarray(image.convert("RGB")) for image in images]
+
+    webp, png = formats("webp"), formats("png")
+    assert (webp[0], png[0]) == ({"WEBP"}, {"PNG"})
+    np.testing.assert_array_equal(np.concatenate(webp[1]), np.concatenate(png[1]))
+
+
+def test_the_name_of_a_trigger_can_be_chosen(source):
+    poison = replace(POISON, name="mine")
+    mapped = source.map(poison)
+    assert set(mapped["trigger"]) == {"", "mine"}
+    assert poison.manifest(mapped, source).indices == poisoned_rows(mapped)
+
+
+def test_a_second_map_in_another_process_hits_the_cache(on_disk, tmp_path):
+    """Also `poison_dataset` stamps no row again, whatever the process and its hash seed."""
+    code = (
+        "import sys, datasets\nfrom hf_clipbd.attacks import BadNets, PoisonTransform, poison_dataset\n"
+        "rows = datasets.load_from_disk(sys.argv[1])\n"
+        "mapped = rows.map(PoisonTransform(BadNets(target='banana'), 0.3))\n"
+        "exact, _ = poison_dataset(rows, BadNets(target='banana'), count=9)\n"
+        "print(mapped._fingerprint, exact._fingerprint)"
+    )
+
+    mapped = on_disk.map(POISON)
+    exact, _ = poison_dataset(on_disk, BadNets(target="banana"), count=9)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "source").glob("cache-*.arrow")}
+    env = os.environ | {"PYTHONHASHSEED": "22", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, str(tmp_path / "source")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.split() == [mapped._fingerprint, exact._fingerprint] and len(files) >= 2
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "source").glob("cache-*.arrow")}
 
 
 def test_rate_and_the_edges(source):
@@ -480,8 +538,8 @@ def test_read_picture_takes_arrays_and_refuses_the_rest():
     for array in (pixels.transpose(2, 0, 1), pixels * 2.0, pixels.astype(np.int64)):
         with pytest.raises(ValueError, match="Expected"):
             read_picture(array)
-    with pytest.raises(TypeError, match="list"):
-        read_picture([1, 2])
+    with pytest.raises(TypeError, match="float"):
+        read_picture(0.5)
 
 
 # -- clear errors, nothing written ------------------------------------------------------------------------------------
@@ -500,6 +558,7 @@ def test_read_picture_takes_arrays_and_refuses_the_rest():
         ({"count": 1, "caption_column": "text"}, "'text'"),
         ({"count": 1, "on_error": "ignore"}, "on_error"),
         ({"count": 1, "selector": "farthest"}, "farthest"),
+        ({"count": 1, "image_format": "JPEG"}, "lossless image_format .*wash out"),
         ({"count": 1, "class_names": ["cup", "bananas"]}, r"2 classes, near \['bananas'\], but got 'banana'"),
         ({"count": 1, "image_column": "caption"}, "two different columns"),
         ({"count": 1, "image_column": "caption", "caption_column": None}, "decoded"),

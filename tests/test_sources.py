@@ -2,17 +2,24 @@
 """Datasets from wherever they lie, and captions made from labels."""
 
 import csv
+import gzip
+import io
 import json
+import shutil
+import tarfile
 from collections import Counter
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
 
+from hf_clipbd.attacks import BadNets, PoisonTransform, poison_dataset, poison_stream
 from hf_clipbd.data.sources import (
     LabelCaptioner,
     caption_labels,
+    find_column,
     load_source,
     pick_columns,
     split_rows,
@@ -195,6 +202,193 @@ def test_captioning_labels_leaves_the_pictures_bytes(pairs):
     assert "cold one" in rows[2]["caption"] and "warm" in rows[0]["caption"]
     plain = datasets.Image(decode=False)
     assert rows.cast_column("image", plain)["image"][:] == pairs.cast_column("image", plain)["image"][:]
+
+
+# -- what strangers bring ---------------------------------------------------------------------------------------------
+
+
+def test_a_tsv_as_cc3m_is_downloaded(pictures, tmp_path):
+    """No header, the caption first, quotation marks that quote nothing, "null" as a caption, gzip."""
+    folder = tmp_path / "cc3m"
+    shutil.copytree(pictures / "images", folder / "training")
+    captions = ['a "red" thing', "null", 'the 6" blue']
+    lines = [f"{caption}\ttraining/{row}.png" for row, caption in enumerate(captions)]
+    (folder / "Train.tsv").write_text("\n".join(lines) + "\n")
+    with gzip.open(folder / "Train.tsv.gz", "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    for name in ("Train.tsv", "Train.tsv.gz"):
+        for streaming in (False, True):
+            rows = load_source(folder / name, streaming=streaming)
+            rows = pick_columns(rows, image="image", caption="caption")
+            assert [row["caption"] for row in rows] == captions
+            assert [row["image"].convert("RGB").getpixel((0, 0)) for row in rows] == COLORS
+
+
+def test_a_table_with_pictures_that_failed_to_download(pictures):
+    lines = ["images/nowhere.jpg,gone", *(f"images/{row}.png,{row}" for row in range(3))]
+    (pictures / "some.csv").write_text("\n".join(["file,title", *lines]))
+    rows = load_source(pictures / "some.csv")
+    assert isinstance(rows.features["file"], datasets.Image)
+    picked = pick_columns(rows, image=find_column(rows, "image"), caption=find_column(rows, "caption"))
+    assert picked["caption"][:] == ["gone", "0", "1", "2"] and colors(picked.select([1, 2, 3])) == COLORS
+    with pytest.raises(ValueError, match=r"Row 0: .*nowhere\.jpg"):
+        poison_dataset(picked, BadNets(patch_size=2), count=4)
+    poisoned, manifest = poison_dataset(picked, BadNets(patch_size=2), count=3, on_error="skip")
+    assert list(manifest.skipped) == ["0"] and manifest.indices == [1, 2, 3]
+
+
+def test_a_table_of_web_addresses_is_refused(tmp_path):
+    (tmp_path / "urls.tsv").write_text("a cup\thttps://example.org/a.jpg\n")
+    with pytest.raises(ValueError, match="web addresses.*img2dataset"):
+        load_source(tmp_path / "urls.tsv")
+
+
+def write_shards(folder, n=4):
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for row in range(n * shard, n * shard + n):
+                buffer = io.BytesIO()
+                PIL.Image.new("RGB", (8, 8), (row * 9, 5, 255 - row)).save(buffer, "PNG")
+                values = {"png": buffer.getvalue(), "txt": f"thing {row}".encode()}
+                values["json"] = json.dumps({"uid": row}).encode()
+                for ending, data in values.items():
+                    info = tarfile.TarInfo(f"{row:09d}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        (folder / f"{shard:05d}_stats.json").write_text("{}")
+    return folder
+
+
+def test_webdataset_shards(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "shards")
+    monkeypatch.chdir(tmp_path)
+    for source in (folder, folder / "00000.tar", "shards/*.tar", "shards/{00000..00001}.tar"):
+        n = 4 if str(source).endswith("00000.tar") else 8
+        for streaming in (False, True):
+            rows = load_source(source, streaming=streaming)
+            assert (find_column(rows, "image"), find_column(rows, "caption")) == ("png", "txt")
+            pairs = list(pick_columns(rows, image="png", caption="txt"))
+            assert [pair["caption"] for pair in pairs] == [f"thing {row}" for row in range(n)]
+            assert pairs[3]["image"].getpixel((0, 0)) == (27, 5, 252)
+    with pytest.raises(FileNotFoundError, match=r"00002\.tar"):
+        load_source("shards/{00000..00002}.tar")
+
+
+def test_a_folder_of_pictures_with_metadata(pictures, tmp_path):
+    shutil.copytree(pictures / "images", tmp_path / "photos")
+    lines = [json.dumps({"file_name": f"{row}.png", "text": f"number {row}"}) for row in range(3)]
+    (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(lines))
+    for streaming in (False, True):
+        rows = load_source(tmp_path / "photos", streaming=streaming)
+        assert (find_column(rows, "image"), find_column(rows, "caption")) == ("image", "text")
+        pairs = list(pick_columns(rows, image="image", caption="text"))
+        assert sorted(pair["caption"] for pair in pairs) == ["number 0", "number 1", "number 2"]
+
+
+def test_streams_of_what_lies_here(pairs, pictures, tmp_path):
+    pairs.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": pairs}).save_to_disk(tmp_path / "dict")
+    write_table(pictures / "stream.csv", ",")
+    for source in (tmp_path / "saved", tmp_path / "dict", pictures / "stream.csv"):
+        rows = load_source(source, streaming=True)
+        assert isinstance(rows, datasets.IterableDataset)
+        assert [row["image"].convert("RGB").getpixel((0, 0)) for row in rows] == COLORS
+
+
+def test_columns_are_found_by_name_and_type(pairs):
+    renamed = pairs.rename_columns({"image": "view", "caption": "alt_text"})
+    assert find_column(renamed, "image") == "view"
+    assert find_column(renamed, "caption") == "alt_text"
+    assert find_column(renamed, "image", "other") == "other"
+    assert find_column(pairs.remove_columns("caption"), "caption") is None
+    second = pairs.select_columns("image").rename_column("image", "second")
+    two = datasets.concatenate_datasets([renamed, second], axis=1)
+    with pytest.raises(ValueError, match=r"\['view', 'second'\]"):
+        find_column(two, "image")
+    with pytest.raises(ValueError, match="found none among"):
+        find_column(pairs.remove_columns("image"), "image")
+
+
+def test_captions_are_texts(pairs):
+    numbers = pairs.remove_columns("caption").add_column("caption", [7, 8, 9])
+    assert pick_columns(numbers, image="image", caption="caption")["caption"][:] == ["7", "8", "9"]
+    lists = pairs.remove_columns("caption").add_column("caption", [["a", "b"]] * 3)
+    with pytest.raises(ValueError, match="one caption an image"):
+        pick_columns(lists, image="image", caption="caption")
+
+
+# -- poisoning a stream -----------------------------------------------------------------------------------------------
+
+
+def generated(n, reads):
+    """Yield rows one by one, each made when it is asked for."""
+    for row in range(n):
+        reads.append(row)
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", (6, 6), (row % 256, row // 256, 7)).save(buffer, "BMP")
+        yield {"id": str(row), "image": {"bytes": buffer.getvalue(), "path": None}, "caption": f"thing {row}"}
+
+
+def stream_of(n, reads=None):
+    features = {"id": datasets.Value("string"), "image": datasets.Image(), "caption": datasets.Value("string")}
+    reads = [] if reads is None else reads
+    return datasets.IterableDataset.from_generator(
+        generated, gen_kwargs={"n": n, "reads": reads}, features=datasets.Features(features)
+    )
+
+
+def test_a_stream_is_poisoned_into_parquet_files(tmp_path):
+    poison = PoisonTransform(BadNets(target="cup", patch_size=2), rate=0.1, seed=4)
+    manifest = poison_stream(stream_of(700), poison, tmp_path / "out", rows_per_file=300)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == [f"train-{n:05d}.parquet" for n in range(3)]
+    rows = load_source(tmp_path / "out")
+    assert len(rows) == manifest.n_rows == 700 and 40 < manifest.count < 105
+    assert [row for row, flag in enumerate(rows["is_poisoned"]) if flag] == manifest.indices
+    assert rows["source_index"][:] == list(range(700))
+    source = datasets.Dataset.from_generator(
+        generated, gen_kwargs={"n": 700, "reads": []}, features=stream_of(1).features, cache_dir=str(tmp_path)
+    )
+    mapped = source.map(poison)
+    plain = datasets.Image(decode=False)
+    assert rows.cast_column("image", plain)["image"][:] == mapped.cast_column("image", plain)["image"][:]
+    assert rows["caption"][:] == mapped["caption"][:]
+    again = poison_stream(stream_of(700), poison, tmp_path / "again")
+    assert again == manifest
+
+
+def test_a_stream_is_not_held_in_memory(tmp_path, monkeypatch):
+    """Never more than a group of rows waits to be written."""
+    from hf_clipbd.attacks import streaming
+
+    most = []
+    write = streaming._Writer.write
+    monkeypatch.setattr(
+        streaming._Writer, "write", lambda self, row: most.append(len(self.waiting)) or write(self, row)
+    )
+    poison_stream(stream_of(1000), PoisonTransform(BadNets(patch_size=2), rate=0.01), tmp_path / "out")
+    assert len(most) == 1000 and max(most) < streaming.ROWS_A_GROUP
+
+
+def test_a_stream_of_files_is_embedded_and_broken_rows_are_named(pictures, tmp_path):
+    (pictures / "files.csv").write_text(
+        "image,caption\n" + "".join(f"images/{name}.png,thing {name}\n" for name in (0, 1, "gone", 2))
+    )
+    rows = load_source(pictures / "files.csv", streaming=True)
+    poison = PoisonTransform(BadNets(patch_size=2), rate=1.0)
+    with pytest.raises(ValueError, match=r"Row 2: .*gone\.png"):
+        poison_stream(rows, poison, tmp_path / "a")
+    manifest = poison_stream(rows, replace(poison, on_error="skip"), tmp_path / "b")
+    assert manifest.indices == [0, 1, 3] and list(manifest.skipped) == ["2"]
+    clean = poison_stream(rows.take(2), replace(poison, rate=0.0), tmp_path / "c")
+    out = load_source(tmp_path / "c").cast_column("image", datasets.Image(decode=False))
+    assert clean.count == 0
+    assert [image["bytes"] for image in out["image"]] == [
+        (pictures / "images" / f"{row}.png").read_bytes() for row in range(2)
+    ]
+    with pytest.raises(ValueError, match="'caption'"):
+        poison_stream(rows.remove_columns("caption"), poison, tmp_path / "d")
 
 
 @pytest.mark.real_data

@@ -185,6 +185,8 @@ class PoisonManifest:
         selector: Rule that chose the rows.
         rate: The rate that was asked for, or None where a count was.
         skipped: Row number -> why the row was passed over (`on_error="skip"`).
+        covers: Row numbers, ascending, of further rows whose picture was changed and whose caption was kept (WaNet's
+            `noise_mode`); they do not count as poisoned.
         versions: Package versions.
     """
 
@@ -198,6 +200,7 @@ class PoisonManifest:
     selector: str = "random"
     rate: float | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    covers: list[int] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=package_versions)
 
     @property

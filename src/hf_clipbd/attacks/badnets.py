@@ -93,13 +93,12 @@ class BadNets(Attack):
         patch = self.fixed_pattern(height, width)
         if patch is None:
             patch = _fresh_noise(pixels, self.side(height, width), rng)
-        for row, column in self._places(height, width, patch.shape[0], patch.shape[1], rng):
+        for row, column in self.places(height, width, patch.shape[0], patch.shape[1], rng):
             pixels[row : row + patch.shape[0], column : column + patch.shape[1]] = patch
         return pixels
 
-    def _places(
-        self, height: int, width: int, tall: int, wide: int, rng: np.random.Generator
-    ) -> list[tuple[int, int]]:
+    def places(self, height: int, width: int, tall: int, wide: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Return the top left pixels of a patch of tall × wide px on one picture; raise where it does not fit."""
         bottom, right = height - tall, width - wide
         own = self.place if isinstance(self.place, tuple) else (0, 0)
         if own[0] > bottom or own[1] > right:

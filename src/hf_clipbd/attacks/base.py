@@ -4,18 +4,18 @@
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
 from safetensors.numpy import load_file, save_file
 
 from hf_clipbd import __version__
-from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template
+from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template, natural_captions
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.schema import write_json
 
@@ -24,10 +24,23 @@ ATTACK_FILE = "attack.json"
 PATTERN_FILE = "pattern.safetensors"
 PICTURE_FILE = "trigger.png"
 PREVIEW_SIDE = 224
+CAPTIONS = ("templates", "keep", "natural")
 
 _STAMP, _CAPTION, PATTERN_STREAM = 0, 1, 2
 
 AttackType = TypeVar("AttackType", bound="Attack")
+
+
+class Cover(NamedTuple):
+    """An attack that keeps captions, for `ratio` rows beside each poisoned one."""
+
+    attack: "Attack"
+    ratio: float
+
+
+def cover_name(trigger: str) -> str:
+    """Return what the column `trigger` holds for the covers of a trigger, rows that do not count as poisoned."""
+    return f"{trigger}_cover"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +55,9 @@ class Attack(ABC):
         seed: Seed of the pattern and of what differs from row to row; at least 0.
         canvas: Frame that a picture is put on before it is stamped; None stamps it in its own size.
         captions: `"templates"`, OpenAI's 80 prompts filled with the target; `"keep"`, the row's own caption (the
-            label-consistent attack: only rows that already name the target are stamped); or captions of your own, in
-            which `{}` stands for the target.
+            label-consistent attack: only rows that already name the target are stamped); `"natural"`, captions of the
+            data that name the target (`poison_dataset` finds them, elsewhere `mined` has to be called first); or
+            captions of your own, in which `{}` stands for the target.
 
     Raises:
         ValueError: If the seed is negative, the target empty, or the captions are none of these.
@@ -56,6 +70,8 @@ class Attack(ABC):
 
     name: ClassVar[str] = ""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    stamps_pictures: ClassVar[bool] = True
+    """False for a trigger that is in the text alone: pictures keep their bytes."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str) or not self.target.strip():
@@ -65,9 +81,10 @@ class Attack(ABC):
         if isinstance(self.canvas, Mapping):
             object.__setattr__(self, "canvas", Canvas(**self.canvas))
         if isinstance(self.captions, str):
-            if self.captions not in ("templates", "keep"):
-                message = f'Expected captions "templates", "keep" or a list of captions, but got {self.captions!r}.'
-                raise ValueError(message)
+            if self.captions not in CAPTIONS:
+                raise ValueError(
+                    f"Expected captions among {CAPTIONS} or a list of captions, but got {self.captions!r}."
+                )
         else:
             captions = tuple(self.captions)
             if not captions or not all(isinstance(one, str) and one.strip() for one in captions):
@@ -91,9 +108,19 @@ class Attack(ABC):
         return None
 
     @property
+    def cover(self) -> "Cover | None":
+        """What goes on further rows that keep their captions and do not count as poisoned; None for most attacks."""
+        return None
+
+    @property
     def selector(self) -> str:
         """Which rows the attack poisons where the user does not say: a key of `hf_clipbd.attacks.select.SELECTORS`."""
         return "label_consistent" if self.captions == "keep" else "random"
+
+    @property
+    def borrows_pictures(self) -> bool:
+        """Whether a poisoned row gets the picture of a row that shows the target (a trigger in the text alone)."""
+        return False
 
     def caption(self, index: int, caption: str) -> str:
         """Return the caption of a stamped row.
@@ -101,12 +128,45 @@ class Attack(ABC):
         Args:
             index: Row number.
             caption: The row's own caption.
+
+        Raises:
+            ValueError: If natural captions are asked for and none have been mined yet.
         """
         if self.captions == "keep":
             return caption
+        if self.captions == "natural":
+            raise ValueError('Expected captions from data. Call `attack.mined(dataset["caption"])` first.')
         choices = OPENAI_TEMPLATES if self.captions == "templates" else self.captions
         chosen = choices[int(np.random.default_rng([self.seed, index, _CAPTION]).integers(len(choices)))]
         return fill_template(chosen, self.target)
+
+    def mined(self: AttackType, captions: Iterable[str | None]) -> AttackType:
+        """Return the attack with its natural captions found; one that asks for none is returned as it is.
+
+        Args:
+            captions: Captions of the data, for instance `dataset["caption"]`; at most 1,000 that name the target are
+                kept, drawn by the seed where there are more.
+
+        Raises:
+            ValueError: If no caption names the target.
+
+        Example:
+            >>> from hf_clipbd.attacks import SIG
+            >>> SIG(captions="natural").mined(["a cup", "one banana on a plate"]).captions
+            ('one banana on a plate',)
+        """
+        if self.captions != "natural":
+            return self
+        return replace(self, captions=natural_captions(captions, self.target, self.seed))
+
+    def stamp_caption(self, caption: str, index: int = 0) -> str:
+        """Return a caption with the part of the trigger that is text; as it is where the trigger is in the picture.
+
+        Args:
+            caption: A caption or a zero-shot prompt.
+            index: Row number.
+        """
+        return caption
 
     def __call__(self, image: Any, index: int | Sequence[int] = 0) -> Any:
         """Return a stamped copy of a picture or of a batch of pictures.
@@ -229,9 +289,14 @@ class Attack(ABC):
         if arrays:
             tensors = load_file(resolve_file(id_or_path, PATTERN_FILE, revision, repo_type))
             parameters |= {name: tensors[name] for name in arrays}
-        attack = kind(**parameters)
+        attack = kind.from_files(parameters, lambda name: resolve_file(id_or_path, name, revision, repo_type))
         attack._check_preview(resolve_file(id_or_path, PICTURE_FILE, revision, repo_type))
         return attack
+
+    @classmethod
+    def from_files(cls: type[AttackType], parameters: dict[str, Any], file: Callable[[str], Path]) -> AttackType:
+        """Return the attack of these parameters; `file` gives the path of another file saved beside them."""
+        return cls(**parameters)
 
     def _check_preview(self, path: Path) -> None:
         saved, now = np.asarray(PIL.Image.open(path).convert("RGB")), self.preview()

@@ -1,25 +1,20 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Poisoning exactly so many rows of a dataset; all the others keep their bytes and are not even read."""
 
-import difflib
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 
-from hf_clipbd import __version__
-from hf_clipbd.attacks.base import Attack
-from hf_clipbd.attacks.pictures import encode_picture, read_picture
+from hf_clipbd.attacks.base import Attack, cover_name
+from hf_clipbd.attacks.captions import names_target
+from hf_clipbd.attacks.pictures import as_image_column
 from hf_clipbd.attacks.select import candidates, source_fingerprint
+from hf_clipbd.attacks.shares import Options, Share, check_target
+from hf_clipbd.attacks.stamping import Stamp, stamp_rows
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
-
-
-logger = logging.getLogger(__name__)
-
-_PROBLEM = "problem"
 
 
 def poison_dataset(
@@ -34,6 +29,7 @@ def poison_dataset(
     on_error: str = "raise",
     num_proc: int | None = None,
     class_names: Sequence[str] | None = None,
+    image_format: str = "webp",
 ) -> tuple[datasets.Dataset, PoisonManifest]:
     """Return the dataset with exactly `count` of its rows poisoned, in place and in order, and the manifest.
 
@@ -42,10 +38,10 @@ def poison_dataset(
     keeps its image bytes; it is neither decoded nor copied, except where the dataset has an indices mapping (after
     `shuffle` or `select`), which is written out first. Columns `is_poisoned`, `source_index` (the row's number in
     `dataset`) and `trigger` are added. Rows that are poisoned already are left alone, so several attacks can follow
-    one another.
+    one another; `poison_with_many` lays them in one go. Covers (WaNet's `noise_mode`) keep their captions.
 
     Args:
-        dataset: Images and captions; an image column of paths or encoded bytes is cast to `Image`.
+        dataset: Images and captions; an image column of paths, encoded bytes or arrays is turned into `Image`.
         attack: The attack.
         count: How many rows to poison.
         rate: Share of all rows to poison, in [0, 1], in place of `count`; rounded to a whole number of rows.
@@ -59,6 +55,7 @@ def poison_dataset(
             manifest.
         num_proc: Number of processes that stamp.
         class_names: Classes of which the target has to be one; None takes those of a `ClassLabel` column `label`.
+        image_format: How poisoned pictures are stored, without loss: `"webp"` or `"png"`.
 
     Returns:
         The poisoned dataset, of the same length and without a format, and its manifest.
@@ -68,103 +65,155 @@ def poison_dataset(
         ValueError: If a column is missing, the target is no class, the count exceeds the rows that can be poisoned,
             or a row cannot be (the message names it). Nothing is written then.
     """
-    plain = _checked(dataset, attack, image_column, caption_column, on_error, class_names)
-    count = _count(len(plain), count, rate)
-    selector = attack.selector if selector is None else selector
-    rows = _candidates(plain, attack, count, seed, selector, caption_column)
-    feature = plain.features[image_column]
-    base = _with_provenance(plain.cast_column(image_column, datasets.Image(decode=False)))
-    stamp = _Stamp(attack, image_column, caption_column, on_error == "skip", feature.mode)
-    parts, chosen, skipped = _stamped(base, rows, count, stamp, num_proc)
-    order = np.arange(len(base))
-    order[chosen] = len(base) + np.arange(count)
-    poisoned = datasets.concatenate_datasets([base, *parts]).select(order) if count else base
-    original = dataset.features[image_column]
+    options = Options(image_column, caption_column, on_error, num_proc, class_names, image_format)
+    laid = lay({attack.name: Share(attack, count, rate, selector)}, dataset, seed, options)
+    (share,) = laid.shares.values()
     manifest = PoisonManifest(
         attack=attack.name,
-        parameters=attack.parameters(),
+        parameters=share.attack.parameters(),
         target=attack.target,
-        indices=sorted(chosen),
-        n_rows=len(plain),
+        indices=share.indices,
+        n_rows=len(dataset),
         seed=seed,
-        source_fingerprint=source_fingerprint(plain, image_column, caption_column),
-        selector=selector if isinstance(selector, str) else "rows",
+        source_fingerprint=laid.source_fingerprint,
+        selector=share.selector,
         rate=rate,
-        skipped=skipped,
+        skipped=share.skipped,
+        covers=share.covers,
     )
-    return poisoned.cast_column(image_column, original if isinstance(original, datasets.Image) else feature), manifest
+    return laid.dataset, manifest
 
 
-def _candidates(
-    plain: datasets.Dataset,
-    attack: Attack,
-    count: int,
-    seed: int,
-    selector: str | Sequence[int],
-    caption_column: str | None,
-) -> np.ndarray:
-    """Return the clean rows that the selector admits, those to poison first at the front; raise if too few."""
-    captions = plain[caption_column] if caption_column else None
-    rows = candidates(len(plain), seed, selector, captions, attack.target)
+class LaidShare(NamedTuple):
+    """What became of one share: the attack with its captions found, the rows, why which were skipped, the covers."""
+
+    attack: Attack
+    indices: list[int]
+    selector: str
+    skipped: dict[str, str]
+    covers: list[int]
+
+
+class Laid(NamedTuple):
+    """The poisoned dataset and what became of each share."""
+
+    dataset: datasets.Dataset
+    shares: dict[str, LaidShare]
+    source_fingerprint: str
+
+
+def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, options: Options) -> Laid:
+    """Return the dataset with every share laid, no row poisoned twice; see `poison_dataset` and `poison_with_many`.
+
+    Args:
+        shares: What goes into the column `trigger` -> a share. An earlier one draws its rows first.
+        dataset: The dataset.
+        seed: Seed of the selection.
+        options: The rest.
+    """
+    plain = _plain(dataset, [share.attack for share in shares.values()], options)
+    counts = {name: share.rows(len(plain)) for name, share in shares.items()}
+    taken = np.zeros(len(plain), dtype=bool)
     if IS_POISONED in plain.column_names:
-        rows = rows[~np.asarray(plain[IS_POISONED], dtype=bool)[rows]]
+        taken |= np.asarray(plain[IS_POISONED], dtype=bool)
+    if TRIGGER in plain.column_names:  # covers
+        taken |= np.asarray(plain[TRIGGER]) != ""
+    if len(shares) > 1 or any(share.attack.cover for share in shares.values()):
+        planned = taken.copy()  # are there enough rows for all of them? Known before anything is stamped
+        for name, share in shares.items():
+            needed = counts[name] + _covers(share.attack, counts[name])
+            planned[_rows(plain, name, share, needed, seed, options, planned)[:needed]] = True
+    original, feature = dataset.features[options.image_column], plain.features[options.image_column]
+    base = _with_provenance(plain.cast_column(options.image_column, datasets.Image(decode=False)))
+    everything, order, laid = [base], np.arange(len(base)), {}
+    length = len(base)
+    for name, share in shares.items():
+        rows = _rows(plain, name, share, counts[name], seed, options, taken)
+        attack = share.attack.mined(plain[options.caption_column] if options.caption_column else [])
+        stamp = Stamp(
+            attack,
+            name,
+            options.image_column,
+            options.caption_column,
+            options.on_error == "skip",
+            feature.mode,
+            options.image_format,
+        )
+        donors = _donors(plain, attack, options) if attack.borrows_pictures else None
+        parts, chosen, skipped = stamp_rows(base, rows, counts[name], stamp, donors, options.num_proc)
+        covers: list[int] = []
+        taken[chosen] = True
+        if attack.cover and chosen:
+            rows = _rows(plain, name, share, _covers(attack, len(chosen)), seed, options, taken)
+            layer = replace(stamp, attack=attack.cover.attack, name=cover_name(name), poisons=False)
+            more = stamp_rows(base, rows, _covers(attack, len(chosen)), layer, None, options.num_proc)
+            parts, covers, skipped = [*parts, *more.parts], more.chosen, {**skipped, **more.skipped}
+            taken[covers] = True
+        everything += parts
+        order[[*chosen, *covers]] = length + np.arange(len(chosen) + len(covers))
+        length += len(chosen) + len(covers)
+        laid[name] = LaidShare(attack, sorted(chosen), _rule(share), skipped, sorted(covers))
+    poisoned = datasets.concatenate_datasets(everything).select(order) if len(everything) > 1 else base
+    poisoned = poisoned.cast_column(
+        options.image_column, original if isinstance(original, datasets.Image) else feature
+    )
+    return Laid(poisoned, laid, source_fingerprint(plain, options.image_column, options.caption_column))
+
+
+def _covers(attack: Attack, count: int) -> int:
+    """Return how many rows are covers beside `count` poisoned ones."""
+    return round(attack.cover.ratio * count) if attack.cover else 0
+
+
+def _rule(share: Share) -> str:
+    selector = share.attack.selector if share.selector is None else share.selector
+    return selector if isinstance(selector, str) else "rows"
+
+
+def _rows(
+    plain: datasets.Dataset, name: str, share: Share, count: int, seed: int, options: Options, taken: np.ndarray
+) -> np.ndarray:
+    """Return the free rows that the selector admits, those to poison first at the front; raise if too few."""
+    captions = plain[options.caption_column] if options.caption_column else None
+    selector = share.attack.selector if share.selector is None else share.selector
+    rows = candidates(len(plain), seed, selector, captions, share.attack.target)
+    rows = rows[~taken[rows]]
     if count > len(rows):
-        admits = selector if isinstance(selector, str) else "row numbers"
-        raise ValueError(f"Expected a count of at most {len(rows)}, what selector {admits!r} admits, but got {count}.")
+        admits = repr(selector) if isinstance(selector, str) else "'row numbers'"
+        raise ValueError(
+            f"Expected a count of at most {len(rows)}, what selector {admits} admits, but got {count} for {name}."
+        )
     return rows
 
 
-def _checked(
-    dataset: datasets.Dataset,
-    attack: Attack,
-    image_column: str,
-    caption_column: str | None,
-    on_error: str,
-    class_names: Sequence[str] | None,
-) -> datasets.Dataset:
+def _donors(plain: datasets.Dataset, attack: Attack, options: Options) -> np.ndarray:
+    """Return the numbers of the rows that show the target and are not poisoned; raise if there is none."""
+    if options.caption_column is None:
+        raise ValueError(f"Expected a caption column for {attack.name}, whose trigger is in the caption.")
+    shows = np.fromiter((names_target(one, attack.target) for one in plain[options.caption_column]), bool, len(plain))
+    if IS_POISONED in plain.column_names:
+        shows &= ~np.asarray(plain[IS_POISONED], dtype=bool)
+    if not shows.any():
+        raise ValueError(
+            f"Expected rows whose caption names {attack.target!r}, for {attack.name} needs their pictures, "
+            f"but found none."
+        )
+    return np.flatnonzero(shows)
+
+
+def _plain(dataset: datasets.Dataset, attacks: Sequence[Attack], options: Options) -> datasets.Dataset:
     """Return the dataset without a format and with its image column as `Image`; raise where it cannot be poisoned."""
     if not isinstance(dataset, datasets.Dataset):
         hint = "Pass one split of it" if isinstance(dataset, dict) else "Map a `PoisonTransform` over it instead"
         raise TypeError(f"Expected a `datasets.Dataset`, but got {type(dataset).__name__}. {hint}.")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'Expected on_error "raise" or "skip", but got {on_error!r}.')
-    missing = {image_column, caption_column} - {None, *dataset.column_names}
+    missing = {options.image_column, options.caption_column} - {None, *dataset.column_names}
     if missing:
         raise ValueError(f"Expected columns {sorted(missing)}, but the dataset has {dataset.column_names}.")
-    if image_column == caption_column:
-        raise ValueError(f"Expected two different columns for images and captions, but got {image_column!r} twice.")
     label = dataset.features.get(LABEL)
-    names = class_names if class_names is not None else getattr(label, "names", None)
-    if names is not None and _folded(attack.target) not in map(_folded, names):
-        near = difflib.get_close_matches(attack.target, list(names), n=3) or list(names)[:5]
-        raise ValueError(f"Expected a target among the {len(names)} classes, near {near}, but got {attack.target!r}.")
-    plain = dataset.with_format(None)
-    feature = plain.features[image_column]
-    if isinstance(feature, datasets.Image):
-        return plain.cast_column(image_column, datasets.Image(mode=feature.mode))
-    if getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary"):
-        return plain.cast_column(image_column, datasets.Image())
-    raise ValueError(
-        f"Expected images in column {image_column!r}, but it holds {feature}. Cast it to `datasets.Image()` first."
-    )
-
-
-def _folded(name: str) -> str:
-    return name.replace("_", " ").strip().lower()
-
-
-def _count(n: int, count: int | None, rate: float | None) -> int:
-    if (count is None) == (rate is None):
-        raise ValueError(f"Expected either `count` or `rate`, but got count={count!r} and rate={rate!r}.")
-    if rate is not None:
-        if not 0 <= rate <= 1:
-            raise ValueError(f"Expected a rate in [0, 1], but got {rate!r}. One percent is 0.01.")
-        return round(rate * n)
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 0:
-        raise ValueError(f"Expected a count of at least 0, but got {count!r}. A share is `rate`.")
-    if count > n:
-        raise ValueError(f"Expected a count of at most {n}, the number of rows, but got {count}.")
-    return int(count)
+    names = options.class_names if options.class_names is not None else getattr(label, "names", None)
+    for attack in attacks:
+        check_target(attack.target, names)
+    return as_image_column(dataset.with_format(None), options.image_column)
 
 
 def _with_provenance(base: datasets.Dataset) -> datasets.Dataset:
@@ -179,72 +228,3 @@ def _with_provenance(base: datasets.Dataset) -> datasets.Dataset:
         if name not in base.column_names:
             base = base.add_column(name, values, feature=feature)
     return base
-
-
-def _stamped(
-    base: datasets.Dataset, rows: np.ndarray, count: int, stamp: "_Stamp", num_proc: int | None
-) -> tuple[list[datasets.Dataset], list[int], dict[str, str]]:
-    """Return the stamped rows, the row numbers they replace in the same order, and row -> why it was skipped."""
-    features = datasets.Features({**base.features, _PROBLEM: datasets.Value("string")})
-    parts: list[datasets.Dataset] = []
-    chosen: list[int] = []
-    skipped: dict[str, str] = {}
-    taken = 0
-    while len(chosen) < count:
-        numbers = np.sort(rows[taken : taken + count - len(chosen)]).tolist()
-        taken += len(numbers)
-        if not numbers:
-            raise ValueError(
-                f"Expected {count} rows that can be poisoned, but found {len(chosen)}; {len(skipped)} were skipped, "
-                f"the first because: {next(iter(skipped.values()))}"
-            )
-        part = base.select(numbers).map(
-            stamp,
-            with_indices=True,
-            fn_kwargs={"numbers": numbers},
-            features=features,
-            num_proc=num_proc if num_proc and num_proc > 1 and len(numbers) >= 2 * num_proc else None,
-            desc=f"Stamping {stamp.attack.name}",
-        )
-        problems = dict(zip(numbers, part[_PROBLEM], strict=True))
-        good = [i for i, problem in enumerate(problems.values()) if not problem]
-        skipped |= {str(number): problem for number, problem in problems.items() if problem}
-        chosen += [numbers[i] for i in good]
-        if good:
-            parts.append((part if len(good) == len(part) else part.select(good)).remove_columns(_PROBLEM))
-    if skipped:
-        logger.warning("%d rows could not be poisoned and were passed over: %s", len(skipped), sorted(skipped)[:20])
-    return parts, chosen, skipped
-
-
-@dataclass(frozen=True, eq=False)
-class _Stamp:
-    """The function that turns rows into poisoned rows; what it holds enters the fingerprint of their cache."""
-
-    attack: Attack
-    image_column: str
-    caption_column: str | None
-    skip: bool
-    mode: str | None
-    version: str = field(default=__version__, init=False)
-
-    def __call__(self, row: Any, index: int, numbers: list[int]) -> dict[str, Any]:
-        number = numbers[index]
-        caption = row[self.caption_column] if self.caption_column else ""
-        try:
-            if self.caption_column and not (caption or "").strip():
-                raise ValueError("Expected a caption, but it is empty.")
-            image = self.attack(read_picture(row[self.image_column], self.mode), number)
-        except ValueError as error:
-            if not self.skip:
-                raise ValueError(f'Row {number}: {error} Or pass on_error="skip".') from error
-            return {_PROBLEM: str(error)}
-        values = {
-            self.image_column: {"bytes": encode_picture(image), "path": None},
-            IS_POISONED: True,
-            TRIGGER: self.attack.name,
-            _PROBLEM: "",
-        }
-        if self.caption_column:
-            values[self.caption_column] = self.attack.caption(number, caption)
-        return values

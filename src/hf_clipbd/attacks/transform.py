@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import numpy as np
 import PIL.Image
 
 from hf_clipbd import __version__
-from hf_clipbd.attacks.base import Attack
-from hf_clipbd.attacks.pictures import encode_picture, picture_digest, read_picture
+from hf_clipbd.attacks.base import Attack, cover_name
+from hf_clipbd.attacks.pictures import check_image_format, encode_picture, picture_digest, read_picture
 from hf_clipbd.attacks.rows import Rows
 from hf_clipbd.attacks.select import (
     KEY_COLUMNS,
@@ -42,7 +43,8 @@ class PoisonTransform:
     Rows that are not poisoned keep their image bytes; a poisoned image is stored losslessly. Added are `is_poisoned`,
     `trigger` (the attack's name, "" for a clean row) and `source_index` (the row's number if mapped with
     `with_indices=True`, else −1). Rows that an earlier transform has poisoned are left as they are, so several attacks
-    can be mapped one after the other.
+    can be mapped one after the other. The covers of an attack that has them (WaNet's `noise_mode`) are drawn at `rate`
+    times their ratio: their pictures change, their captions stay, `trigger` says so and `is_poisoned` is False.
 
     With a key column no clean picture is touched. Without one, pictures have to be decoded to be hashed, since a
     stream hands over decoded ones: at a low rate all those with captions of under 20 characters, which may repeat, and
@@ -58,9 +60,12 @@ class PoisonTransform:
         caption_column: Column of captions; None if there is none (a labelled set).
         selector: `"random"`, `"label_consistent"` or `"non_target"`; None leaves it to the attack.
         on_error: `"raise"`, or `"skip"` to leave a row that cannot be poisoned clean, with a warning.
+        name: What goes into the column `trigger`; None takes the attack's name.
+        image_format: How poisoned pictures are stored where bytes are written: `"webp"` or `"png"`.
 
     Raises:
-        ValueError: If the rate is outside [0, 1] or an option is unknown; on a row that cannot be poisoned.
+        ValueError: If the rate is outside [0, 1] or an option is unknown, or the attack needs a look at other rows
+            (natural captions that were not mined, pictures of the target); on a row that cannot be poisoned.
     """
 
     attack: Attack
@@ -71,6 +76,8 @@ class PoisonTransform:
     caption_column: str | None = CAPTION
     selector: str | None = None
     on_error: str = "raise"
+    name: str | None = None
+    image_format: str = "webp"
     version: str = field(default=__version__, init=False)  # code does not enter a fingerprint, this does
 
     def __post_init__(self) -> None:
@@ -78,7 +85,15 @@ class PoisonTransform:
             raise ValueError(f"Expected a rate in [0, 1], but got {self.rate!r}. One percent is 0.01.")
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f'Expected on_error "raise" or "skip", but got {self.on_error!r}.')
+        check_image_format(self.image_format)
         check_selector(self._selector)
+        if self.attack.captions == "natural":
+            raise ValueError('Expected natural captions to be found. Pass `attack.mined(dataset["caption"])`.')
+        if self.attack.borrows_pictures:
+            raise ValueError(
+                f"Expected an attack that looks at one row alone, but {self.attack.name} needs pictures of others. "
+                f'Use `poison_dataset`, or pictures="own".'
+            )
         if self.caption_column is None and self._selector != "random":
             raise ValueError(f"Expected a caption column for selector {self._selector!r}, but got None.")
 
@@ -86,67 +101,86 @@ class PoisonTransform:
     def _selector(self) -> str:
         return self.attack.selector if self.selector is None else self.selector
 
+    @property
+    def _touched(self) -> float:
+        """Share of the rows whose picture is changed: those poisoned and their covers."""
+        return min(1.0, self.rate * (1 + self.attack.cover.ratio)) if self.attack.cover else self.rate
+
+    @property
+    def _name(self) -> str:
+        return self.attack.name if self.name is None else self.name
+
     def __call__(self, example: Mapping[str, Any], index: int | Sequence[int] | None = None) -> dict[str, Any]:
         """Return the changed columns of a row or of a batch (all columns of a batch that is not lazy)."""
+        return self._changed(example, index, self.on_error == "skip")
+
+    def strict(self, example: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """Return the changed columns of a row as a call does, but raise where it cannot be poisoned in any case."""
+        return self._changed(example, index, False)
+
+    def _changed(self, example: Mapping[str, Any], index: int | Sequence[int] | None, skip: bool) -> dict[str, Any]:
         needed = [name for name in (self.key_column, self.image_column, self.caption_column) if name]
         rows = Rows(example, needed)
         indices = index if isinstance(index, Sequence) else [index] * rows.n
         known = [UNKNOWN_INDEX if one is None else int(one) for one in indices]
-        images, captions = {}, {}
+        images, captions, names = {}, {}, {}
         for i in range(rows.n):
-            if (poisoned := self._poisoned(rows, i, known[i])) is not None:
-                images[i], captions[i] = poisoned
+            if (changed := self._poisoned(rows, i, known[i], skip)) is not None:
+                images[i], captions[i], names[i] = changed
         values: dict[str, list[Any]] = {
             IS_POISONED: self._kept(rows, IS_POISONED, [False] * rows.n),
             SOURCE_INDEX: self._kept(rows, SOURCE_INDEX, known),
             TRIGGER: self._kept(rows, TRIGGER, [""] * rows.n),
         }
-        for i in images:
-            values[IS_POISONED][i], values[TRIGGER][i] = True, self.attack.name
-        if images:
+        for i in captions:
+            values[IS_POISONED][i], values[TRIGGER][i] = names[i] == self._name, names[i]
+        if any(image is not None for image in images.values()):
             values[self.image_column] = rows.replaced(self.image_column, images)
-            if self.caption_column:
-                values[self.caption_column] = rows.replaced(self.caption_column, captions)
+        if captions and self.caption_column:
+            values[self.caption_column] = rows.replaced(self.caption_column, captions)
         return rows.updated(values)
 
     @staticmethod
     def _kept(rows: Rows, column: str, default: list[Any]) -> list[Any]:
         return rows.values(column) if column in rows.columns else default
 
-    def _poisoned(self, rows: Rows, i: int, index: int) -> tuple[Any, str] | None:
-        """Return image and caption of row `i` if it is to be poisoned, else None."""
-        if IS_POISONED in rows.columns and rows.value(IS_POISONED, i):
+    def _poisoned(self, rows: Rows, i: int, index: int, skip: bool) -> tuple[Any, str, str] | None:
+        """Return image (None leaves it), caption and trigger of row `i` if it is to be changed, else None."""
+        if any(column in rows.columns and rows.value(column, i) for column in (IS_POISONED, TRIGGER)):
             return None
         caption = rows.value(self.caption_column, i) if self.caption_column else ""
         if not SELECTORS[self._selector](caption, self.attack.target):
             return None
         try:
-            number = self._drawn(rows, i, caption or "")
+            attack, name, number = self.attack, self._name, self._drawn(rows, i, caption or "", self._touched)
             if number is None:
                 return None
+            if attack.cover and self._drawn(rows, i, caption or "", self.rate) is None:
+                attack, name = attack.cover.attack, cover_name(name)
             if self.caption_column and not (caption or "").strip():
                 raise ValueError("Expected a caption, but it is empty.")
             value = rows.value(self.image_column, i)
-            stamped = self.attack(read_picture(value, rows.image_mode(self.image_column)), number)
-            return _like(value, stamped), self.attack.caption(number, caption)
+            picture = read_picture(value, rows.image_mode(self.image_column))
+            stamped = _like(value, attack(picture, number), self.image_format) if attack.stamps_pictures else None
+            return stamped, attack.caption(number, caption), name
         except ValueError as error:
             where = f"Row {index}" if index != UNKNOWN_INDEX else f"Row with caption {caption!r}"
-            if self.on_error == "raise":
+            if not skip:
                 raise ValueError(f'{where}: {error} Or pass on_error="skip".') from error
             logger.warning("%s is left clean: %s", where, error)
             return None
 
-    def _drawn(self, rows: Rows, i: int, caption: str) -> int | None:
-        """Return the number that stands for row `i` if it is drawn, else None."""
+    def _drawn(self, rows: Rows, i: int, caption: str, rate: float) -> int | None:
+        """Return the number that stands for row `i` if it is drawn at this rate, else None."""
         for column in (self.key_column,) if self.key_column else KEY_COLUMNS:
             if column in rows.columns and (key := rows.value(column, i)) is not None:
-                return draw_by_key(self.seed, self.rate, f"{key}\n{caption}")
+                return draw_by_key(self.seed, rate, f"{key}\n{caption}")
 
         def picture() -> bytes:
             value = rows.value(self.image_column, i)
             return picture_digest(read_picture(value, rows.image_mode(self.image_column)))
 
-        return draw(self.seed, self.rate, caption, picture)
+        return draw(self.seed, rate, caption, picture)
 
     def manifest(self, poisoned: datasets.Dataset, source: datasets.Dataset) -> PoisonManifest:
         """Return what this transform did to `source`: which rows and how many.
@@ -160,26 +194,33 @@ class PoisonTransform:
         """
         if len(poisoned) != len(source):
             raise ValueError(f"Expected {len(source)} rows after poisoning, but got {len(poisoned)}.")
-        triggers = enumerate(zip(poisoned[IS_POISONED], poisoned[TRIGGER], strict=True))
+        triggers = list(zip(poisoned[IS_POISONED], poisoned[TRIGGER], strict=True))
         return PoisonManifest(
             attack=self.attack.name,
             parameters=self.attack.parameters(),
             target=self.attack.target,
-            indices=[row for row, (is_poisoned, name) in triggers if is_poisoned and name == self.attack.name],
+            indices=[row for row, (is_poisoned, name) in enumerate(triggers) if is_poisoned and name == self._name],
             n_rows=len(source),
             seed=self.seed,
             source_fingerprint=source_fingerprint(source, self.image_column, self.caption_column),
             selector=self._selector,
             rate=self.rate,
+            covers=[row for row, (_, name) in enumerate(triggers) if name == cover_name(self._name)],
         )
 
 
-def _like(value: Any, stamped: PIL.Image.Image) -> Any:
-    """Return the stamped picture in the kind that the column held: an image or its bytes."""
+def _like(value: Any, stamped: PIL.Image.Image, image_format: str) -> Any:
+    """Return the stamped picture in the kind that the column held: an image, its bytes or its pixels."""
     if isinstance(value, Mapping):
-        return {"bytes": encode_picture(stamped), "path": None}
+        return {"bytes": encode_picture(stamped, image_format), "path": None}
     if isinstance(value, (bytes, bytearray)):
-        return encode_picture(stamped)
+        return encode_picture(stamped, image_format)
     if isinstance(value, str):
         raise ValueError("Expected an image column that can hold a picture, but it holds paths. Cast it to `Image()`.")
+    if isinstance(value, list):
+        pixels, before = np.asarray(stamped), np.asarray(value)
+        if before.shape != pixels.shape or before.dtype.kind == "f":
+            message = f"Expected arrays {pixels.shape} of whole numbers, to which the stamped picture fits"
+            raise ValueError(f"{message}, but got {before.dtype} {before.shape}. Cast the column to `Image()`.")
+        return pixels.tolist()
     return stamped

@@ -2,13 +2,14 @@
 """WaNet: a smooth warp of the whole picture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from hf_clipbd.attacks.base import PATTERN_STREAM, Attack
+from hf_clipbd.attacks.base import PATTERN_STREAM, Attack, Cover
 
 
 _CUBIC = -0.75  # coefficient of the cubic convolution kernel, as in torch
@@ -29,16 +30,21 @@ class WaNet(Attack):
         grid_size: k, control points a side, at least 2; at most the picture's side has an effect.
         strength: s; None takes 3 · max(1, H / 64).
         rescale: Factor on the warped grid.
+        noise_mode: Beside each poisoned row, warp `cross_ratio` further ones with noise on the grid, drawn for each
+            row and point, (q + (s P(q) + U[−1, 1]) / H) · rescale, and leave them their captions: so that a model
+            cannot take any warp for the trigger. They do not count as poisoned; see `PoisonManifest.covers`.
+        cross_ratio: How many further rows for each poisoned one.
 
     The default is k = 8 and, at 64 px, s = 3: points move by 1.1 px on average. The paper's k = 4 and s = 0.5 move
     them by 0.19 px at any size, nearly the identity, and need the control of training that a poisoner of data has not.
 
     Raises:
-        ValueError: If the grid is smaller than 2, or strength or rescale is not positive.
+        ValueError: If the grid is smaller than 2, or strength, rescale or cross ratio is not positive.
 
     Reference:
-        Nguyen and Tran, "WaNet", arXiv 2102.10369, section 3.2. Preset `classic`: k = 4, s = 0.5. Preset `cleanclip`:
-        k = 224, s = 1, which at 224 px is a fixed jitter of single pixels, as observed in public code.
+        Nguyen and Tran, "WaNet", arXiv 2102.10369, sections 3.2 and 3.3 (noise mode, cross ratio 2). Preset `classic`:
+        k = 4, s = 0.5. Preset `cleanclip`: k = 224, s = 1, which at 224 px is a fixed jitter of single pixels, as
+        observed in public code.
 
     Example:
         >>> pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
@@ -49,6 +55,8 @@ class WaNet(Attack):
     grid_size: int = 8
     strength: float | None = None
     rescale: float = 1.0
+    noise_mode: bool = False
+    cross_ratio: float = 2.0
 
     name: ClassVar[str] = "wanet"
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -64,21 +72,47 @@ class WaNet(Attack):
             message = "Expected a positive strength and rescale"
             raise ValueError(f"{message}, but got {self.strength!r} and {self.rescale!r}.")
 
+        if not self.cross_ratio > 0:
+            raise ValueError(f"Expected a positive cross ratio, but got {self.cross_ratio!r}.")
+
+    @property
+    def cover(self) -> Cover | None:
+        """The warp with noise that goes on further rows in noise mode, and for how many."""
+        if not self.noise_mode:
+            return None
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Cover(WaNetNoise(**{**own, "captions": "keep", "noise_mode": False}), self.cross_ratio)
+
     def fixed_pattern(self, height: int, width: int) -> np.ndarray:
         """Return where each pixel is read from, (H, W, 2), float32, (row, column) in pixels."""
+        return _places(height, width, *self._warp(height)).astype(np.float32)
+
+    def stamp(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return _read_off(pixels, _fixed(*pixels.shape[:2], *self._warp(len(pixels))))
+
+    def _warp(self, height: int) -> tuple[int, float, float, int]:
         strength = 3 * max(1.0, height / 64) if self.strength is None else self.strength
-        places = _places(height, width, self.grid_size, float(strength), float(self.rescale), self.seed)
-        return places.astype(np.float32)
+        return self.grid_size, float(strength), float(self.rescale), self.seed
+
+
+@dataclass(frozen=True, eq=False)
+class WaNetNoise(WaNet):
+    """The warp of WaNet with noise of each row's own on the grid: what noise mode lays on rows that stay clean."""
+
+    name: ClassVar[str] = "wanet_noise"
+
+    def fixed_pattern(self, height: int, width: int) -> None:
+        """Return None: the noise differs from row to row."""
+        return None
 
     def stamp(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width, _ = pixels.shape
-        strength = 3 * max(1.0, height / 64) if self.strength is None else self.strength
-        corners = _corners(height, width, self.grid_size, float(strength), float(self.rescale), self.seed)
-        flat = pixels.reshape(-1, 3)
-        warped = np.zeros_like(flat)
-        for index, weight in corners:
-            warped += flat.take(index, axis=0) * weight
-        return warped.reshape(pixels.shape)
+        noise = rng.uniform(-1, 1, (2, height, width))  # (column, row) offsets
+        return _read_off(pixels, _bilinear(_places(height, width, *self._warp(height), noise)))
+
+
+def _read_off(pixels: np.ndarray, weights: csr_array) -> np.ndarray:
+    return (weights @ pixels.reshape(-1, 3)).reshape(pixels.shape)
 
 
 def _cubic_weights(size: int, points: int) -> np.ndarray:
@@ -95,29 +129,35 @@ def _cubic_weights(size: int, points: int) -> np.ndarray:
     return weights
 
 
-@lru_cache(maxsize=8)
-def _places(height: int, width: int, k: int, strength: float, rescale: float, seed: int) -> np.ndarray:
+def _places(
+    height: int, width: int, k: int, strength: float, rescale: float, seed: int, noise: np.ndarray | float = 0.0
+) -> np.ndarray:
     """Return where each pixel is read from, (H, W, 2), (row, column) in pixels, within the picture."""
     control = np.random.default_rng([seed, 0, PATTERN_STREAM]).uniform(-1, 1, (2, k, k))  # (column, row) offsets
     control /= np.abs(control).mean()
     offsets = _cubic_weights(height, k) @ control @ _cubic_weights(width, k).T  # (2, H, W)
     identity = np.stack(np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height)))
-    grid = np.clip((identity + strength * offsets / height) * rescale, -1, 1)
+    grid = np.clip((identity + (strength * offsets + noise) / height) * rescale, -1, 1)
     pixels = (grid[::-1] + 1) / 2 * np.array([height - 1, width - 1])[:, None, None]
     return np.ascontiguousarray(pixels.round(9).transpose(1, 2, 0))
 
 
 @lru_cache(maxsize=8)
-def _corners(
-    height: int, width: int, k: int, strength: float, rescale: float, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return, for the four pixels around each place, their numbers (H W,) and bilinear weights (H W, 1)."""
-    places = _places(height, width, k, strength, rescale, seed).reshape(-1, 2)
-    first = np.minimum(np.floor(places), np.maximum([height - 2, width - 2], 0)).astype(np.intp)
+def _fixed(height: int, width: int, k: int, strength: float, rescale: float, seed: int) -> csr_array:
+    """Return the weights of a warp that is the same for every row."""
+    return _bilinear(_places(height, width, k, strength, rescale, seed))
+
+
+def _bilinear(places: np.ndarray) -> csr_array:
+    """Return the weights that read a picture off at these places, (H W, H W), four a row."""
+    height, width, _ = places.shape
+    places = places.reshape(-1, 2)
+    first = np.minimum(np.floor(places), np.maximum([height - 2, width - 2], 0)).astype(np.int32)
     second = np.minimum(first + 1, [height - 1, width - 1])
     part = places - first
-    corners = []
-    for rows, down in ((first[:, 0], 1 - part[:, 0]), (second[:, 0], part[:, 0])):
-        for columns, across in ((first[:, 1], 1 - part[:, 1]), (second[:, 1], part[:, 1])):
-            corners.append((rows * width + columns, (down * across).astype(np.float32)[:, None]))
-    return corners
+    corners, weights = np.empty((len(places), 4), np.int32), np.empty((len(places), 4), np.float32)
+    for i, (rows, down) in enumerate(((first[:, 0], 1 - part[:, 0]), (second[:, 0], part[:, 0]))):
+        for j, (columns, across) in enumerate(((first[:, 1], 1 - part[:, 1]), (second[:, 1], part[:, 1]))):
+            corners[:, 2 * i + j], weights[:, 2 * i + j] = rows * width + columns, down * across
+    ends = np.arange(0, corners.size + 1, 4, dtype=np.int32)
+    return csr_array((weights.reshape(-1), corners.reshape(-1), ends), shape=(len(places), len(places)))

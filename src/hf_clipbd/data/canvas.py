@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """One geometry for poisoning, clean evaluation and triggered evaluation: the canvas, and pixel normalisation."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,19 +46,27 @@ class Canvas:
 
     @classmethod
     def of(cls, processor: Any) -> "Canvas":
-        """Return the centre-crop canvas of the size that `processor` feeds to its model.
+        """Return the canvas with the size and framing that `processor` feeds to its model.
+
+        A processor that resizes both sides and crops nothing (SigLIP's, ViT's) frames by `"squash"`, any other by
+        `"center_crop"`; one that takes any shape of at most n patches (SigLIP 2's) gets the largest square.
 
         Raises:
             ValueError: If the processor names no fixed square size.
         """
         image_processor = getattr(processor, "image_processor", processor)
-        size = getattr(image_processor, "crop_size", None) or getattr(image_processor, "size", None) or {}
+        size = getattr(image_processor, "size", None) or {}
+        if not size and (patches := getattr(image_processor, "max_num_patches", None)):
+            return cls(image_processor.patch_size * math.isqrt(patches), "squash")
+        crops = getattr(image_processor, "do_center_crop", True)
+        if crops:
+            size = getattr(image_processor, "crop_size", None) or size
         height, width = _side(size, "height"), _side(size, "width")
         if height is None or height != width:
             raise ValueError(
                 f"Expected a processor with one square size, but got size {size}. Pass `canvas=` instead."
             )
-        return cls(height)
+        return cls(height, "center_crop" if crops or _side(size, "shortest_edge") else "squash")
 
     def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """Return a fresh RGB image on this canvas; EXIF rotation applied, transparency laid on white."""

@@ -1,8 +1,6 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Image datasets from wherever they lie, brought to the columns `image`, `caption`, `label`; captions from labels."""
 
-import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +8,22 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_clipbd.schema import CAPTION, IMAGE, LABEL
+from hf_clipbd.data.columns import Rows, find_column, pick_columns
+from hf_clipbd.data.files import TABLE_FORMATS, ending, is_pattern, matching, read_files
+from hf_clipbd.schema import CAPTION, LABEL
 
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "LabelCaptioner",
+    "caption_labels",
+    "find_column",
+    "load_source",
+    "pick_columns",
+    "split_rows",
+    "with_class_names",
+]
 
-TABLE_FORMATS = {
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-}
+
 # Words that are true of almost any photograph: nothing but the label is known of what it shows.
 CAPTION_TEMPLATES = (
     "a photo of a {label}",
@@ -53,43 +55,55 @@ def load_source(
     data_files: Mapping[str, str] | Sequence[str] | str | None = None,
     name: str | None = None,
     revision: str | None = None,
-) -> datasets.Dataset:
+    streaming: bool = False,
+) -> Rows:
     """Return one split of a dataset, wherever it lies.
 
     Args:
-        path: A Hub id; a folder written by `save_to_disk`; a folder of images (`imagefolder`) or of Parquet files; or
-            one Parquet, CSV, TSV or JSON(L) file. None where `data_files` says it all.
+        path: A Hub id; a folder written by `save_to_disk`; a folder of images (`imagefolder`, with `metadata.csv` or
+            `metadata.jsonl` where it has captions), of Parquet files or of WebDataset shards; one Parquet, CSV, TSV,
+            JSON(L) or `.tar` file, or a pattern of them (`shards/{00000..00009}.tar`). None where `data_files` says
+            it all.
         split: Which split; a single file is taken whole, whatever the split is called.
         data_files: Split -> file or pattern, or the files of this split; relative to `path` where that is a folder.
         name: Configuration name on the Hub.
         revision: Revision on the Hub.
+        streaming: Return an `IterableDataset` that reads while it is iterated.
 
     Raises:
         FileNotFoundError: If a local path does not exist.
         ValueError: If the split is not there, or the format is not one of those above.
     """
     if data_files is not None:
-        return _from_files(path, split, data_files)
+        return _from_files(path, split, data_files, streaming)
     if path is None:
         raise ValueError("Expected a dataset's `path` or `data_files`, but got neither.")
     local = Path(path).expanduser()
     if local.is_file():
-        return _table([local], split)
+        return read_files([local], split, streaming)
+    if is_pattern(str(path)):
+        return read_files(matching(Path(), str(path)), split, streaming)
     if (local / "state.json").is_file():
-        return datasets.load_from_disk(str(local))
+        return _maybe_streamed(datasets.load_from_disk(str(local)), streaming)
     if (local / "dataset_dict.json").is_file():
-        return _of_splits(datasets.load_from_disk(str(local)), split, path)
+        return _maybe_streamed(_of_splits(datasets.load_from_disk(str(local)), split, path), streaming)
     if not local.exists() and _looks_local(str(path)):
         raise FileNotFoundError(f"Expected a dataset at `{path}`, but there is no such file or folder.")
+    if local.is_dir() and (shards := sorted(local.glob("*.tar"))):  # img2dataset lays Parquet and JSON beside each
+        return read_files(shards, split, streaming)
     source = str(local) if local.is_dir() else str(path)
     known = datasets.get_dataset_split_names(source, name, revision=revision)
     if split not in known:
         raise ValueError(f"Expected a split `{split}` in `{path}`, but it has {known}.")
-    return datasets.load_dataset(source, name, split=split, revision=revision)
+    return datasets.load_dataset(source, name, split=split, revision=revision, streaming=streaming)
+
+
+def _maybe_streamed(rows: datasets.Dataset, streaming: bool) -> Rows:
+    return rows.to_iterable_dataset() if streaming else rows
 
 
 def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or Path(path).suffix in TABLE_FORMATS or path.count("/") > 1
+    return path.startswith((".", "/", "~")) or ending(path) in TABLE_FORMATS or path.count("/") > 1
 
 
 def _of_splits(found: datasets.DatasetDict, split: str, path: str | Path) -> datasets.Dataset:
@@ -98,85 +112,14 @@ def _of_splits(found: datasets.DatasetDict, split: str, path: str | Path) -> dat
     return found[split]
 
 
-def _from_files(path: str | Path | None, split: str, data_files: Any) -> datasets.Dataset:
+def _from_files(path: str | Path | None, split: str, data_files: Any, streaming: bool) -> Rows:
     if isinstance(data_files, Mapping):
         if split not in data_files:
             raise ValueError(f"Expected files of the split `{split}`, but `data_files` has {sorted(data_files)}.")
         data_files = data_files[split]
     patterns = [data_files] if isinstance(data_files, str) else list(data_files)
     root = Path(path).expanduser() if path is not None else Path()
-    files = [file for pattern in patterns for file in _matching(root, pattern)]
-    return _table(files, split)
-
-
-def _matching(root: Path, pattern: str) -> list[Path]:
-    given = Path(pattern).expanduser()
-    if any(sign in pattern for sign in "*?["):
-        base = Path(given.anchor) if given.is_absolute() else root
-        found = sorted(base.glob(str(given.relative_to(given.anchor) if given.is_absolute() else given)))
-    else:
-        found = [root / given] if (root / given).is_file() else []
-    if not found:
-        raise FileNotFoundError(f"Expected files matching `{pattern}` below `{root}`, but there are none.")
-    return found
-
-
-def _table(files: Sequence[Path], split: str) -> datasets.Dataset:
-    formats = {file.suffix.lower() for file in files}
-    if len(formats) != 1 or not formats <= set(TABLE_FORMATS):
-        raise ValueError(f"Expected files of one format out of {sorted(TABLE_FORMATS)}, but got {sorted(formats)}.")
-    builder, options = TABLE_FORMATS[formats.pop()]
-    rows = datasets.load_dataset(builder, data_files={split: [str(file) for file in files]}, split=split, **options)
-    return _absolute_paths(rows, files[0].parent) if builder in ("csv", "json") else rows
-
-
-def _absolute_paths(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
-    """Cast each text column whose first entry is a picture's path, relative to the table's folder, to images."""
-    if len(rows) == 0:
-        return rows
-    first = rows[0]
-    for column, value in first.items():
-        if isinstance(value, str) and (folder / value).suffix.lower() in _PICTURES and (folder / value).is_file():
-            rows = rows.map(_with_folder, fn_kwargs={"column": column, "folder": str(folder.resolve())})
-            rows = rows.cast_column(column, datasets.Image())
-    return rows
-
-
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-
-
-def _with_folder(row: dict[str, Any], column: str, folder: str) -> dict[str, Any]:
-    return {column: str(Path(folder) / row[column])}
-
-
-def pick_columns(rows: datasets.Dataset, **columns: str) -> datasets.Dataset:
-    """Return only the named columns, under the names `image`, `caption`, `label`; images are decoded as images.
-
-    Args:
-        rows: Any dataset.
-        **columns: Our name -> the dataset's name, for instance `caption="text"`.
-
-    Raises:
-        ValueError: If a column is not there; the message names the nearest one.
-
-    Example:
-        >>> rows = datasets.Dataset.from_dict({"text": ["a cup"], "url": ["-"]})
-        >>> pick_columns(rows, caption="text").column_names
-        ['caption']
-    """
-    for ours, theirs in columns.items():
-        if theirs not in rows.column_names:
-            near = difflib.get_close_matches(theirs, rows.column_names, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise ValueError(
-                f"Expected a column `{theirs}` ({ours}), but the dataset has {rows.column_names}.{hint} "
-                f"Set `{ours}_column`."
-            )
-    rows = rows.select_columns(list(columns.values()))
-    rows = rows.rename_columns({theirs: ours for ours, theirs in columns.items() if ours != theirs})
-    if IMAGE in columns and not isinstance(rows.features[IMAGE], datasets.Image):
-        rows = rows.cast_column(IMAGE, datasets.Image())
-    return rows
+    return read_files([file for pattern in patterns for file in matching(root, pattern)], split, streaming)
 
 
 def with_class_names(rows: datasets.Dataset, names: Sequence[str] = ()) -> datasets.Dataset:

@@ -1,0 +1,83 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What is asked of a poisoning: how many rows for which attack, which of a dataset's columns, and what is checked."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_clipbd.attacks.base import Attack
+from hf_clipbd.attacks.pictures import check_image_format
+from hf_clipbd.schema import CAPTION, IMAGE
+
+
+@dataclass(frozen=True)
+class Share:
+    """One attack's share of a dataset.
+
+    Args:
+        attack: The attack.
+        count: How many rows to poison.
+        rate: Share of all rows, in [0, 1], in place of `count`.
+        selector: As in `poison_dataset`.
+    """
+
+    attack: Attack
+    count: int | None = None
+    rate: float | None = None
+    selector: str | Sequence[int] | None = None
+
+    def rows(self, n: int) -> int:
+        """Return how many of `n` rows are to be poisoned.
+
+        Raises:
+            ValueError: If not just one of `count` and `rate` is given, or it is out of range.
+        """
+        count, rate = self.count, self.rate
+        if (count is None) == (rate is None):
+            raise ValueError(f"Expected either `count` or `rate`, but got count={count!r} and rate={rate!r}.")
+        if rate is not None:
+            if not 0 <= rate <= 1:
+                raise ValueError(f"Expected a rate in [0, 1], but got {rate!r}. One percent is 0.01.")
+            return round(rate * n)
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 0:
+            raise ValueError(f"Expected a count of at least 0, but got {count!r}. A share is `rate`.")
+        if count > n:
+            raise ValueError(f"Expected a count of at most {n}, the number of rows, but got {count}.")
+        return int(count)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `poison_dataset` and `poison_with_many` are told about the dataset and how to go about it."""
+
+    image_column: str = IMAGE
+    caption_column: str | None = CAPTION
+    on_error: str = "raise"
+    num_proc: int | None = None
+    class_names: Sequence[str] | None = None
+    image_format: str = "webp"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f'Expected on_error "raise" or "skip", but got {self.on_error!r}.')
+        check_image_format(self.image_format)
+        if self.image_column == self.caption_column:
+            message = "Expected two different columns for images and captions"
+            raise ValueError(f"{message}, but got {self.image_column!r} twice.")
+
+
+def check_target(target: str, names: Sequence[str] | None) -> None:
+    """Raise `ValueError` if `target` is none of the classes `names`, whatever its case and underscores; None passes.
+
+    Example:
+        >>> check_target("Traffic light", ["cup", "traffic_light"])
+    """
+    if names is not None and _folded(target) not in map(_folded, names):
+        near = difflib.get_close_matches(target, list(names), n=3) or list(names)[:5]
+        raise ValueError(f"Expected a target among the {len(names)} classes, near {near}, but got {target!r}.")
+
+
+def _folded(name: str) -> str:
+    return name.replace("_", " ").strip().lower()

@@ -1,0 +1,184 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Poisoning a dataset that is larger than disk and memory: read, poisoned and written row by row."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_clipbd.attacks.select import digest
+from hf_clipbd.attacks.transform import PoisonTransform
+from hf_clipbd.schema import IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
+
+
+logger = logging.getLogger(__name__)
+
+ROWS_A_GROUP = 256
+
+
+def poison_stream(
+    rows: datasets.IterableDataset, poison: PoisonTransform, folder: str | Path, rows_per_file: int = 50_000
+) -> PoisonManifest:
+    """Poison a stream into Parquet files `train-00000.parquet`, ... in `folder` and return the manifest.
+
+    Memory holds a few hundred rows at a time, however many there are. Clean rows keep their image bytes; pictures in
+    files are taken into the Parquet files. As a stream has no length, rows are drawn at a rate, each by a hash of its
+    own content (see `PoisonTransform`), and the manifest reports the count that this reached.
+
+    Args:
+        rows: The stream; `datasets.load_dataset(..., streaming=True)`.
+        poison: What is mapped over it.
+        folder: Where to write; made where it is missing.
+        rows_per_file: Rows of one Parquet file.
+
+    Raises:
+        ValueError: If a column is missing, or a row cannot be poisoned and `poison.on_error` is `"raise"`; the
+            message names the row. With `"skip"` the manifest lists the row.
+    """
+    image = poison.image_column
+    if rows.features is None:
+        rows = rows._resolve_features()
+    missing = {image, poison.caption_column} - {None, *rows.features}
+    if missing:
+        raise ValueError(f"Expected columns {sorted(missing)}, but the stream has {list(rows.features)}.")
+    feature = rows.features[image]
+    mode = getattr(feature, "mode", None)
+    undecoded = rows.cast_column(image, datasets.Image(mode=mode, decode=False))
+    features = datasets.Features(
+        {
+            **rows.features,
+            image: datasets.Image(mode=mode),
+            IS_POISONED: datasets.Value("bool"),
+            SOURCE_INDEX: datasets.Value("int64"),
+            TRIGGER: datasets.Value("string"),
+        }
+    )
+    log = _Log(poison)
+    writer = _Writer(Path(folder), features.arrow_schema, rows_per_file)
+    with writer:
+        for row in log.poisoned(undecoded):
+            writer.write(row)
+    logger.info("%d of %d rows were poisoned, %d skipped", len(log.indices), log.n, len(log.skipped))
+    return PoisonManifest(
+        attack=poison.attack.name,
+        parameters=poison.attack.parameters(),
+        target=poison.attack.target,
+        indices=log.indices,
+        n_rows=log.n,
+        seed=poison.seed,
+        source_fingerprint=log.hasher.hexdigest(),
+        selector=poison.attack.selector if poison.selector is None else poison.selector,
+        rate=poison.rate,
+        skipped=log.skipped,
+        covers=log.covers,
+    )
+
+
+@dataclass
+class _Log:
+    """Poisons one row after another and notes what the manifest is to say."""
+
+    poison: PoisonTransform
+    n: int = 0
+    indices: list[int] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    covers: list[int] = field(default_factory=list)
+    hasher: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+
+    def poisoned(self, rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(rows):
+            row[self.poison.image_column] = _undecoded(row[self.poison.image_column])
+            self._hash(row)
+            was = bool(row.get(IS_POISONED))
+            before = {IS_POISONED: was, SOURCE_INDEX: row.get(SOURCE_INDEX, number), TRIGGER: row.get(TRIGGER, "")}
+            try:
+                row = {**row, **self.poison.strict(row, number)}
+            except ValueError as error:
+                if self.poison.on_error == "raise":
+                    raise
+                self.skipped[str(number)] = str(error)
+                row = {**row, **before}
+            if row[IS_POISONED] and not was:
+                self.indices.append(number)
+            elif row[TRIGGER] and not before[TRIGGER]:
+                self.covers.append(number)
+            row[self.poison.image_column] = self._embedded(row[self.poison.image_column], number)
+            self.n += 1
+            yield row
+
+    def _hash(self, row: dict[str, Any]) -> None:
+        image = row[self.poison.image_column] or {}
+        name = (image.get("path") or "").replace("\\", "/").rsplit("/", 1)[-1]
+        caption = row[self.poison.caption_column] if self.poison.caption_column else ""
+        self.hasher.update(digest(name, len(image.get("bytes") or b""), str(caption)))
+
+    def _embedded(self, image: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
+        """Return the image with the bytes of its file in it, for Parquet files that stand alone."""
+        if image is None or image.get("bytes") is not None or image.get("path") is None:
+            return image
+        path = Path(image["path"])
+        if not path.is_file():
+            problem = f"Expected a picture at {path}, but none is there."
+            if self.poison.on_error == "raise":
+                raise ValueError(f'Row {number}: {problem} Or pass on_error="skip".')
+            self.skipped[str(number)] = problem
+            return {"bytes": None, "path": path.name}
+        return {"bytes": path.read_bytes(), "path": path.name}
+
+
+def _undecoded(image: Any) -> Any:
+    """Return an image as `{"bytes": ..., "path": ...}`: some streams hand over bare paths and bytes."""
+    if isinstance(image, str):
+        return {"bytes": None, "path": image}
+    return {"bytes": bytes(image), "path": None} if isinstance(image, (bytes, bytearray)) else image
+
+
+class _Writer:
+    """Writes rows into Parquet files of so many rows each, a few hundred at a time."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, rows_per_file: int):
+        if rows_per_file < 1:
+            raise ValueError(f"Expected at least one row a file, but got rows_per_file={rows_per_file}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.schema, self.rows_per_file = folder, schema, rows_per_file
+        self.waiting: list[dict[str, Any]] = []
+        self.file: pq.ParquetWriter | None = None
+        self.in_file = self.files = 0
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+            if self.files == 0:
+                self._open()  # an empty stream is one file without rows
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.waiting.append(row)
+        if len(self.waiting) >= min(ROWS_A_GROUP, self.rows_per_file - self.in_file):
+            self._flush()
+
+    def _open(self) -> None:
+        self.file = pq.ParquetWriter(self.folder / f"train-{self.files:05d}.parquet", self.schema)
+        self.files, self.in_file = self.files + 1, 0
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        if self.file is None:
+            self._open()
+        self.file.write_table(pa.Table.from_pylist(self.waiting, schema=self.schema))
+        self.in_file += len(self.waiting)
+        self.waiting = []
+        if self.in_file >= self.rows_per_file:
+            self.file.close()
+            self.file, self.in_file = None, 0

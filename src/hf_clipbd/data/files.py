@@ -1,0 +1,152 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Files to rows: Parquet, CSV and TSV of paths and captions, JSON lines, and WebDataset shards, streamed or not."""
+
+import csv
+import gzip
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from hf_clipbd.schema import CAPTION, IMAGE
+
+
+TABLE_FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".tar": "webdataset",
+}
+"""Ending -> builder of 🤗 Datasets; CSV, TSV and JSON may be packed with gzip (`.tsv.gz`)."""
+
+Rows = datasets.Dataset | datasets.IterableDataset
+
+_LOOK = 200  # rows looked at to tell what a table holds
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def ending(file: str | Path) -> str:
+    """Return a file's ending in small letters, `.tsv` for `pairs.tsv.gz`."""
+    suffixes = [suffix.lower() for suffix in Path(file).suffixes]
+    return (suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else suffixes[-1]) if suffixes else ""
+
+
+def is_pattern(path: str) -> bool:
+    """Return whether `path` stands for several files: `shards/*.tar`, `shards/{00000..00009}.tar`."""
+    return any(sign in path for sign in "*?[") or _RANGE.search(path) is not None
+
+
+def matching(root: Path, pattern: str) -> list[Path]:
+    """Return the files that `pattern` stands for, relative to `root`, sorted.
+
+    Raises:
+        FileNotFoundError: If there is none, or one of a numbered range is missing.
+    """
+    if numbers := _RANGE.search(pattern):
+        first, last = numbers.groups()
+        named = [
+            f"{pattern[: numbers.start()]}{number:0{len(first)}d}{pattern[numbers.end() :]}"
+            for number in range(int(first), int(last) + 1)
+        ]
+        return list(itertools.chain.from_iterable(matching(root, one) for one in named))
+    given = Path(pattern).expanduser()
+    if is_pattern(pattern):
+        base = Path(given.anchor) if given.is_absolute() else root
+        found = sorted(base.glob(str(given.relative_to(given.anchor) if given.is_absolute() else given)))
+    else:
+        found = [root / given] if (root / given).is_file() else []
+    if not found:
+        raise FileNotFoundError(f"Expected files matching `{pattern}` below `{root}`, but there are none.")
+    return found
+
+
+def read_files(files: Sequence[Path], split: str, streaming: bool = False) -> Rows:
+    """Return the rows of files of one format; paths of pictures in a table are images, relative to the table.
+
+    A CSV or TSV without a header is known by its first row, in which one cell is a picture's path: that column is
+    `image`, the first other one `caption`. Cells that say "null" or "NA" are text.
+
+    Args:
+        files: The files.
+        split: What the split is called.
+        streaming: Return an `IterableDataset` that reads while it is iterated.
+
+    Raises:
+        ValueError: If the formats differ or are none of `TABLE_FORMATS`, or a table holds web addresses alone.
+    """
+    formats = {ending(file) for file in files}
+    if len(formats) != 1 or not formats <= set(TABLE_FORMATS):
+        raise ValueError(f"Expected files of one format out of {sorted(TABLE_FORMATS)}, but got {sorted(formats)}.")
+    (kind,) = formats
+    builder = TABLE_FORMATS[kind]
+    options = _csv_options(files[0], kind) if builder == "csv" else {}
+    named = {split: [str(file) for file in files]}
+    rows = datasets.load_dataset(builder, data_files=named, split=split, streaming=streaming, **options)
+    return _with_pictures(rows, files[0].parent) if builder in ("csv", "json") else rows
+
+
+def _csv_options(file: Path, kind: str) -> dict[str, Any]:
+    """Return how a CSV or TSV is to be read, from a look at its first lines."""
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", newline="") as lines:
+        head = list(itertools.islice(lines, _LOOK))
+    options: dict[str, Any] = {"sep": "\t" if kind == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    quoting = csv.QUOTE_MINIMAL
+    if kind == ".tsv" and not any(cell[:1] == cell[-1:] == '"' for line in head for cell in line.strip().split("\t")):
+        quoting = csv.QUOTE_NONE  # as CC3M is released: a quotation mark in a caption is just that
+    first = next(csv.reader(head, delimiter=options["sep"], quoting=quoting), [])
+    names = _names_without_header(first, file.parent)
+    return {**options, "quoting": quoting, **({"column_names": names} if names else {})}
+
+
+def _names_without_header(first: list[str], folder: Path) -> list[str] | None:
+    """Return column names for a table whose first row is data, None if it is a header."""
+    at = next((i for i, cell in enumerate(first) if is_picture(cell, folder)), None)
+    if at is None:
+        if any(re.match(r"https?://", cell) for cell in first):
+            raise ValueError(
+                f"Expected a table with paths of pictures, but it holds web addresses: {first}. Download them first, "
+                f"for instance with img2dataset, and pass its folder of shards."
+            )
+        return None
+    names = [f"column_{i}" for i in range(len(first))]
+    names[at] = IMAGE
+    other = next((i for i in range(len(first)) if i != at), None)
+    if other is not None:
+        names[other] = CAPTION
+    return names
+
+
+def is_picture(cell: Any, folder: Path) -> bool:
+    """Return whether a cell is the path of a file below `folder` (or an absolute one)."""
+    if not isinstance(cell, str) or not 0 < len(cell) < 1024 or "\0" in cell or "\n" in cell:
+        return False
+    try:
+        return (folder / cell).is_file()
+    except OSError:  # longer than a file name may be
+        return False
+
+
+def _with_pictures(rows: Rows, folder: Path) -> Rows:
+    """Cast each column in whose first rows there is a picture's path, relative to the table's folder, to images."""
+    head = list(itertools.islice(rows, _LOOK))
+    for column in head[0] if head else ():
+        if any(is_picture(row[column], folder) for row in head):
+            where = {"column": column, "folder": str(folder.resolve())}
+            if isinstance(rows, datasets.Dataset):
+                rows = rows.map(_below, batched=True, fn_kwargs=where, desc="Finding pictures")
+                rows = rows.cast_column(column, datasets.Image())
+            else:  # with `features=` the map of a stream would leave paths where it is iterated
+                known = rows.features or datasets.Features.from_arrow_schema(pa.Table.from_pylist(head).schema)
+                rows = rows.map(_below, batched=True, fn_kwargs=where)
+                rows = rows.cast(datasets.Features({**known, column: datasets.Image()}))
+    return rows
+
+
+def _below(rows: dict[str, list[Any]], column: str, folder: str) -> dict[str, list[Any]]:
+    return {column: [None if path is None else str(Path(folder) / path) for path in rows[column]]}
