@@ -4,84 +4,31 @@
 Victim training and plain fine-tuning are this class as it stands; a defence says which views and which terms it adds.
 """
 
-import math
+import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer
 
 from hf_clipbd import features
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
 from hf_clipbd.data.pairs import PLAIN_VIEWS, PairBatchSampler, PairCollator, PairViews, ViewPlan
-from hf_clipbd.losses import clip_loss, gather_with_grad
+from hf_clipbd.data.stream import PairStream
+from hf_clipbd.losses import gather_with_grad, image_text_loss
+from hf_clipbd.models.text_input import TextInput
+from hf_clipbd.training.adapters import add_adapters, merge_adapters
+from hf_clipbd.training.arguments import CLIPTrainingConfig
+from hf_clipbd.training.chunks import batch_norms, encode_in_chunks
+from hf_clipbd.training.guard import ClampLogitScale, FiniteGuard
+from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
+from hf_clipbd.training.views import Views
 
 
-MAX_LOGIT_SCALE = math.log(100.0)
-
-
-@dataclass
-class CLIPTrainingConfig(TrainingArguments):
-    """Arguments of victim training and of plain fine-tuning (FT), on top of transformers' `TrainingArguments`.
-
-    Only defaults differ from transformers': the papers' optimiser (AdamW, weight decay 0.1, betas 0.9 and 0.999,
-    linear warm-up then cosine to zero) and what contrastive training needs (whole batches, all columns).
-
-    Args:
-        image_column: Column of images.
-        caption_column: Column of captions.
-    """
-
-    output_dir: str | None = field(default="trainer_output", metadata={"help": "Folder of the checkpoints."})
-    image_column: str = field(default="image", metadata={"help": "Column of images."})
-    caption_column: str = field(default="caption", metadata={"help": "Column of captions."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs a process and step."})
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's decay of matrices and kernels."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of linear warm-up, or a share of all if < 1."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When losses are logged."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints that are kept."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Unused here: views are drawn by name."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Whole batches only."})
-
-    def __post_init__(self):
-        self.accelerator_config = {**_as_dict(self.accelerator_config), "even_batches": False}
-        super().__post_init__()
-
-
-def _as_dict(config: Any) -> dict[str, Any]:
-    if config is None:
-        return {}
-    return dict(config) if isinstance(config, dict) else config.to_dict()
-
-
-@dataclass(frozen=True)
-class Views:
-    """Unit embeddings of the global batch, by view.
-
-    Args:
-        images: View name -> (N, D).
-        texts: View name -> (N, D), row i the caption of image i.
-        scale: exp(logit_scale), scalar with gradient.
-    """
-
-    images: dict[str, Tensor]
-    texts: dict[str, Tensor]
-    scale: Tensor
-
-
-class _ClampLogitScale(TrainerCallback):
-    """Keeps exp(logit_scale) at most 100 after each optimiser step (Radford et al., arXiv 2103.00020, section 2.5)."""
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+logger = logging.getLogger(__name__)
 
 
 class CLIPTrainer(Trainer):
@@ -90,7 +37,8 @@ class CLIPTrainer(Trainer):
     Args:
         model: Dual encoder (`CLIPModel`, `CLIPResNetModel`, ...).
         args: The configuration.
-        train_dataset: Rows with an image and a caption column.
+        train_dataset: Rows with an image and a caption column; a `datasets.IterableDataset` is streamed, see
+            `PairStream` for what differs.
         processing_class: The model's processor; saved beside the model.
         evaluator: Called with the model at each evaluation; returns figures such as `{"ba1": 0.9}`, which are logged
             as `eval_ba1` and are available to `metric_for_best_model`. It is called on every process.
@@ -98,7 +46,10 @@ class CLIPTrainer(Trainer):
         **kwargs: Passed to `transformers.Trainer`.
 
     Raises:
-        ValueError: If a column is missing or the dataset is smaller than one global batch.
+        ValueError: If a column is missing, the dataset is smaller than one global batch or than K, a stream has no
+            `max_steps`, `chunk_size` meets batch normalisation in training mode, FSDP or DeepSpeed, or evaluations
+            are asked for without an evaluator.
+        NonFiniteLossError: In training, see `FiniteGuard`.
 
     Example:
         >>> trainer = CLIPTrainer(model, CLIPTrainingConfig("out"), pairs, processor)  # doctest: +SKIP
@@ -111,37 +62,44 @@ class CLIPTrainer(Trainer):
         self,
         model: nn.Module,
         args: CLIPTrainingConfig,
-        train_dataset: datasets.Dataset,
+        train_dataset: datasets.Dataset | datasets.IterableDataset,
         processing_class: Any,
         evaluator: Callable[[nn.Module], dict[str, float]] | None = None,
         canvas: Canvas | None = None,
         **kwargs: Any,
     ):
+        if evaluator is None and args.eval_strategy != "no":
+            raise ValueError(
+                f"Expected an `evaluator` for evaluations by {args.eval_strategy.value}, but got none. "
+                "Pass evaluator=, or set `eval_strategy` to no."
+            )
         self.plan = self.view_plan(args)
-        views = PairViews(
-            train_dataset,
-            self.plan,
-            canvas or Canvas.of(processing_class),
-            args.seed if args.data_seed is None else args.data_seed,
-            args.image_column,
-            args.caption_column,
-        )
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        limit = min(int(tokenizer.model_max_length), _text_positions(model))
+        views = self._views(train_dataset, canvas or Canvas.of(processing_class), args)
+        model = add_adapters(model, args) if args.lora else model
         super().__init__(
             model=model,
             args=args,
             train_dataset=views,
             eval_dataset=views if evaluator is not None else None,
             processing_class=processing_class,
-            data_collator=PairCollator(tokenizer, limit),
+            data_collator=PairCollator(TextInput.of(model, processing_class)),
             **kwargs,
         )
         self.evaluator = evaluator
         self.pixel_mean, self.pixel_std = pixel_statistics(processing_class)
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
-        self.add_callback(_ClampLogitScale())
+        self.frozen_norms = batch_norms(model) if args.freeze_batch_norm or args.lora else []
+        self.guard = FiniteGuard()
+        for callback in (ClampLogitScale(), self.guard):
+            self.add_callback(callback)
+        if self.is_fsdp_enabled:
+            prepare_for_fsdp(self.accelerator, self.model)
+            if evaluator is not None:
+                raise ValueError(
+                    "Expected no `evaluator` under FSDP, where no process has the model. Evaluate it later."
+                )
+        self._check_scale()
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
 
     @classmethod
@@ -149,28 +107,81 @@ class CLIPTrainer(Trainer):
         """Return the views this training draws from every pair: here the image and the caption as they are."""
         return PLAIN_VIEWS
 
+    def _views(
+        self, rows: datasets.Dataset | datasets.IterableDataset, canvas: Canvas, args: CLIPTrainingConfig
+    ) -> PairViews | PairStream:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        columns = (args.image_column, args.caption_column)
+        if not isinstance(rows, datasets.IterableDataset):
+            return PairViews(rows, self.plan, canvas, seed, *columns)
+        if args.max_steps <= 0:
+            raise ValueError("Expected `max_steps`, since the length of a streaming training set is not known.")
+        return PairStream(rows, self.plan, canvas, seed, *columns, args.shuffle_buffer)
+
+    def _check_scale(self) -> None:
+        """Refuse at once what cannot be carried out, and say what accumulation does."""
+        args = self.args
+        if isinstance(self.train_dataset, PairViews):
+            self._batch_sampler()
+        if args.chunk_size is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "Expected `chunk_size` with one process or DDP, but this is FSDP or DeepSpeed. Leave it out."
+            )
+        if args.chunk_size is not None and not self.frozen_norms and (norms := batch_norms(self.model)):
+            raise ValueError(
+                f"Expected `chunk_size` with a model that embeds each pair independently of its batch, but it has "
+                f"{len(norms)} layers of batch normalisation, whose statistics are those of the whole batch. Leave "
+                "`chunk_size` out, or set `freeze_batch_norm`."
+            )
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        if args.gradient_accumulation_steps > 1:
+            logger.warning(
+                "gradient_accumulation_steps=%d averages the losses of that many batches; each pair still has the %d "
+                "others of its own global batch as negatives. For more negatives in the same memory raise "
+                "per_device_train_batch_size and set chunk_size.",
+                args.gradient_accumulation_steps,
+                self._train_batch_size * self.accelerator.num_processes - 1,
+            )
+
     def loss_terms(self, views: Views) -> dict[str, Tensor]:
         """Return name -> weighted scalar term; the loss is their sum.
 
         Args:
             views: Embeddings of the global batch.
         """
-        return {"clip": clip_loss(views.images["image"], views.texts["caption"], views.scale)}
+        return {"clip": image_text_loss(views.images["image"], views.texts["caption"], views.scale, views.bias)}
 
     def embed_views(self, model: nn.Module, inputs: dict[str, Tensor]) -> Views:
-        """Return the embeddings of all views of the global batch, from one call of the wrapped model."""
+        """Return the embeddings of all views of the global batch; the model is called once, or once a chunk."""
+        towers = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+        chunk_size = self.args.chunk_size
+        if chunk_size is None or chunk_size >= len(inputs["pixel_values"]):
+            u, v = self.embed_rows(model, towers)
+        else:
+            u, v = encode_in_chunks(self.embed_rows, model, towers, chunk_size)
+        u, v = gather_with_grad(u), gather_with_grad(v)  # (N, V, D), (N, T, D)
+        bare = self.accelerator.unwrap_model(model)
+        return Views(
+            images=dict(zip(self.plan.images, u.unbind(1), strict=True)),
+            texts=dict(zip(self.plan.text_names, v.unbind(1), strict=False)),
+            scale=features.logit_scale(bare),
+            bias=features.logit_bias(bare),
+        )
+
+    def embed_rows(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the unit embeddings of the image views (n, V, D) and text views (n, T, D) of n rows, from one call.
+
+        Args:
+            model: The model as it is wrapped, so that the wrapper sees the call.
+            inputs: `pixel_values`, uint8 (n, V, 3, H, W), `input_ids` and `attention_mask`, (n, T, L).
+        """
         n, n_images = inputs["pixel_values"].shape[:2]
         n_texts = inputs["input_ids"].shape[1]
         pixels = normalize(inputs["pixel_values"].transpose(0, 1).flatten(0, 1), self.pixel_mean, self.pixel_std)
         tokens = {name: inputs[name].transpose(0, 1).flatten(0, 1) for name in ("input_ids", "attention_mask")}
         u, v = features.embed_pairs(model, pixels.contiguous(memory_format=torch.channels_last), **tokens)
-        u = gather_with_grad(u.unflatten(0, (n_images, n)).transpose(0, 1))  # (N, V, D)
-        v = gather_with_grad(v.unflatten(0, (n_texts, n)).transpose(0, 1))  # (N, T, D)
-        return Views(
-            images=dict(zip(self.plan.images, u.unbind(1), strict=True)),
-            texts=dict(zip(self.plan.text_names, v.unbind(1), strict=False)),
-            scale=features.logit_scale(self.accelerator.unwrap_model(model)),
-        )
+        return u.unflatten(0, (n_images, n)).transpose(0, 1), v.unflatten(0, (n_texts, n)).transpose(0, 1)
 
     def compute_loss(
         self,
@@ -180,7 +191,11 @@ class CLIPTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the loss terms of the global batch (and the terms, if asked)."""
+        for norm in self.frozen_norms:
+            norm.eval()
         terms = self.loss_terms(self.embed_views(model, inputs))
+        if model.training:
+            self.guard.note_batch(inputs["rows"], terms)
         for name, term in terms.items():
             self._terms[name].append(term.detach())
         loss = torch.stack(list(terms.values())).sum()
@@ -190,26 +205,54 @@ class CLIPTrainer(Trainer):
         """Return the parameters under weight decay: matrices and kernels, not norms, biases and logit_scale."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """Return the loader of this process: whole global batches whose rows do not depend on the process count."""
-        sampler = PairBatchSampler(
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None:
+            self.guard.note_norm(norm)
+        return norm
+
+    def _batch_sampler(self) -> PairBatchSampler:
+        return PairBatchSampler(
             len(self.train_dataset),
             self._train_batch_size,
             self.accelerator.num_processes,
             self.train_dataset.seed,
             self.plan.subset_size,
+            self.args.dataloader_drop_last,
+            None if self.plan.subset_if is None else self.train_dataset.in_subset,
         )
-        workers = self.args.dataloader_num_workers
+
+    def create_optimizer(self, *arguments: Any) -> torch.optim.Optimizer:
+        """Return the optimiser, made at the first call; under FSDP with groups of their own for scalars."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*arguments)
+        if made and self.is_fsdp_enabled:
+            separate_scalars(optimizer)
+        return optimizer
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Return the loader of this process: whole global batches whose rows do not depend on the process count."""
+        workers, accelerator = self.args.dataloader_num_workers, self.accelerator
+        options = {
+            "collate_fn": self.data_collator,
+            "pin_memory": self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            "persistent_workers": self.args.dataloader_persistent_workers and workers > 0,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+        if isinstance(self.train_dataset, PairStream):
+            place = (self._train_batch_size, accelerator.process_index, accelerator.num_processes)
+            return self.train_dataset.loader(*place, workers, **options)
         loader = torch.utils.data.DataLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            self.train_dataset, batch_sampler=self._batch_sampler(), num_workers=workers, **options
         )
-        return self.accelerator.prepare(loader)
+        return accelerator.prepare(loader)
+
+    def trained_model(self) -> nn.Module:
+        """Return the model outside all wrappers, with adapters merged into a copy: what is saved whole.
+
+        `save_model` and `push_to_hub` write adapters as adapters, which load with `peft.PeftModel.from_pretrained`.
+        """
+        return merge_adapters(self.accelerator.unwrap_model(self.model))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -244,9 +287,3 @@ class CLIPTrainer(Trainer):
             if "loss" in entry or any(name.startswith("eval_") for name in entry):
                 by_epoch.setdefault(entry["epoch"], {}).update(entry)
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
-
-
-def _text_positions(model: nn.Module) -> int:
-    """Return how many tokens the model's text tower has positions for."""
-    config = getattr(model.config, "text_config", model.config)
-    return int(getattr(config, "max_position_embeddings", None) or 77)

@@ -15,6 +15,14 @@ from hf_clipbd.defenses import DEFENSES
 from hf_clipbd.models import load_dual_encoder
 
 
+# What makes every part of a defence take part in three steps.
+OPTIONS = {
+    "cleanerclip": {"k_pairs": 16, "tau_neg": 0.2},
+    "roclip": {"pool_size": 20, "match_every": 2, "match_unit": "step"},
+    "safeclip": {"warmup_epochs": 0, "safe_probability": 0.6},
+}
+
+
 class RecordGradients(TrainerCallback):
     """Keeps the gradients of the first step, as the optimiser is about to see them."""
 
@@ -38,16 +46,14 @@ def pairs(n: int = 48, size: int = 32) -> Dataset:
     )
 
 
-def train(model_folder: str, defense: str, out: str, world: int, global_batch: int = 16) -> None:
+def train(model_folder: str, defense: str, out: str, world: int, global_batch: int = 16, rows=None, **changes) -> None:
     """Train three steps in double precision; write first gradients, losses and last parameters to the file `out`."""
-    config, trainer_class = DEFENSES[defense]
-    extra = {"k_pairs": 16, "tau_neg": 0.2} if defense == "cleanerclip" else {}
+    config, trainer_class = DEFENSES[defense].config, DEFENSES[defense].trainer
     model, processor = load_dual_encoder(model_folder, dtype=torch.float64)
     recorder = RecordGradients()
     args = config(
         output_dir=out + ".run",
         per_device_train_batch_size=global_batch // world,
-        max_steps=3,
         learning_rate=1e-3,
         use_cpu=True,
         save_strategy="no",
@@ -57,9 +63,10 @@ def train(model_folder: str, defense: str, out: str, world: int, global_batch: i
         warmup_steps=0,
         disable_tqdm=True,
         seed=1,
-        **extra,
+        **{"max_steps": 3, **OPTIONS.get(defense, {}), **changes},
     )
-    trainer = trainer_class(model, args, pairs(), processor, canvas=Canvas(32), callbacks=[recorder])
+    rows = pairs() if rows is None else rows
+    trainer = trainer_class(model, args, rows, processor, canvas=Canvas(32), callbacks=[recorder])
     if trainer.accelerator.num_processes != world:
         raise RuntimeError(f"Expected {world} processes, but Accelerate sees {trainer.accelerator.num_processes}.")
     trainer.train()

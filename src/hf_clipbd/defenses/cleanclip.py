@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_clipbd.captions.eda import augment_caption
 from hf_clipbd.data.image_views import auto_augment
 from hf_clipbd.data.pairs import ViewPlan, same_caption, same_image
-from hf_clipbd.losses import clip_loss, in_modal_loss
+from hf_clipbd.losses import image_text_loss, in_modal_loss
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig, Views
 
 
@@ -69,6 +69,6 @@ class CleanCLIPTrainer(CLIPTrainer):
     def loss_terms(self, views: Views) -> dict[str, Tensor]:
         """Return the weighted terms `clip` and `in_modal`."""
         images, texts = views.images, views.texts
-        between = clip_loss(images["image"], texts["caption"], views.scale)
+        between = image_text_loss(images["image"], texts["caption"], views.scale, views.bias)
         within = in_modal_loss(images["image"], images["augmented"], texts["caption"], texts["augmented"], views.scale)
         return {"clip": self.args.clip_weight * between, "in_modal": self.args.in_modal_weight * within}

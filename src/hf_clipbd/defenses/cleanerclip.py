@@ -22,6 +22,11 @@ def counterfactual(caption: str, key: tuple[int, int, int]) -> str:
     return counterfactual_caption(caption, seed=key)
 
 
+def has_factual(caption: str) -> bool:
+    """Return whether a caption has a factual sub-caption at all: one without any word has none to contrast."""
+    return bool(factual_caption(caption).strip())
+
+
 @dataclass
 class CleanerCLIPConfig(CleanCLIPConfig):
     """Arguments of CleanerCLIP.
@@ -59,7 +64,9 @@ class CleanerCLIPTrainer(CleanCLIPTrainer):
     """Fine-tunes with L = λ₁·L_CleanCLIP + λ₂·L_FC.
 
     K pairs, drawn anew each epoch and the same on every rank, form extra batches spread evenly through the epoch. On
-    these the full L is minimised; ordinary batches have no sub-captions and carry λ₁·L_CleanCLIP.
+    these the full L is minimised; ordinary batches have no sub-captions and carry λ₁·L_CleanCLIP. A pair whose caption
+    has no factual sub-caption (one without any word) is passed over for the next one of the same draw, so K is
+    met exactly; in a set with fewer than K other pairs, these are drawn again until there are K.
 
     Reference:
         CleanerCLIP (arXiv 2409.17601, section 3.2). The loss, K and the redrawing are the paper's; how the K pairs
@@ -73,6 +80,7 @@ class CleanerCLIPTrainer(CleanCLIPTrainer):
             super().view_plan(args),
             subset_texts={"factual": factual, "counterfactual": counterfactual},
             subset_size=args.k_pairs,
+            subset_if=has_factual,
         )
 
     def loss_terms(self, views: Views) -> dict[str, Tensor]:

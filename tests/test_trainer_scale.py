@@ -1,0 +1,507 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Carrying a training out: chunks, accumulation, half precision, adapters, streams, resuming, stopping, trackers."""
+
+import copy
+import itertools
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, TrainerCallback
+from transformers.integrations import integration_utils
+
+from hf_clipbd import features
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.pairs import PLAIN_VIEWS
+from hf_clipbd.data.stream import PairStream
+from hf_clipbd.defenses import DEFENSES
+from hf_clipbd.models import load_dual_encoder
+from hf_clipbd.trainer import CLIPTrainingConfig
+from hf_clipbd.training.chunks import encode_in_chunks
+from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "accelerate"
+CONTRASTED = ("ft", "cleanclip", "cleanerclip")
+
+
+@pytest.fixture(scope="session")
+def _untouched_vit(tiny_processor):
+    tokenizer = tiny_processor.tokenizer
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        **tower,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**tower, "image_size": 32, "patch_size": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+
+
+@pytest.fixture
+def tiny_vit(_untouched_vit):
+    """Return a random CLIPModel of transformers, with a Vision Transformer, of its own for each test."""
+    return copy.deepcopy(_untouched_vit)
+
+
+@pytest.fixture(params=["resnet", "vit"])
+def either_model(request, tiny_model, tiny_vit):
+    return tiny_model if request.param == "resnet" else tiny_vit
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps the gradients of the first step, as the optimiser is about to see them."""
+
+    def __init__(self):
+        self.gradients = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not self.gradients:
+            self.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def build(model, processor, pairs, folder, defense="ft", evaluator=None, callbacks=None, **changes):
+    defaults = dict(
+        per_device_train_batch_size=8,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        warmup_steps=0,
+        **({"k_pairs": 8} if defense == "cleanerclip" else {}),
+    )
+    args = DEFENSES[defense].config(output_dir=str(folder), **{**defaults, **changes})
+    trainer = DEFENSES[defense].trainer
+    return trainer(model, args, pairs, processor, evaluator=evaluator, canvas=Canvas(32), callbacks=callbacks)
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def run(model, processor, pairs, folder, **changes):
+    """Return the losses, first gradients and last parameters of a training."""
+    recorder = FirstGradients()
+    trainer = build(model, processor, pairs, folder, callbacks=[recorder], **changes)
+    trainer.train()
+    return losses(trainer), recorder.gradients, trainer.model.state_dict()
+
+
+def assert_same(one, other, tolerance):
+    losses_one, gradients_one, last_one = one
+    losses_other, gradients_other, last_other = other
+    assert losses_one == pytest.approx(losses_other, rel=tolerance)
+    assert set(gradients_one) == set(gradients_other) and len(gradients_one) > 20
+    for name, expected in gradients_one.items():
+        gap = (gradients_other[name] - expected).norm() / max(expected.norm().item(), 1e-6)
+        assert gap < tolerance, f"{name}: relative gap {gap:.2e}"
+    assert all(torch.allclose(last_other[name], value, atol=1e-6) for name, value in last_one.items())
+
+
+# -- chunks and accumulation ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("defense", CONTRASTED)
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_chunks_give_the_whole_batch_loss_and_gradient(
+    defense, chunk_size, either_model, tiny_processor, tiny_pairs, tmp_path
+):
+    settings = dict(defense=defense, freeze_batch_norm=True, max_steps=3, max_grad_norm=0.0)
+    models = either_model.double(), copy.deepcopy(either_model).double()
+    whole = run(models[0], tiny_processor, tiny_pairs, tmp_path, **settings)
+    chunked = run(models[1], tiny_processor, tiny_pairs, tmp_path, chunk_size=chunk_size, **settings)
+    assert_same(whole, chunked, 1e-9)
+
+
+def test_the_towers_never_see_more_than_a_chunk(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    seen = []
+    tiny_vit.vision_model.register_forward_hook(lambda module, inputs, output: seen.append(len(output[0])))
+    run(tiny_vit, tiny_processor, tiny_pairs, tmp_path, defense="cleanclip", chunk_size=3, max_steps=1)
+    assert sorted(seen) == [4, 4, 6, 6, 6, 6]  # two views of 3 + 3 + 2 pairs, once forward and once backward
+
+
+def test_chunks_draw_dropout_alike_in_both_passes():
+    rows, dropped = torch.randn(5, 4), nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+
+    def gradient(embed):
+        torch.manual_seed(3)
+        dropped.zero_grad()
+        embed().square().sum().backward()
+        return dropped[0].weight.grad.clone()
+
+    expected = gradient(lambda: torch.cat([dropped(part) for part in rows.split(2)]))
+    encode = lambda model, inputs: (model(inputs["x"]),)  # noqa: E731
+    got = gradient(lambda: encode_in_chunks(encode, dropped, {"x": rows}, 2)[0])
+    assert torch.equal(got, expected)
+
+
+def test_chunks_are_refused_with_batch_statistics(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    with pytest.raises(ValueError, match="freeze_batch_norm"):
+        build(tiny_model, tiny_processor, tiny_pairs, tmp_path, chunk_size=4)
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    before = copy.deepcopy(tiny_model.state_dict())
+    run(tiny_model, tiny_processor, tiny_pairs, tmp_path, freeze_batch_norm=True, max_steps=2)
+    after = tiny_model.state_dict()
+    statistics = [name for name in before if "running_" in name or "num_batches" in name]
+    assert len(statistics) > 10 and all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not torch.equal(before["vision_model.conv1.weight"], after["vision_model.conv1.weight"])
+
+
+def test_accumulation_averages_batches_and_adds_no_negatives(tiny_vit, tiny_processor, tiny_pairs, tmp_path, caplog):
+    model = tiny_vit.double()
+    trainer = build(copy.deepcopy(model), tiny_processor, tiny_pairs, tmp_path)
+    batches = list(itertools.islice(trainer.get_train_dataloader(), 2))
+    loss = sum(trainer.compute_loss(trainer.model, batch) for batch in batches) / 2
+    loss.backward()
+    expected = {name: p.grad for name, p in trainer.model.named_parameters()}
+    settings = dict(max_steps=1, max_grad_norm=0.0)
+    with caplog.at_level(logging.WARNING, "hf_clipbd"):
+        got = run(
+            copy.deepcopy(model), tiny_processor, tiny_pairs, tmp_path, gradient_accumulation_steps=2, **settings
+        )
+    assert "7 others of its own global batch" in caplog.text and "chunk_size" in caplog.text
+    assert got[0][0] == pytest.approx(loss.item(), rel=1e-6)
+    assert all(torch.allclose(got[1][name], value, rtol=1e-7, atol=1e-12) for name, value in expected.items())
+    large = run(model, tiny_processor, tiny_pairs, tmp_path, per_device_train_batch_size=16, **settings)
+    assert large[0][0] > got[0][0] + 0.3  # about log 2: twice the negatives
+
+
+# -- precision, compilation, checkpointing ----------------------------------------------------------------------------
+
+
+def test_bf16_towers_and_a_float_loss(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    exact = run(copy.deepcopy(tiny_vit), tiny_processor, tiny_pairs, tmp_path, max_steps=2)
+    types = []
+    projection = tiny_vit.vision_model.encoder.layers[0].mlp.fc1
+    projection.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    trainer = build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, bf16=True, max_steps=2, defense="cleanclip")
+    seen = []
+    loss_terms = trainer.loss_terms
+    trainer.loss_terms = lambda views: seen.append(views) or loss_terms(views)
+    trainer.train()
+    embeddings = [one for views in seen for one in (*views.images.values(), *views.texts.values())]
+    assert set(types) == {torch.bfloat16} and {one.dtype for one in embeddings} == {torch.float32}
+    assert {term.dtype for term in loss_terms(seen[0]).values()} == {torch.float32}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    clip = [entry["loss_clip"] for entry in trainer.state.log_history if "loss_clip" in entry]
+    assert clip[0] == pytest.approx(exact[0][0], rel=2e-2) and clip[0] != exact[0][0]
+
+
+def test_bf16_in_chunks(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    settings = dict(defense="cleanclip", bf16=True, max_steps=2)
+    whole = run(copy.deepcopy(tiny_vit), tiny_processor, tiny_pairs, tmp_path, **settings)
+    chunked = run(tiny_vit, tiny_processor, tiny_pairs, tmp_path, chunk_size=4, **settings)
+    assert chunked[0] == pytest.approx(whole[0], rel=1e-2)
+
+
+def test_activation_checkpointing_changes_nothing(either_model, tiny_processor, tiny_pairs, tmp_path):
+    calls = []
+    other = copy.deepcopy(either_model)
+    inside = either_model.text_model.encoder.layers[0].self_attn  # hooks of the layer itself stay outside
+    inside.register_forward_pre_hook(lambda module, inputs: calls.append(1))
+    plain = run(other, tiny_processor, tiny_pairs, tmp_path, max_steps=2)
+    got = run(either_model, tiny_processor, tiny_pairs, tmp_path, max_steps=2, gradient_checkpointing=True)
+    assert_same(plain, got, 1e-5)
+    assert len(calls) == 4  # each step once forward and once backward
+
+
+def test_compilation_passes_through(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    plain = run(copy.deepcopy(tiny_vit), tiny_processor, tiny_pairs, tmp_path, max_steps=2)
+    compiled = run(tiny_vit, tiny_processor, tiny_pairs, tmp_path, max_steps=2, torch_compile_backend="eager")
+    assert compiled[0] == pytest.approx(plain[0], rel=1e-5)
+
+
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def test_adapters_alone_are_trained_and_load_again(either_model, tiny_processor, tiny_pairs, tmp_path):
+    base = copy.deepcopy(either_model)
+    trainer = build(either_model, tiny_processor, tiny_pairs, tmp_path, defense="cleanclip", lora=True, lora_r=2)
+    trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    trainer.train()
+    for name, value in base.state_dict().items():
+        inside = trainer.model.get_base_model().state_dict()
+        kept = inside.get(name, inside.get(name.replace(".weight", ".base_layer.weight")))
+        kept = inside[name.replace(".bias", ".base_layer.bias")] if kept is None else kept
+        assert torch.equal(kept, value), name
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = features.embed_images(trainer.model.eval(), pixels)
+    assert not torch.allclose(expected, features.embed_images(base, pixels), atol=1e-3)
+
+    merged = trainer.trained_model()
+    assert type(merged) is type(base)
+    merged.save_pretrained(tmp_path / "merged")
+    tiny_processor.save_pretrained(tmp_path / "merged")
+    loaded, _ = load_dual_encoder(tmp_path / "merged")
+    assert torch.allclose(features.embed_images(loaded, pixels), expected, atol=1e-5)
+
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert torch.allclose(features.embed_images(again, pixels), expected, atol=1e-6)
+
+
+def test_adapters_go_where_they_are_told(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    trainer = build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, lora=True, lora_targets=["q_proj", "v_proj"])
+    places = {
+        name.split(".lora_")[0].split(".")[-1] for name, p in trainer.model.named_parameters() if p.requires_grad
+    }
+    assert places == {"q_proj", "v_proj"}
+
+
+def test_adapters_of_unknown_layers_are_refused(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    with pytest.raises(ValueError, match="query_proj"):
+        build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, lora=True, lora_targets=["query_proj"])
+
+
+# -- two processes ----------------------------------------------------------------------------------------------------
+
+
+def launch(processes, model_folder, out):
+    """Return name of run -> what `distributed/scaled_steps.py` wrote on so many processes."""
+    out.mkdir()
+    config = CONFIGS / ("two_cpu_processes.yaml" if processes == 2 else "cpu.yaml")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    script = Path(__file__).parent / "distributed" / "scaled_steps.py"
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, script, model_folder, out], check=True, env=env, timeout=300)
+    return {path.stem: load_file(path) for path in out.glob("*.safetensors")}
+
+
+def test_two_processes_equal_one_in_chunks_with_adapters_and_from_a_stream(tiny_model, tiny_processor, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    one, two = launch(1, tmp_path / "model", tmp_path / "one"), launch(2, tmp_path / "model", tmp_path / "two")
+    compared = [(one[name], two[name]) for name in one]
+    compared += [(one[f"{name}-whole"], two[f"{name}-chunked"]) for name in CONTRASTED]
+    assert len(compared) == 12
+    for expected, got in compared:
+        assert got["losses"].tolist() == pytest.approx(expected["losses"].tolist(), rel=1e-9)
+        names = [name for name in expected if name.startswith("grad.")]
+        assert len(names) > 20 and set(expected) == set(got)
+        for name in names:
+            gap = (got[name] - expected[name]).norm() / max(expected[name].norm().item(), 1e-6)
+            assert gap < 1e-8, f"{name}: relative gap {gap:.2e}"
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_accelerate_understands_every_configuration_and_the_page_lists_it(config):
+    read = load_config_from_file(str(CONFIGS / config)).to_dict()
+    assert read["num_processes"] == {"cpu.yaml": 1, "gpu.yaml": 1, "two_cpu_processes.yaml": 2}.get(config, 4)
+    assert f"--config_file recipes/accelerate/{config}" in (CONFIGS / "README.md").read_text()
+
+
+def test_fsdp_is_told_what_it_cannot_divide(tiny_vit):
+    plugin = SimpleNamespace(fsdp_version=2)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    prepare_for_fsdp(accelerator, tiny_vit)
+    (whole,) = (parameter for module in plugin.ignored_modules for parameter in module.parameters())
+    assert whole is tiny_vit.logit_scale
+    assert tiny_vit.get_input_embeddings() is tiny_vit.text_model.embeddings.token_embedding
+    plugin.fsdp_version = 1
+    with pytest.raises(ValueError, match="FSDP 2"):
+        prepare_for_fsdp(accelerator, tiny_vit)
+
+
+def test_scalars_step_in_groups_of_their_own():
+    kernel, bias, scale = (nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,), ()))
+    optimizer = torch.optim.AdamW([{"params": [kernel], "weight_decay": 0.1}, {"params": [bias, scale], "lr": 0.5}])
+    separate_scalars(optimizer)
+    groups = [(group["params"], group["weight_decay"], group["lr"]) for group in optimizer.param_groups]
+    assert [len(parameters) for parameters, _, _ in groups] == [1, 1, 1]
+    assert groups[1][0][0] is bias and groups[2][0][0] is scale and groups[2][1:] == groups[1][1:]
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+def batches_of(stream, n, batch_size=8, process=0, processes=1, workers=0):
+    loader = stream.loader(batch_size, process, processes, workers, collate_fn=list)
+    return [[pair["row"] for pair in batch] for batch in itertools.islice(loader, n)]
+
+
+@pytest.fixture
+def stream(tiny_pairs):
+    return tiny_pairs.to_iterable_dataset(num_shards=4)
+
+
+def test_a_stream_is_shuffled_anew_each_epoch_and_drawn_by_content(stream, tiny_pairs):
+    rows = PairStream(stream, PLAIN_VIEWS, Canvas(32), seed=5, shuffle_buffer=100)
+    drawn = batches_of(rows, 12)
+    first, second = sum(drawn[:6], []), sum(drawn[6:], [])
+    assert first != second and sorted(first) == sorted(second) and len(set(first)) == len(tiny_pairs)
+    assert batches_of(rows, 12) == drawn
+    assert batches_of(PairStream(stream, PLAIN_VIEWS, Canvas(32), seed=6, shuffle_buffer=100), 6) != drawn[:6]
+    kept = PairStream(stream, PLAIN_VIEWS, Canvas(32), shuffle_buffer=0)
+    texts = [pair["texts"][0] for pair in itertools.chain(*itertools.islice(kept, 48))]
+    assert texts == list(tiny_pairs["caption"])
+
+
+def test_two_processes_share_the_batches_of_a_stream(stream):
+    rows = PairStream(stream, PLAIN_VIEWS, Canvas(32), seed=5)
+    alone = batches_of(rows, 5, batch_size=8)
+    shares = [batches_of(rows, 5, batch_size=4, process=rank, processes=2) for rank in range(2)]
+    assert [one + other for one, other in zip(*shares, strict=True)] == alone
+
+
+def test_workers_divide_the_shards_of_a_stream(stream, caplog):
+    rows = PairStream(stream, PLAIN_VIEWS, Canvas(32), seed=5)
+    drawn = batches_of(rows, 6, batch_size=6, workers=2)
+    assert len({row for batch in drawn[::2] for row in batch}) == 18
+    assert not {row for batch in drawn[::2] for row in batch} & {row for batch in drawn[1::2] for row in batch}
+    with caplog.at_level(logging.WARNING, "hf_clipbd"):
+        assert len(batches_of(rows, 2, workers=9)) == 2
+    assert "4 shards" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(), "max_steps"),
+        (dict(defense="cleanerclip", max_steps=2), "k_pairs"),
+        (dict(max_steps=2, caption_column="text"), "text"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused_at_once(changes, says, tiny_vit, tiny_processor, stream, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        build(tiny_vit, tiny_processor, stream, tmp_path, **changes)
+
+
+def test_a_stream_shorter_than_a_batch_is_an_error(tiny_vit, tiny_processor, stream, tmp_path):
+    trainer = build(tiny_vit, tiny_processor, stream, tmp_path, max_steps=2, per_device_train_batch_size=49)
+    with pytest.raises(ValueError, match="at least one global batch of 49"):
+        trainer.train()
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+class Stop(TrainerCallback):
+    """Ends the process's training as Ctrl-C does, after a step's checkpoint has been written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(defense="cleanerclip", dataloader_num_workers=2),
+        dict(defense="cleanclip", gradient_accumulation_steps=2),
+        dict(defense="cleanclip", chunk_size=3, lora=True, lora_dropout=0.2),
+        dict(defense="cleanclip", streamed=True, max_steps=14),
+    ],
+    ids=["workers", "accumulation", "adapters in chunks", "stream"],
+)
+def test_stopped_within_an_epoch_and_resumed_equals_unbroken_to_the_bit(
+    settings, tiny_vit, tiny_processor, tiny_pairs, stream, tmp_path
+):
+    for tower in (tiny_vit.config.vision_config, tiny_vit.config.text_config):
+        tower.attention_dropout = 0.1
+    for module in tiny_vit.modules():
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.1  # draws from the global generator, which has to be resumed too
+    settings = dict(settings)
+    pairs = stream if settings.pop("streamed", False) else tiny_pairs
+    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "save_total_limit": None, **settings}
+
+    def trainer(folder, **changes):
+        return build(copy.deepcopy(tiny_vit), tiny_processor, pairs, tmp_path / folder, **{**settings, **changes})
+
+    unbroken = trainer("one")
+    unbroken.train()
+    stopped = trainer("two", callbacks=[Stop(4)])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = trainer("two")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == unbroken.state.global_step > 4
+    assert losses(resumed) == losses(unbroken)
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    states = unbroken.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    assert all(
+        torch.equal(value, states[1][key][name]) for key, one in states[0].items() for name, value in one.items()
+    )
+
+
+# -- stopping early, trackers -----------------------------------------------------------------------------------------
+
+
+def test_stops_when_benign_accuracy_gets_no_better(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    figures, models = iter([0.3, 0.5, 0.4, 0.45, 0.9]), []
+
+    def evaluator(model):
+        models.append(copy.deepcopy(model.state_dict()))
+        return {"ba1": next(figures)}
+
+    settings = dict(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, num_train_epochs=5)
+    settings["early_stopping_patience"] = 2
+    trainer = build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, evaluator=evaluator, **settings)
+    trainer.train()
+    assert [entry["eval_ba1"] for entry in trainer.history() if "eval_ba1" in entry] == [0.3, 0.5, 0.4, 0.45]
+    assert trainer.state.best_metric == 0.5
+    assert all(torch.equal(models[1][name], value) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"), [(dict(), "`eval_strategy` is no"), (dict(eval_strategy="epoch"), "Expected an `evaluator`")]
+)
+def test_stopping_early_needs_evaluations(settings, says, tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, early_stopping_patience=2, **settings)
+
+
+def test_a_tracker_is_told_every_term_and_figure(tiny_vit, tiny_processor, tiny_pairs, tmp_path, monkeypatch):
+    told = {}
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            told.update(logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "notebook_of_ours", Tracker)
+    build(
+        tiny_vit,
+        tiny_processor,
+        tiny_pairs,
+        tmp_path,
+        defense="cleanerclip",
+        evaluator=lambda model: {"ba1": 0.25},
+        report_to=["notebook_of_ours"],
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+    ).train()
+    assert {"loss", "loss_clip", "loss_in_modal", "loss_fc", "grad_norm", "learning_rate"} <= set(told)
+    assert told["eval_ba1"] == 0.25 and np.isfinite(told["loss"])
+
+
+@pytest.mark.parametrize("bad", [dict(chunk_size=0), dict(lora_r=0), dict(lora_dropout=1.0), dict(shuffle_buffer=-1)])
+def test_sizes_out_of_range_are_refused(bad):
+    (name,) = bad
+    with pytest.raises(ValueError, match=f"Expected `{name}`"):
+        CLIPTrainingConfig(output_dir="unused", use_cpu=True, **bad)
