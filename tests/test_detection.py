@@ -36,6 +36,8 @@ from hf_clipbd.detection import (
 
 
 NEIGHBOR_DETECTORS = ["k_distance", "slof", "lof", "lid", "dao"]
+OF_THE_WHOLE_SET = ["spectral_signature", "activation_clustering"]
+"""Detectors whose score of a row depends on the other searched rows."""
 
 
 def uneven(n=90, d=7, seed=0):
@@ -135,20 +137,26 @@ def test_every_detector_is_finite_deterministic_and_independent_of_order(name):
     rng = np.random.default_rng([5])
     features, order = uneven(120), rng.permutation(120)
     features[-1] = -4 * features[:-1].mean(0)  # opposite to everything
-    options = {"texts": features * np.where(np.arange(120) < 119, 1, -1)[:, None]} if name == "clip_score" else {}
-    reference = Reference.of(uneven(60, seed=4) if name != "clip_score" else features)
-    scores = DETECTORS[name](features, reference, k=8, **options)
-    assert scores.dtype == np.float64 and np.isfinite(scores).all()
+    aligned, fixed = {}, {}
     if name == "clip_score":
-        shuffled = DETECTORS[name](features[order], reference, k=8, texts=options["texts"][order])
-    else:
-        shuffled = DETECTORS[name](features[order], reference, k=8)
-        np.testing.assert_allclose(DETECTORS[name](features[:10], reference, k=8), scores[:10], rtol=1e-3)
-    np.testing.assert_allclose(shuffled, scores[order], rtol=1e-3)
-    np.testing.assert_array_equal(detect(features, name, seed=2, **options), detect(features, name, seed=2, **options))
+        aligned = {"texts": features * np.where(np.arange(120) < 119, 1, -1)[:, None]}
+    if name == "disagreement":
+        aligned, fixed = {"others": uneven(120, 5)}, {"reference_others": uneven(60, 5, seed=4)}
+    reference = Reference.of(uneven(60, seed=4) if name != "clip_score" else features)
+
+    def scored(rows):
+        given = {key: values[rows] for key, values in aligned.items()}
+        return DETECTORS[name](features[rows], reference, k=8, **given, **fixed)
+
+    scores = scored(np.arange(120))
+    assert scores.dtype == np.float64 and np.isfinite(scores).all()
+    if name not in OF_THE_WHOLE_SET:
+        np.testing.assert_allclose(scored(np.arange(10)), scores[:10], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(scored(order), scores[order], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(detect(features, name, seed=2, **aligned), detect(features, name, seed=2, **aligned))
 
 
-@pytest.mark.parametrize("name", sorted(set(DETECTORS) - {"clip_score"}))
+@pytest.mark.parametrize("name", sorted({*DETECTORS} - {"clip_score", "disagreement", "island", *OF_THE_WHOLE_SET}))
 def test_higher_is_more_suspicious(name):
     rng = np.random.default_rng([6])
     flat = np.concatenate([rng.normal(size=(300, 3)), np.zeros((300, 9))], axis=1) + np.eye(12)[11] * 6
@@ -269,7 +277,7 @@ def test_a_compact_island_is_found_against_random_rows_and_missed_against_all():
     def auroc(scores):
         return roc_auc_score(is_poisoned, scores)
 
-    assert auroc(detect(features)) >= 0.95  # the default
+    assert auroc(detect(features, "slof")) >= 0.95
     for name in ("slof", "lof"):
         assert min(auroc(detect(features, name, m=2048, k=12, seed=seed)) for seed in (0, 1)) >= 0.95, name
     assert auroc(detect(features, "k_distance", m=2048, k=12)) >= 0.8

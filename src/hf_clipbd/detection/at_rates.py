@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Detection at lower poison rates than a victim was trained at, by leaving poisoned rows out of the searched set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,13 @@ def thinned_rows(is_poisoned: Any, rate: float, seed: int = 0, draw: int = 0) ->
 
 
 def performance_at_rate(
-    score: Callable[..., np.ndarray], features: Any, is_poisoned: Any, rate: float, draws: int = 5, seed: int = 0
+    score: Callable[..., np.ndarray],
+    features: Any,
+    is_poisoned: Any,
+    rate: float,
+    draws: int = 5,
+    seed: int = 0,
+    aligned: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the mean and the worst detection performance over draws of a set thinned to a lower poison rate.
 
@@ -56,6 +62,7 @@ def performance_at_rate(
         rate: Share of poisoned rows in the thinned set, at most that of the full one.
         draws: How many draws of poisoned rows, each with its own reference.
         seed: Seed of the draws; draw i scores with `seed + i`.
+        aligned: Keywords of `score` that have a row for each of the features (`texts`, `others`), thinned with them.
 
     Returns:
         `mean` (figure -> mean over the draws), `worst` (figure -> that of the least favourable draw), `draws` (the
@@ -64,13 +71,15 @@ def performance_at_rate(
     Raises:
         ValueError: If the rate cannot be had from this set, or there are no draws.
     """
+    aligned = {name: np.asarray(values) for name, values in (aligned or {}).items()}
     if draws < 1:
         raise ValueError(f"Expected at least one draw, but got {draws}.")
     features, poisoned = np.asarray(features), np.asarray(is_poisoned, dtype=bool)
     figures = []
     for draw in range(draws):
         rows = thinned_rows(poisoned, rate, seed, draw)
-        figures.append(detection_performance(score(features[rows], seed=seed + draw), poisoned[rows]))
+        kept = {name: values[rows] for name, values in aligned.items()}
+        figures.append(detection_performance(score(features[rows], seed=seed + draw, **kept), poisoned[rows]))
     shares = [name for name in figures[0] if name not in ("n", "n_poisoned")]
     counts = {name: figures[0][name] for name in ("n", "n_poisoned")}
     by_name = {name: [one[name] for one in figures] for name in shares}

@@ -1,55 +1,88 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The table of detectors, and the one call that scores a set with a random reference."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
+from hf_clipbd.detection.activation_clustering import activation_clustering
 from hf_clipbd.detection.clip_score import clip_score
+from hf_clipbd.detection.compat_huang2025 import huang2025
 from hf_clipbd.detection.dao import dao
+from hf_clipbd.detection.disagreement import disagreement
+from hf_clipbd.detection.island import island
 from hf_clipbd.detection.isolation_forest import isolation_forest
 from hf_clipbd.detection.k_distance import k_distance
 from hf_clipbd.detection.lid import lid
 from hf_clipbd.detection.lof import lof
+from hf_clipbd.detection.multi_scale import multi_scale
 from hf_clipbd.detection.neighbors import Reference
 from hf_clipbd.detection.slof import slof
+from hf_clipbd.detection.spectral import spectral_signature
 
 
-DETECTORS = {
+DETECTORS: dict[str, Callable[..., np.ndarray]] = {
+    "multi_scale": multi_scale,
+    "disagreement": disagreement,
     "k_distance": k_distance,
     "slof": slof,
     "lof": lof,
     "lid": lid,
     "dao": dao,
+    "island": island,
     "isolation_forest": isolation_forest,
+    "spectral_signature": spectral_signature,
+    "activation_clustering": activation_clustering,
     "clip_score": clip_score,
 }
 """Name -> `detector(features, reference=None, k=None, ...) -> scores (N,)`, float64, higher is more suspicious."""
 
+ALIGNED: dict[str, tuple[str, ...]] = {
+    "disagreement": ("others", "texts"),
+    "spectral_signature": ("texts",),
+    "activation_clustering": ("texts",),
+    "clip_score": ("texts",),
+}
+"""Name -> keywords of that detector which have a row for each of the features."""
+
+
+def check_detector(name: str) -> Callable[..., np.ndarray]:
+    """Return the detector of that name, or raise `ValueError`."""
+    if name not in DETECTORS:
+        raise ValueError(f"Expected a detector out of {sorted(DETECTORS)}, but got {name!r}.")
+    return DETECTORS[name]
+
 
 def detect(
     features: Any,
-    detector: str = "slof",
+    detector: str | None = None,
     m: int | None = None,
     k: int | None = None,
     seed: int = 0,
     normalize: bool = True,
+    compat: Literal["huang2025"] | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Return a score for each row of `features`, compared with m of them drawn at random.
 
-    Poison is found as long as its rows are no neighbourhood of their own in the reference: with the defaults
-    (m = 16384 or all rows of a smaller set, k = 0.4 % of m) up to a poison rate of about 0.1 %. For heavier poison
-    lower m or raise k, so that rate * m stays under k / 4; from about 1 % these detectors fail.
+    Without a detector's name it is `multi_scale`, which is told no poison rate; with `others`, the same images in
+    another encoder's space, it is `disagreement`, which compares no densities and so minds neither the rate nor how
+    frequent the target is. Where such an encoder is at hand, give it, and `texts` too: on the victims tried, sparsity
+    alone left a part of the poison unfound at every rate. k-distance, SLOF, LOF, DAO and LID see poison only as long
+    as its rows are no neighbourhood of their own in the reference: rate * m under k / 4, so that heavier poison asks
+    for a smaller m or a larger k; among concepts of very uneven density SLOF is the one that finds a small group.
 
     Args:
         features: Image embeddings of the searched set in the suspected model, (N, D).
-        detector: A key of `DETECTORS`.
+        detector: A key of `DETECTORS`; see above.
         m: Reference rows; min(16384, N) by default.
-        k: Neighbours; `default_k(m)` by default.
+        k: Neighbours; each detector's own number by default, `default_k(m)` for most.
         seed: Seed of the reference.
         normalize: Scale embeddings to unit length.
-        **options: What the detector takes besides, for instance `texts` for the CLIP score.
+        compat: `"huang2025"` for the published arithmetic of k-distance, SLOF (the default then), DAO or LID with its
+            faults, for comparison; m and `normalize` do not apply to it, k is 16 by default.
+        **options: What the detector takes besides, for instance `others`, or `texts` for the CLIP score.
 
     Returns:
         (N,), float64, finite; higher is more suspicious.
@@ -61,7 +94,13 @@ def detect(
         Huang et al., ICLR 2025 (arXiv 2502.01385) compare rows with the rest of their batch; a fixed random reference
         makes a score independent of which rows share its batch.
     """
-    if detector not in DETECTORS:
-        raise ValueError(f"Expected a detector out of {sorted(DETECTORS)}, but got {detector!r}.")
-    reference = Reference.sample(features, m, seed, normalize)
-    return DETECTORS[detector](features, reference, k, **options)
+    if compat is not None:
+        if compat != "huang2025":
+            raise ValueError(f"Expected compat 'huang2025', but got {compat!r}.")
+        return huang2025(features, detector or "slof", 16 if k is None else k, seed=seed, **options)
+    if detector is None:
+        detector = "multi_scale" if options.get("others") is None else "disagreement"
+    function = check_detector(detector)
+    if function is multi_scale:  # draws references of its own, of two sizes
+        return multi_scale(features, None, k, m, seed, normalize, **options)
+    return function(features, Reference.sample(features, m, seed, normalize), k, **options)

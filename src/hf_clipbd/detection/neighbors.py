@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""The only distance code: a reference set, and the nearest of its rows to any features, in bounded memory.
+"""The only distance code: reference sets, and the nearest of their rows to any features, in bounded memory.
 
 Let R be m reference rows. `d_i(x)` is the i-th smallest Euclidean distance from x to R without x itself, `N_k(x)` the
 k nearest rows. A row that is bit for bit another one is that one: copies in R are collapsed, and a row whose copy is
@@ -7,16 +7,18 @@ in R is not its own neighbour, so that a picture repeated a thousand times is ne
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_clipbd.detection.rows import contents, first_copies, matrix, row_blocks
+from hf_clipbd.detection.nearest import Neighbors, Points, best_precision
+from hf_clipbd.detection.rows import ahead, contents, first_copies, gathered, matrix, row_blocks, slice_of_process
 
 
 logger = logging.getLogger(__name__)
@@ -27,17 +29,8 @@ DEFAULT_M = 16384
 QUERY_BLOCK = 512
 REFERENCE_BLOCK = 16384
 
-
-class Neighbors(NamedTuple):
-    """The nearest reference rows of B queries, nearest first.
-
-    Args:
-        distances: (B, k), float32, ascending.
-        positions: (B, k), int64, positions in the reference.
-    """
-
-    distances: Tensor
-    positions: Tensor
+Score = Callable[[Tensor, Tensor], Tensor]
+"""From distances (B, k), float64, at least `FLOOR`, ascending, and positions (B, k) to scores (B,)."""
 
 
 def _silent(n: int) -> bool | None:
@@ -59,18 +52,19 @@ def default_k(m: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The rows that everything is compared with. Built by `Reference.sample` or `Reference.of`.
+    """The rows that everything is compared with. Built by `Reference.sample`, `Reference.of` or `Reference.nested`.
 
     Args:
         points: (m, D), float32: the distinct rows, of unit length if `normalize`, less their mean (distances do not
             change, products of smaller numbers round less).
         center: (D,), that mean.
         rows: (m,), row number of each point in the features it was taken from.
-        position_of: Content of a point -> its position.
+        position_of: Content of a point -> its position; of nested references, that in the largest.
         duplicates: How many rows were left out as copies of others.
         normalize: Whether rows are scaled to unit length.
-        precision: `"float32"`, or `"bfloat16"` for the search alone: somewhat more than k candidates are found with it
-            and their distances computed again in float32, which left scores within 3 %.
+        precision: Arithmetic of the search, `"float32"` or `"bfloat16"`: somewhat more than k candidates are found
+            with it; the distances of these are float32 in either case.
+        distributed: Whether each process of a `torch.distributed` group scores a share of the rows.
     """
 
     points: Tensor
@@ -80,27 +74,33 @@ class Reference:
     duplicates: int
     normalize: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    distributed: bool = False
     _tables: dict[int, Neighbors] = field(default_factory=dict, repr=False)
+    _family: "_Family | None" = field(default=None, repr=False)
 
     @classmethod
     def of(
         cls,
         vectors: Any,
         normalize: bool = True,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Literal["float32", "bfloat16"] | None = None,
         device: str | torch.device = "cpu",
+        distributed: bool = False,
     ) -> "Reference":
         """Return a reference of all rows of `vectors`: a clean set of one's own, or the searched set itself.
 
         Args:
             vectors: (M, D), M at least 3 distinct rows.
             normalize: Scale rows to unit length.
-            precision: Arithmetic of the search.
+            precision: Arithmetic of the search; by default bfloat16 where the device has units for it.
             device: Where to compute.
+            distributed: Share the rows among the processes of a `torch.distributed` group; every one has to make the
+                same calls on the same features, and gets all scores.
 
         Raises:
             ValueError: If it is no finite matrix of at least three distinct rows, or the precision is unknown.
         """
+        precision = best_precision(str(device)) if precision is None else precision
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f'Expected precision "float32" or "bfloat16", but got {precision!r}.')
         vectors = matrix(vectors)
@@ -116,7 +116,7 @@ class Reference:
         points = torch.from_numpy(distinct).to(device)
         points = torch.nn.functional.normalize(points, dim=1) if normalize else points
         center = points.mean(0)
-        return cls(points - center, center, rows, position_of, duplicates, normalize, precision)
+        return cls(points - center, center, rows, position_of, duplicates, normalize, precision, distributed)
 
     @classmethod
     def sample(
@@ -129,16 +129,49 @@ class Reference:
             m: How many; min(16384, N) by default.
             seed: Seed of the choice.
             normalize: Scale rows to unit length.
-            **options: `precision` and `device` as in `of`.
+            **options: `precision`, `device` and `distributed` as in `of`.
 
         Raises:
             ValueError: If m is not in [3, N], or as in `of`.
         """
         features = matrix(features)
         m = min(DEFAULT_M, len(features)) if m is None else m
-        if not 3 <= m <= len(features):
-            raise ValueError(f"Expected m in [3, {len(features)}], the number of rows, but got {m}.")
-        chosen = np.sort(np.random.default_rng([seed, m]).choice(len(features), m, replace=False))
+        return cls._chosen(features, np.sort(_drawn(features, m, seed)), normalize, options)
+
+    @classmethod
+    def nested(
+        cls,
+        features: Any,
+        pairs: Sequence[tuple[int, int]],
+        seed: int = 0,
+        normalize: bool = True,
+        **options: Any,
+    ) -> "list[Reference]":
+        """Return references of several sizes, each the first rows of the largest, to be searched in one pass.
+
+        Args:
+            features: (N, D), the searched set.
+            pairs: (m, k) of each reference; where copies leave fewer rows than m, these.
+            seed: Seed of the choice.
+            normalize: Scale rows to unit length.
+            **options: `precision`, `device` and `distributed` as in `of`.
+
+        Returns:
+            One reference for each pair, for `nested_scores`; each also serves alone, as any other.
+
+        Raises:
+            ValueError: If an m is not in [3, N] or a k not in [1, m - 1], or as in `of`.
+        """
+        features = matrix(features)
+        if not pairs or min(m for m, _ in pairs) < 3:
+            raise ValueError(f"Expected pairs (m, k) with m at least 3, but got {list(pairs)}.")
+        chosen = _drawn(features, max(m for m, _ in pairs), seed)
+        largest = cls._chosen(features, chosen, normalize, options)
+        family = _Family(largest, [(min(m, len(largest)), k) for m, k in pairs])
+        return [family.member(size) for size, _ in family.pairs]
+
+    @classmethod
+    def _chosen(cls, features: np.ndarray, chosen: np.ndarray, normalize: bool, options: dict) -> "Reference":
         reference = cls.of(features[chosen], normalize, **options)
         reference.rows[:] = chosen[reference.rows]
         return reference
@@ -148,12 +181,11 @@ class Reference:
 
     def table(self, k: int) -> Neighbors:
         """Return the k nearest other points of each point, (m, k); computed once for each k."""
+        if self._family is not None and (len(self), k) in self._family.pairs:
+            whole = self._family.tables[self._family.pairs.index((len(self), k))]
+            return Neighbors(*(part[: len(self)] for part in whole))
         if k not in self._tables:
-            parts = []
-            for start in tqdm(range(0, len(self), QUERY_BLOCK), desc="reference", disable=_silent(len(self))):
-                own = torch.arange(start, min(start + QUERY_BLOCK, len(self)), device=self.points.device)
-                parts.append(self._nearest(self.points[own], own, k))
-            self._tables[k] = Neighbors(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            (self._tables[k],) = _tables(self, [(len(self), k)])
         return self._tables[k]
 
     def place(self, block: np.ndarray) -> Tensor:
@@ -168,62 +200,85 @@ class Reference:
             block: (B, D), float32, finite.
             k: How many, in [1, m - 1].
         """
-        own = torch.tensor([self.position_of.get(content, -1) for content in contents(block)])
-        own = own.to(self.points.device)
-        member = own >= 0
-        if k in self._tables and member.all():
-            return Neighbors(*(part[own] for part in self._tables[k]))
-        queries = self.place(block)
-        if k not in self._tables or not member.any():
-            return self._nearest(queries, own, k)
-        found = self._nearest(queries[~member], own[~member], k)
-        joined = Neighbors(*(part.new_empty(len(block), k) for part in found))
-        for whole, known, new in zip(joined, self._tables[k], found, strict=True):
-            whole[member], whole[~member] = known[own[member]], new
-        return joined
+        tables = {k: self._tables[k]} if k in self._tables else {}
+        return _nearest(self, block, self._own(contents(block)), [(len(self), k)], [tables.get(k)])[0]
 
-    def _nearest(self, queries: Tensor, own: Tensor, k: int) -> Neighbors:
-        """Return the k nearest points, the one at position `own` (-1: none) left out.
+    def _own(self, found: Sequence[int]) -> Tensor:
+        """Return the position of each content among the points, -1 where it is none of them."""
+        own = torch.tensor([self.position_of.get(content, -1) for content in found])
+        return own.masked_fill_(own >= len(self), -1).to(self.points.device)
 
-        The nearest point has the largest x.y - |y|^2 / 2, and |x - y|^2 is |x|^2 less twice that.
-        """
-        rough = self.precision == "bfloat16"
-        wanted = min(k + k // 4 + 8, len(self) - 1) if rough else k
-        left = queries.bfloat16() if rough else queries
-        values, positions = None, None
-        for start in range(0, len(self), REFERENCE_BLOCK):
-            points = self.points[start : start + REFERENCE_BLOCK]
-            products = (left @ (points.bfloat16() if rough else points).T).float()  # (B, C)
-            products -= points.square().sum(1) / 2
-            inside = (own >= start) & (own < start + len(points))
-            products[inside, own[inside] - start] = -torch.inf
-            best = products.topk(min(wanted, len(points)), dim=1)
-            best = Neighbors(best.values, best.indices + start)
-            if values is not None:
-                best = Neighbors(torch.cat([values, best.distances], 1), torch.cat([positions, best.positions], 1))
-                kept = best.distances.topk(min(wanted, best.distances.shape[1]), dim=1)
-                best = Neighbors(kept.values, best.positions.gather(1, kept.indices))
-            values, positions = best
-        if not rough:
-            squared = queries.square().sum(1, keepdim=True) - 2 * values
-            return Neighbors(squared.clamp_min(0).sqrt(), positions)
-        squared = torch.cat(
-            [
-                (self.points[near] - one[:, None]).square().sum(2)
-                for near, one in zip(positions.split(64), queries.split(64), strict=True)
-            ]
-        )  # (B, wanted)
-        nearest = squared.topk(k, dim=1, largest=False)
-        return Neighbors(nearest.values.sqrt(), positions.gather(1, nearest.indices))
+    @cached_property
+    def _search(self) -> Points:
+        return Points(self.points, self.precision, REFERENCE_BLOCK)
 
 
-def neighbor_scores(
-    features: Any,
+class _Family:
+    """Nested references: the largest, and the (size, k) that are searched together."""
+
+    def __init__(self, largest: Reference, pairs: list[tuple[int, int]]):
+        self.largest, self.pairs = largest, pairs
+        for size, k in pairs:
+            check_k(k, largest.points[:size])
+
+    def member(self, size: int) -> Reference:
+        """Return the reference of the first `size` points."""
+        of = self.largest
+        return Reference(
+            of.points[:size],
+            of.center,
+            of.rows[:size],
+            of.position_of,
+            of.duplicates,
+            of.normalize,
+            of.precision,
+            of.distributed,
+            _family=self,
+        )
+
+    @cached_property
+    def tables(self) -> list[Neighbors]:
+        """For each pair the nearest of *all* points of the largest, (m, k)."""
+        return _tables(self.largest, self.pairs)
+
+
+def _drawn(features: np.ndarray, m: int, seed: int) -> np.ndarray:
+    if not 3 <= m <= len(features):
+        raise ValueError(f"Expected m in [3, {len(features)}], the number of rows, but got {m}.")
+    return np.random.default_rng([seed, m]).choice(len(features), m, replace=False)
+
+
+def _tables(reference: Reference, pairs: Sequence[tuple[int, int]]) -> list[Neighbors]:
+    """Return, for each (size, k), the k nearest among the first `size` points of each point."""
+    sizes, ks = zip(*pairs, strict=True)
+    parts = []
+    for start in tqdm(range(0, len(reference), QUERY_BLOCK), desc="reference", disable=_silent(len(reference))):
+        own = torch.arange(start, min(start + QUERY_BLOCK, len(reference)), device=reference.points.device)
+        parts.append(reference._search.nearest(reference.points[own], own, sizes, ks))
+    return [Neighbors(*(torch.cat(part) for part in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True)]
+
+
+def _nearest(
     reference: Reference,
-    k: int,
-    score: Callable[[Tensor, Tensor], Tensor],
-    desc: str = "detecting",
-) -> np.ndarray:
+    block: np.ndarray,
+    own: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    tables: Sequence[Neighbors | None],
+) -> list[Neighbors]:
+    """Return, for each (size, k), the nearest points of each row; points themselves are looked up where tables are."""
+    sizes, ks = zip(*pairs, strict=True)
+    member = own >= 0
+    if any(table is None for table in tables) or not member.any():
+        return reference._search.nearest(reference.place(block), own, sizes, ks)
+    joined = [Neighbors(*(part[own.clamp_min(0)] for part in table)) for table in tables]
+    if not member.all():
+        new = reference._search.nearest(reference.place(block)[~member], own[~member], sizes, ks)
+        for whole, found in zip(joined, new, strict=True):
+            whole.distances[~member], whole.positions[~member] = found
+    return joined
+
+
+def neighbor_scores(features: Any, reference: Reference, k: int, score: Score, desc: str = "detecting") -> np.ndarray:
     """Return one score for each row, computed from its k nearest reference rows.
 
     Args:
@@ -239,23 +294,67 @@ def neighbor_scores(
     Raises:
         ValueError: If k is out of range, the dimensions differ, or a row is not finite.
     """
-    features = matrix(features)
     check_k(k, reference)
+    return _scores(features, reference, [(len(reference), k)], [reference._tables.get(k)], [score], desc)[0]
+
+
+def nested_scores(
+    features: Any, references: Sequence[Reference], scores: Sequence[Score], desc: str = "detecting"
+) -> np.ndarray:
+    """Return one score for each row and each of some nested references, from one product with the largest.
+
+    Args:
+        features: (N, D), the searched set.
+        references: What `Reference.nested` returned.
+        scores: For each reference, from its distances (B, k) and positions (B, k) to scores (B,).
+        desc: Label of the progress bar.
+
+    Returns:
+        (number of references, N), float64.
+
+    Raises:
+        ValueError: If they are not all of one `Reference.nested`, in its order, or as in `neighbor_scores`.
+    """
+    family = references[0]._family if references else None
+    sizes = [] if family is None else [size for size, _ in family.pairs]
+    together = family is not None and all(one._family is family for one in references)
+    if not together or [len(one) for one in references] != sizes:
+        raise ValueError("Expected the references of one `Reference.nested`, all of them and in its order.")
+    return _scores(features, family.largest, family.pairs, family.tables, scores, desc)
+
+
+def _scores(
+    features: Any,
+    reference: Reference,
+    pairs: Sequence[tuple[int, int]],
+    tables: Sequence[Neighbors | None],
+    scores: Sequence[Score],
+    desc: str,
+) -> np.ndarray:
+    features = matrix(features)
     if features.shape[1] != reference.points.shape[1]:
         raise ValueError(
             f"Expected features of {reference.points.shape[1]} dimensions, as the reference has, "
             f"but got {features.shape[1]}."
         )
-    scores = np.empty(len(features))
+    mine = slice_of_process(len(features), QUERY_BLOCK) if reference.distributed else slice(0, len(features))
+    features = features[mine]
+    found = np.empty((len(pairs), len(features)))
     with tqdm(total=len(features), desc=desc, unit="row", disable=_silent(len(features)), leave=False) as bar:
-        for rows, block in row_blocks(features, QUERY_BLOCK):
-            found = reference.nearest(block, k)
-            scores[rows] = score(found.distances.double().clamp_min(FLOOR), found.positions).cpu().numpy()
+        for rows, block, content in ahead(_with_contents(features)):
+            near = _nearest(reference, block, reference._own(content), pairs, tables)
+            for i, one in enumerate(near):
+                found[i, rows] = scores[i](one.distances.double().clamp_min(FLOOR), one.positions).cpu().numpy()
             bar.update(len(block))
-    return scores
+    return gathered(found) if reference.distributed else found
 
 
-def check_k(k: int, reference: Reference) -> None:
+def _with_contents(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray, list[int]]]:
+    for rows, block in row_blocks(features, QUERY_BLOCK):
+        yield rows, block, contents(block)
+
+
+def check_k(k: int, reference: Any) -> None:
     """Raise `ValueError` unless k is in [1, m - 1]."""
     if not 1 <= k < len(reference):
         raise ValueError(f"Expected k in [1, {len(reference) - 1}] for {len(reference)} reference rows, but got {k}.")

@@ -1,10 +1,16 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Features read block by block and checked, and which of their rows are copies of each other."""
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+
+
+Item = TypeVar("Item")
 
 
 def matrix(features: Any) -> np.ndarray:
@@ -27,6 +33,35 @@ def row_blocks(features: Any, size: int = 1024) -> Iterator[tuple[slice, np.ndar
             bad = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
             raise ValueError(f"Expected finite features, but row {bad} holds NaN or infinity.")
         yield rows, block
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items of an iterable; a thread reads the next one while the caller works on this one."""
+    source = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, source, end)
+        while (item := following.result()) is not end:
+            following = reader.submit(next, source, end)
+            yield item
+
+
+def slice_of_process(n: int, block: int) -> slice:
+    """Return which of n rows this process of a `torch.distributed` group works on: whole blocks, all without one."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return slice(0, n)
+    processes, mine = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    share = block * math.ceil(math.ceil(n / block) / processes)
+    return slice(min(n, mine * share), min(n, (mine + 1) * share))
+
+
+def gathered(part: np.ndarray) -> np.ndarray:
+    """Return the parts of all processes joined along the last axis, on every process."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return part
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, part)
+    return np.concatenate(parts, axis=-1)
 
 
 def contents(block: np.ndarray) -> list[int]:
@@ -56,3 +91,25 @@ def first_copies(features: Any) -> np.ndarray:
         numbers = range(rows.start, rows.stop)
         first[rows] = [seen.setdefault(c, i) for i, c in zip(numbers, contents(block), strict=True)]
     return first
+
+
+def copies_of(numbers: Any) -> tuple[np.ndarray, list[list[int]]]:
+    """Return the first row of each content, and the rows of every content that occurs more than once.
+
+    Args:
+        numbers: (N,), integers, the same for rows of the same content.
+
+    Returns:
+        (N,), int64, the first row with the content of each row; and lists of row numbers, the longest list first.
+
+    Example:
+        >>> first, copies = copies_of([7, 5, 7, 5, 7, 1])
+        >>> first.tolist(), copies
+        ([0, 1, 0, 1, 0, 5], [[0, 2, 4], [1, 3]])
+    """
+    _, first, kind, counts = np.unique(np.asarray(numbers), return_index=True, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(counts > 1)
+    order = np.argsort(kind, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    copies = [order[starts[one] : starts[one + 1]].tolist() for one in repeated]
+    return first[kind], sorted(copies, key=lambda rows: (-len(rows), rows[0]))

@@ -5,22 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_clipbd.detection.neighbors import FLOOR, Reference, neighbor_scores, prepared
+from hf_clipbd.detection.density import density_ratio
+from hf_clipbd.detection.neighbors import Reference
 
 
 def slof(features: Any, reference: Reference | None = None, k: int | None = None) -> np.ndarray:
     """Return the simplified local outlier factor of each row: mean over o in N_k(x) of d_k(x) / d_k(o).
 
-    Args:
-        features: (N, D).
-        reference: What rows are compared with; a random sample of the features by default.
-        k: Number of neighbours; 0.4 % of the reference by default.
-
-    Returns:
-        (N,), float64, about 1 inside a region of even density; higher is more suspicious.
-
-    Raises:
-        ValueError: If k is out of range or the features are no finite matrix.
+    Arguments, result and errors are those of `density_ratio` with the k-distance as the spread.
 
     Reference:
         Schubert, Zimek and Kriegel, "Local outlier detection reconsidered", 2014; used on CLIP embeddings by Huang et
@@ -32,10 +24,4 @@ def slof(features: Any, reference: Reference | None = None, k: int | None = None
         >>> int(slof(np.array([*ring, [-1.0, 0.0]]), k=2).argmax())
         9
     """
-    reference, k = prepared(features, reference, k)
-    inverse = 1 / reference.table(k).distances[:, -1].double().clamp_min(FLOOR)  # (m,)
-
-    def score(distances, positions):
-        return distances[:, -1] * inverse[positions].mean(1)
-
-    return neighbor_scores(features, reference, k, score, "SLOF")
+    return density_ratio(features, reference, k, lambda table: lambda distances, positions: distances[:, -1], "SLOF")

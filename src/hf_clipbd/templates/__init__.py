@@ -11,7 +11,8 @@ import yaml
 
 
 _LOCAL_PATH = re.compile(r"(?<![\w:/.])~?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]+)/?")
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+"""What a token of the Hub looks like."""
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -39,7 +40,7 @@ def public(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [public(one) for one in value]
     if isinstance(value, str):
-        return _TOKEN.sub("hf_…", _LOCAL_PATH.sub(r"…/\1", value))
+        return TOKEN.sub("hf_…", _LOCAL_PATH.sub(r"…/\1", value))
     return value
 
 

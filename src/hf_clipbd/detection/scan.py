@@ -1,0 +1,70 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Incoming images at test time, scored against a reference set in one call."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hf_clipbd.detection.detect import check_detector
+from hf_clipbd.detection.neighbors import Reference
+
+
+class Scan(NamedTuple):
+    """What a scan says of B incoming images.
+
+    Args:
+        scores: (B,), float64; higher is more suspicious.
+        exceeded: (B,), the share of reference rows that score at least as high among the others of the reference, in
+            [0, 1]: how many clean images a threshold at this score would flag, if the reference is clean.
+    """
+
+    scores: np.ndarray
+    exceeded: np.ndarray
+
+
+def scan(
+    features: Any,
+    reference: Any,
+    detector: str = "k_distance",
+    k: int | None = None,
+    normalize: bool = True,
+    others: Any = None,
+    reference_others: Any = None,
+) -> Scan:
+    """Return how suspicious incoming images are, and how rare as suspicious ones are in the reference set.
+
+    No incoming image is compared with another one, so that a score depends on the image and the reference alone.
+
+    Args:
+        features: Incoming images' embeddings in the suspected model, (B, D).
+        reference: Embeddings of the reference set, (M, D), all rows of which are used: clean images of the kind that
+            is expected, or a random part of the training set if its poison is rare.
+        detector: A key of `DETECTORS` that compares rows with a reference.
+        k: Number of neighbours; 0.4 % of the reference by default.
+        normalize: Scale embeddings to unit length.
+        others: The incoming images in a second space, (B, D2), for `disagreement`.
+        reference_others: The reference set there, (M, D2).
+
+    Returns:
+        `scores` and `exceeded`; `exceeded <= 0.01` flags about 1 % of clean images.
+
+    Raises:
+        ValueError: If the detector is unknown or cannot be used so, or as it does.
+
+    Example:
+        >>> reference = np.random.default_rng(0).normal(size=(500, 3)) + [9, 0, 0]
+        >>> found = scan(np.array([[9.0, 0.0, 0.0], [0.0, -9.0, 0.0]]), reference)
+        >>> (found.exceeded < 0.01).tolist()
+        [False, True]
+    """
+    function = check_detector(detector)
+    if detector in ("clip_score", "spectral_signature", "activation_clustering", "multi_scale"):
+        raise ValueError(f"Expected a detector that compares rows with a reference, but got {detector!r}.")
+    points = Reference.of(reference, normalize)
+    second = {"reference_others": reference_others}
+    own = {"others": reference_others, **second} if detector == "disagreement" else {}
+    incoming = {"others": others, **second} if detector == "disagreement" else {}
+    usual = np.sort(function(reference, points, k, **own))
+    scores = function(features, points, k, **incoming)
+    exceeded = 1 - np.searchsorted(usual, scores, side="left") / len(usual)
+    return Scan(scores, exceeded)

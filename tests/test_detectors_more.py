@@ -1,0 +1,314 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Detectors that look at classes, at a second space or at the model; the published arithmetic; scans."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_clipbd.detection import (
+    Reference,
+    activation_clustering,
+    cognitive_distillation,
+    detect,
+    disagreement,
+    distilled_masks,
+    huang2025,
+    island,
+    k_distance,
+    performance_at_rate,
+    scan,
+    slof,
+    spectral_signature,
+    thinned_rows,
+)
+
+
+def rows(n=60, d=5, seed=0):
+    rng = np.random.default_rng([seed, n, d])
+    return (rng.normal(size=(n, d)) * rng.choice([0.2, 1.0], n)[:, None] + rng.normal(size=d)).astype(np.float32)
+
+
+def unit(x):
+    x = np.asarray(x, dtype=np.float64)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def nearest(points, x, own, k):
+    """Return distances and numbers of the k points nearest to x, without number `own`."""
+    far = sorted((math.dist(x, o), j) for j, o in enumerate(points) if j != own)
+    return [d for d, _ in far[:k]], [j for _, j in far[:k]]
+
+
+def test_island_is_the_widest_gap_of_slow_loops():
+    features = rows()
+    expected = []
+    for i, x in enumerate(unit(features)):
+        d, _ = nearest(unit(features), x, i, 9)
+        expected.append(max(order * math.log(d[order] / d[order - 1]) for order in range(3, 9)))
+    np.testing.assert_allclose(island(features, Reference.of(features), k=9), expected, rtol=2e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="at least 4"):
+        island(features, Reference.of(features), k=3)
+
+
+def test_a_group_of_eight_is_an_island_and_a_lone_row_is_not():
+    rng = np.random.default_rng([1])
+    sea = np.eye(12)[0] * 3 + rng.normal(size=(400, 12))
+    group = 4 * np.eye(12)[3] + 0.05 * rng.normal(size=(8, 12))
+    features = np.concatenate([sea, group, [[-9.0, *[0] * 11]]])
+    scores = island(features, Reference.of(features), k=16)
+    assert set(np.argsort(scores)[-8:]) == set(range(400, 408))
+
+
+def test_disagreement_is_that_of_slow_loops():
+    features, others = rows(), rows(d=4, seed=3)
+    first, second = unit(features), unit(others)
+    chosen = np.arange(0, 60, 2)
+    inside = {row: place for place, row in enumerate(chosen)}
+    expected = []
+    for i in range(60):
+        own = inside.get(i)
+        _, near = nearest(first[chosen], first[i], own, 4)
+        least, _ = nearest(second[chosen], second[i], own, 4)
+        far = [math.dist(second[i], second[chosen[j]]) for j in near]
+        expected.append(sum(far) / sum(least))
+    reference = Reference.of(features[chosen])
+    scores = disagreement(features, reference, 4, others=others, reference_others=others[chosen])
+    np.testing.assert_allclose(scores, expected, rtol=2e-3)
+    assert scores.min() >= 1 - 1e-3
+    sampled = Reference.sample(features, 40, seed=2)
+    by_hand = disagreement(features, sampled, 4, others=others, reference_others=others)
+    np.testing.assert_array_equal(disagreement(features, sampled, 4, others=others), by_hand)
+
+
+def test_disagreement_with_captions_is_that_of_slow_loops():
+    features, others, texts = rows(), rows(d=4, seed=3), rows(d=6, seed=5)
+    texts[10] = texts[4]  # the same caption twice counts once, and is not its own neighbour
+    second, captions = unit(others), unit(texts)
+    distinct = [j for j in range(60) if j != 10]
+    expected = []
+    for i in range(60):
+        same = distinct.index(4 if i == 10 else i)
+        _, near = nearest(captions[distinct], captions[i], same, 4)
+        expected.append(np.mean([math.dist(second[i], second[distinct[j]]) for j in near]))
+    reference = Reference.of(features)
+    alone = disagreement(features, reference, 4, others=others)
+    both = disagreement(features, reference, 4, others=others, texts=texts)
+    np.testing.assert_allclose(both / alone, expected, rtol=2e-3)
+    given = {"k": 4, "others": others, "texts": texts}
+    np.testing.assert_array_equal(detect(features, **given), detect(features, "disagreement", **given))
+
+
+def test_disagreement_finds_poison_of_any_density_and_copies_keep_their_place():
+    rng = np.random.default_rng([2])
+    concept, shown = rng.integers(0, 8, 900), rng.normal(size=(8, 16))
+    others = shown[concept] + 0.3 * rng.normal(size=(900, 16))
+    features = rng.normal(size=(8, 16))[concept] + 0.3 * rng.normal(size=(900, 16))
+    poisoned = np.arange(900) < 90
+    for target in (features[poisoned] * 0 + features[concept == 0].mean(0), features[poisoned] * 0 + 9.0):
+        victim = features.copy()
+        victim[poisoned] = target + 0.05 * rng.normal(size=(90, 16))
+        hidden = poisoned & (concept != 0)
+        scores = disagreement(victim, Reference.sample(victim, 500), 8, others=others)
+        assert (
+            scores[hidden].min() > np.median(scores[~poisoned])
+            and scores[hidden].mean() > 1.5 * scores[~poisoned].mean()
+        )
+    others[100:110] = others[100]  # one picture ten times, in the second space only
+    np.testing.assert_allclose(
+        disagreement(features, Reference.of(features), 8, others=others)[110:],
+        disagreement(features, Reference.of(features), 8, others=others.copy())[110:],
+    )
+
+
+def test_disagreement_says_what_is_missing():
+    features = rows()
+    with pytest.raises(ValueError, match=r"`others`.*None"):
+        disagreement(features)
+    for given in ({"others": features[1:]}, {"others": features, "texts": features[1:]}):
+        with pytest.raises(ValueError, match="row for each of 60, but got 59"):
+            disagreement(features, **given)
+    with pytest.raises(ValueError, match="`reference_others` too"):
+        disagreement(features, others=features, texts=features, reference_others=features)
+    with pytest.raises(ValueError, match="reference_others"):
+        disagreement(features[:20], Reference.of(features), 4, others=features[:20])
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.01, 0.002])
+def test_the_default_finds_a_group_of_any_size_apart_from_large_concepts(rate):
+    rng = np.random.default_rng([8])
+    count = round(rate * 3000)
+    clean = 3 * np.eye(24)[0] + rng.normal(size=(8, 24))[rng.integers(0, 8, 3000 - count)]
+    group = 3 * np.eye(24)[0] + 2 * np.eye(24)[9] - 2 * np.eye(24)[10]
+    features = np.concatenate([clean + 0.3 * rng.normal(size=clean.shape), group + 0.1 * rng.normal(size=(count, 24))])
+    scores = detect(features)
+    assert scores[-count:].min() > np.quantile(scores[:-count], 0.95)
+    if count > 20:
+        assert np.median(slof(features, Reference.of(features), 8)[-count:]) < 1.2  # each other's neighbours
+
+
+def classes_with_poison():
+    """Three classes, of the second of which a tenth lies aside."""
+    rng = np.random.default_rng([4])
+    labels = np.repeat([7, 2, 5], [200, 200, 100])
+    features = 5 * np.eye(9)[labels] + 0.3 * rng.normal(size=(500, 9))
+    poisoned = (np.arange(500) >= 200) & (np.arange(500) < 220)
+    features[poisoned] += 3 * np.eye(9)[0]
+    return features, labels, poisoned
+
+
+def test_spectral_signature_is_the_squared_projection():
+    features, labels, poisoned = classes_with_poison()
+    scores = spectral_signature(features, classes=labels)
+    of_class = unit(features[labels == 2])
+    centred = of_class - of_class.mean(0)
+    expected = (centred @ np.linalg.svd(centred)[2][0]) ** 2
+    np.testing.assert_allclose(scores[labels == 2], expected, rtol=1e-4, atol=1e-8)
+    assert set(np.argsort(scores)[-20:]) == set(np.flatnonzero(poisoned))
+
+
+def test_activation_clustering_prefers_the_smaller_half():
+    features, labels, poisoned = classes_with_poison()
+    scores = activation_clustering(features, classes=labels)
+    assert set(np.argsort(scores)[-20:]) == set(np.flatnonzero(poisoned)) and scores[poisoned].min() > 0.5
+    assert 0 <= scores.min() and scores.max() < 1
+    few = np.where(np.arange(500) < 5, 99, labels)
+    assert (activation_clustering(features, classes=few)[:5] == 0).all()
+
+
+@pytest.mark.parametrize("detector", [spectral_signature, activation_clustering])
+def test_clusters_of_captions_stand_in_for_classes(detector):
+    features, labels, poisoned = classes_with_poison()
+    texts = np.eye(9)[labels] + 0.01 * np.random.default_rng([5]).normal(size=(500, 9))
+    scores = detector(features, texts=texts, n_classes=3)
+    assert set(np.argsort(scores)[-20:]) == set(np.flatnonzero(poisoned))
+    assert np.isfinite(detector(features)).all()
+    with pytest.raises(ValueError, match="`texts`.*500 rows.*499"):
+        detector(features, texts=texts[1:])
+
+
+def slow_published(features, detector, k):
+    """Return the published scores of one batch, a number at a time."""
+    n, far = len(features), [[math.dist(x, o) for o in features] for x in features]
+
+    def dimension(d):
+        return -len(d) / sum(math.log(each / d[-1] + 1e-4) for each in d)
+
+    scores = []
+    for i in range(n):
+        rest = far[i][:i] + far[i][i + 1 :]
+        places = sorted(range(n - 1), key=lambda j, rest=rest: rest[j])[: k + 1]
+        d = [rest[j] for j in places]
+        wrong = [sorted(far[j])[: k + 1] for j in places[:k]]  # rows by the shifted number; their own zero first
+        if detector == "k_distance":
+            scores.append(d[k - 1])
+        elif detector == "lid":
+            scores.append(dimension(d[:k]))
+        else:
+            power = dimension if detector == "dao" else lambda _: 1
+            scores.append(sum((d[k] / each[-1]) ** power(each) for each in wrong) / k)
+    return scores
+
+
+@pytest.mark.parametrize("detector", ["k_distance", "slof", "dao", "lid"])
+def test_published_arithmetic_is_that_of_slow_loops(detector):
+    features = rows(40).astype(np.float64)
+    order = np.random.default_rng([0, 40]).permutation(40)  # the one batch is a partition of the set too
+    expected = slow_published(features[order], detector, 5)
+    np.testing.assert_allclose(huang2025(features, detector, k=5)[order], expected, rtol=1e-6)
+    by_name = detect(features, detector, k=5, compat="huang2025")
+    np.testing.assert_array_equal(by_name, huang2025(features, detector, k=5))
+
+
+def test_published_faults_show():
+    features = rows(40)
+    ours = slof(features, Reference.of(features, normalize=False), k=5)
+    assert np.abs(huang2025(features, "slof", k=5) - ours).max() > 0.05
+    copies = np.concatenate([features[:20], np.repeat(features[:1], 20, axis=0)])
+    assert (huang2025(copies, "slof", k=5) == 1000).any()
+    # A row's score depends on who shares its batch.
+    assert np.abs(huang2025(features, k=5, batch_size=20) - huang2025(features, k=5, batch_size=20, seed=1)).max() > 0
+    own_text = huang2025(features, "k_distance", k=1, texts=features)
+    np.testing.assert_allclose(own_text, 0, atol=1e-6)  # the sample's own caption is a candidate
+    with pytest.raises(ValueError, match="k \\+ 2 = 7 rows in the last batch.*leave 4"):
+        huang2025(features, k=5, batch_size=36)
+    with pytest.raises(ValueError, match="'lof'"):
+        detect(features, "lof", compat="huang2025")
+    with pytest.raises(ValueError, match="'other'"):
+        detect(features, "slof", compat="other")
+
+
+def test_a_scan_compares_with_the_reference_alone():
+    reference, incoming = np.split(rows(320, 6), [300])
+    incoming[-1] = -5 * reference.mean(0)
+    found = scan(incoming, reference, k=5)
+    np.testing.assert_array_equal(found.scores, k_distance(incoming, Reference.of(reference), 5))
+    usual = k_distance(reference, Reference.of(reference), 5)
+    expected = [np.mean(usual >= score) for score in found.scores]
+    np.testing.assert_allclose(found.exceeded, expected)
+    assert found.exceeded[-1] == 0 and found.exceeded[:-1].mean() > 0.2
+    np.testing.assert_allclose(scan(incoming[:3], reference, k=5).scores, found.scores[:3], rtol=1e-3)
+    second = scan(incoming, reference, "disagreement", 5, others=incoming[:, :4], reference_others=reference[:, :4])
+    assert second.scores.shape == (20,) and np.isfinite(second.scores).all()
+    with pytest.raises(ValueError, match="'clip_score'"):
+        scan(incoming, reference, "clip_score")
+
+
+class Corner(torch.nn.Module):
+    """A model that looks at the top left corner where it is bright, and at everything elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.inner = torch.nn.Dropout(0.5)
+        self.inner.eval()
+
+    def get_image_features(self, pixel_values):
+        corner = pixel_values[:, :, :2, :2].mean((1, 2, 3))
+        patched = torch.sigmoid(8 * (corner - 2))[:, None] * self.weight
+        whole = pixel_values[:, :, ::2, ::2].flatten(1)
+        return torch.cat([(1 - patched) * whole, 20 * patched], 1)
+
+
+def test_cognitive_distillation_leaves_a_small_mask_of_a_trigger():
+    rng = np.random.default_rng([6])
+    pictures = torch.from_numpy(rng.normal(size=(6, 3, 8, 8))).float()
+    pictures[:2, :, :2, :2] = 4
+    model = Corner().train()
+    model.inner.eval()
+    options = {
+        "model": model,
+        "pixels": lambda numbers: pictures[torch.from_numpy(numbers)],
+        "alpha": 0.01,
+        "beta": 0.0,
+    }
+    scores = cognitive_distillation(np.zeros((6, 2)), batch_size=4, steps=60, **options)
+    assert scores.shape == (6,) and (-1 <= scores).all() and (scores <= 0).all()
+    assert scores[:2].min() > scores[2:].max()
+    assert model.training and not model.inner.training and model.weight.grad is None
+    some = cognitive_distillation(np.zeros((2, 2)), rows=[1, 3], steps=60, **options)
+    np.testing.assert_allclose(some, scores[[1, 3]], atol=1e-4)
+    with pytest.raises(ValueError, match="`model` and `pixels`"):
+        cognitive_distillation(np.zeros((6, 2)))
+
+
+def test_a_mask_that_costs_nothing_stays_open():
+    pictures = torch.from_numpy(np.random.default_rng([7]).normal(size=(2, 3, 4, 4))).float()
+    masks = distilled_masks(lambda x: x.flatten(1), pictures, steps=40, alpha=0, beta=0)
+    assert masks.shape == (2, 1, 4, 4) and masks.min() > 0.8
+    assert distilled_masks(lambda x: x.flatten(1) * 0, pictures, steps=80, alpha=1, beta=0).max() < 0.1
+
+
+def test_aligned_rows_are_thinned_with_the_features():
+    features, poisoned = rows(200), np.arange(200) < 20
+    seen = []
+
+    def score(part, seed, texts):
+        seen.append((part, texts))
+        return part[:, 0]
+
+    performance_at_rate(score, features, poisoned, 0.05, draws=2, seed=1, aligned={"texts": features * 2})
+    for draw, (part, texts) in enumerate(seen):
+        np.testing.assert_array_equal(part, features[thinned_rows(poisoned, 0.05, 1, draw)])
+        np.testing.assert_array_equal(texts, 2 * part)

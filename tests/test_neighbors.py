@@ -1,0 +1,218 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The engine: exact against sorted distances in double precision, in any precision, blocks, nesting and processes."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_clipbd.detection import Reference, k_distance, nearest, neighbors, slof
+from hf_clipbd.detection.nearest import Points, best_precision, candidates, products_at, select_largest
+from hf_clipbd.detection.neighbors import nested_scores
+from hf_clipbd.detection.rows import ahead, slice_of_process
+
+
+SCRIPT = Path(__file__).parent / "distributed" / "score_rows.py"
+
+
+def cone(n=900, d=24, seed=0, near=0):
+    """Rows in a cone with clusters, near duplicates where asked for, and different lengths."""
+    rng = np.random.default_rng([seed, n, d])
+    rows = rng.normal(size=(12, d))[rng.integers(0, 12, n)] + 0.3 * rng.normal(size=(n, d)) + 3 * np.eye(d)[0]
+    rows[n // 2 : n // 2 + near] = rows[0] + 1e-3 * rng.normal(size=(near, d))
+    return (rows * rng.uniform(0.5, 2, (n, 1))).astype(np.float32)
+
+
+def slow(queries, points, k, same):
+    """Return sorted distances and positions, (B, k), in double precision; `same[i]` is left out of row i."""
+    distances, positions = [], []
+    for x, own in zip(queries.double(), same, strict=True):
+        d = (points.double() - x).square().sum(1).sqrt()
+        if own >= 0:
+            d[own] = torch.inf
+        order = d.argsort()[:k]
+        distances.append(d[order])
+        positions.append(order)
+    return torch.stack(distances), torch.stack(positions)
+
+
+# -- the selection ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("columns", "w"), [(7, 7), (50, 3), (1000, 10), (1003, 10), (4099, 80), (16384, 4)])
+def test_the_selection_is_that_of_a_sort(columns, w, kind):
+    values = torch.randn(9, columns, generator=torch.Generator().manual_seed(columns)).to(kind)
+    values[3] = 1.0  # all alike
+    values[4, ::3] = 2.0  # many ties at the limit
+    values[5] = values[5].sort().values
+    values[6, -w:] = 9.0  # the rest beyond the last whole group
+    best, found = select_largest(values, w)
+    assert best.dtype == kind and found.dtype == torch.int64
+    assert torch.equal(values.gather(1, found), best)
+    assert all(len(set(row.tolist())) == w for row in found)
+    assert torch.equal(best.sort(1).values, values.sort(1).values[:, -w:])
+
+
+def test_the_selection_reads_views():
+    whole = torch.randn(5, 2000)
+    assert torch.equal(select_largest(whole[:, :1500], 6)[0].sort(1).values, whole[:, :1500].sort(1).values[:, -6:])
+
+
+# -- neighbours -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("near", [0, 20])
+def test_neighbours_are_exact(precision, normalize, near):
+    features = cone(near=near)
+    reference = Reference.of(features[:700], normalize, precision)
+    found = reference.nearest(features, 12)
+    placed = reference.place(features)
+    distances, positions = slow(placed, reference.points, 12, [*range(700), *[-1] * 200])
+    # Distances at the floor of 1e-3 are not told apart for certain, others are.
+    np.testing.assert_allclose(found.distances, distances, atol=2e-4 if near else 1e-6, rtol=1e-5)
+    assert near or torch.equal(found.positions, positions)
+    assert (found.distances.diff(dim=1) >= 0).all()
+
+
+def test_short_distances_are_computed_from_differences():
+    points = torch.randn(300, 64) + 5
+    queries = points[:5] + 1e-4 * torch.randn(5, 64)
+    (found,) = Points(points, "float32", 128).nearest(queries, torch.full((5,), -1), [300], [1])
+    np.testing.assert_allclose(
+        found.distances[:, 0], (points[:5] - queries).double().square().sum(1).sqrt(), rtol=1e-5
+    )
+
+
+def test_products_at_chosen_points():
+    queries, points = torch.randn(6, 10), torch.randn(40, 10)
+    columns = torch.stack([torch.randperm(40)[:7] for _ in range(6)])
+    expected = (queries[:, None] * points[columns]).sum(2)
+    np.testing.assert_allclose(products_at(queries, points, columns), expected, rtol=1e-5, atol=1e-5)
+    meta = products_at(queries.to("meta"), points.to("meta"), columns.to("meta"))  # as on any other device
+    assert meta.shape == (6, 7)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_many_reference_blocks(monkeypatch, precision):
+    features = cone(500)
+    whole = Reference.of(features, precision=precision).nearest(features, 9)
+    monkeypatch.setattr(neighbors, "REFERENCE_BLOCK", 64)
+    blocks = Reference.of(features, precision=precision).nearest(features, 9)
+    np.testing.assert_allclose(blocks.distances, whole.distances, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [4096, 300])
+def test_rows_that_rounding_may_have_cost_a_neighbour_are_searched_again(monkeypatch, block):
+    features = cone()
+    reference = Reference.of(features, precision="bfloat16")
+    exact = Reference.of(features, precision="float32").nearest(features, 5)
+    monkeypatch.setattr(nearest, "candidates", lambda k, rough: k)  # none to spare
+    monkeypatch.setattr(neighbors, "REFERENCE_BLOCK", block)
+    again = Reference.of(features, precision="bfloat16").nearest(features, 5)
+    assert torch.equal(again.positions, exact.positions)
+    monkeypatch.setattr(nearest.Points, "_may_lack", lambda self, worst, farthest, errors: worst > 0)
+    rough = reference.nearest(features, 5)
+    assert not torch.equal(rough.positions, exact.positions)  # what the second search is for
+
+
+def test_the_precision_is_chosen_at_run_time(monkeypatch):
+    best_precision.cache_clear()
+    for known, expected in (({}, "float32"), ({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        assert best_precision("cpu") == expected
+        best_precision.cache_clear()
+    assert Reference.of(cone(20), precision="float32").precision == "float32"
+    assert candidates(64, True) > candidates(64, False) > 64
+
+
+# -- nested references ------------------------------------------------------------------------------------------------
+
+
+def mean_distance(distances, positions):
+    return distances.mean(1) + 1e-3 * positions.double().mean(1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nested_references_give_what_each_gives_alone(precision):
+    features = cone()
+    features[800:810] = features[3]  # copies
+    pairs = [(60, 4), (250, 6), (600, 20), (600, 3)]
+    nested = Reference.nested(features, pairs, seed=5, precision=precision)
+    sizes = [len(one) for one in nested]
+    assert sizes[:2] == [60, 250] and 590 <= sizes[2] <= 600 and sizes[3] == sizes[2]
+    together = nested_scores(features, nested, [mean_distance] * 4)
+    assert together.shape == (4, 900)
+    for (_, k), one, found in zip(pairs, nested, together, strict=True):
+        alone = Reference.of(features[one.rows], precision=precision)
+        assert one.rows.tolist() == nested[2].rows[: len(one)].tolist()
+        near = alone.nearest(features, k)
+        expected = mean_distance(near.distances.double().clamp_min(1e-3), near.positions)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+        np.testing.assert_allclose(one.table(k).distances, alone.table(k).distances, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(slof(features, one, k), slof(features, alone, k), rtol=1e-3)
+
+
+def test_nested_references_stay_together():
+    features = cone()
+    nested, other = (Reference.nested(features, [(50, 3), (90, 5)], seed) for seed in (0, 1))
+    for wrong in (nested[:1], nested[::-1], [nested[0], other[1]], [], [Reference.of(features)]):
+        with pytest.raises(ValueError, match="one `Reference.nested`"):
+            nested_scores(features, wrong, [mean_distance] * len(wrong))
+    for pairs, says in (
+        ([], "m at least 3"),
+        ([(2, 1)], "m at least 3"),
+        ([(9, 9)], r"\[1, 8\]"),
+        ([(999, 5)], "999"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Reference.nested(features, pairs)
+
+
+# -- blocks read ahead, and several processes -------------------------------------------------------------------------
+
+
+def test_reading_ahead_keeps_order_and_errors():
+    assert list(ahead(iter(range(7)))) == list(range(7)) and list(ahead([])) == []
+
+    def failing():
+        yield 1
+        raise ValueError("row 2")
+
+    with pytest.raises(ValueError, match="row 2"):
+        list(ahead(failing()))
+
+
+def test_slices_of_processes_are_whole_blocks(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for n, processes, block in ((1000, 3, 64), (10, 4, 4), (64, 2, 64), (129, 2, 64)):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda processes=processes: processes)
+        parts = []
+        for rank in range(processes):
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            parts.append(slice_of_process(n, block))
+        assert [row for part in parts for row in range(n)[part]] == list(range(n))
+        assert all(part.start % block == 0 for part in parts if part.start < n)
+    monkeypatch.undo()
+    assert slice_of_process(9, 4) == slice(0, 9)
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    features = cone(1500)
+    np.save(tmp_path / "features.npy", features)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    reference = Reference.sample(features, 400, seed=2)
+    for name, detector in (("slof", slof), ("k_distance", partial(k_distance, average="mean"))):
+        scores = [np.load(tmp_path / f"{name}-{rank}.npy") for rank in range(2)]
+        np.testing.assert_array_equal(scores[0], scores[1])
+        np.testing.assert_array_equal(scores[0], detector(features, reference, 8))
