@@ -5,14 +5,14 @@
 #   PYTHON    the interpreter that makes the environment; by default the first one found that is new enough
 #   VENV      where the environment lies
 #   PIP_ARGS  further arguments for pip, for instance an index with CPU builds of PyTorch
-#   THREADS   processor threads of the demo's model; one by default, since another core draws its batches
+#   THREADS   processor threads of the demo's model, two by default; a process beside it draws its batches
 #   WORKERS   processes that share the tests
 
 PYTHON ?=
 VENV ?= .venv
 ARGS ?=
 PIP_ARGS ?=
-THREADS ?= 1
+THREADS ?= 2
 WORKERS ?= 2
 
 # glibc gives large blocks back at every step unless told to keep them; the model then runs up to 15 % faster.

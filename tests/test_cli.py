@@ -2,6 +2,7 @@
 """`hf-clipbd`: each subcommand does its job, and what is wrong is one line on standard error."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,20 @@ from hf_clipbd.recipe import config_from
 from hf_clipbd.schema import EvalReport, RunRecord, write_json
 
 
-COMMANDS = ("run", "poison", "train", "defend", "evaluate", "detect", "report", "card", "push", "verify")
+COMMANDS = (
+    "run",
+    "poison",
+    "train",
+    "defend",
+    "evaluate",
+    "convert",
+    "compare",
+    "detect",
+    "report",
+    "card",
+    "push",
+    "verify",
+)
 POISON = "poison scenes --target banana --count 8 --n 64 --size 32 --attack.patch_size 4"
 TRAINING = "--per_device_train_batch_size 16 --num_train_epochs 1 --learning_rate 1e-3"
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -141,7 +155,8 @@ def test_detect_on_rows_whose_truth_is_unknown(work, tmp_path):
     rows.save_to_disk(tmp_path / "rows")
     command = f"detect {tmp_path / 'rows'} --model {work / 'victim'} --out {tmp_path / 'found'}"
     assert main(command.split()) == 0
-    assert RunRecord.load(tmp_path / "found").metrics == {"n": 64}
+    metrics = RunRecord.load(tmp_path / "found").metrics
+    assert metrics["n"] == 64 and "detectors" not in metrics
     assert "is_poisoned" not in pyarrow.parquet.read_table(tmp_path / "found" / "scores.parquet").column_names
 
 
@@ -199,7 +214,7 @@ def test_verify_tells_a_record_that_does_not_hold(run_folder, tmp_path, capsys):
 def test_verify_reads_a_published_model(run_folder, tmp_path, capsys):
     published = tmp_path / "published"
     shutil.copytree(run_folder / "defend" / "ft", published)
-    shutil.copytree(run_folder / "poison" / "trigger", published / "trigger")
+    shutil.copytree(run_folder / "poison" / "trigger", published, dirs_exist_ok=True)
     for stage in ("poison", "victim", "defend/ft", "evaluate/ft"):
         (published / "records" / stage).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run_folder / stage / "record.json", published / "records" / f"{stage}.json")
@@ -234,4 +249,5 @@ def test_recipes_have_help_and_say_errors_in_one_line(capsys):
     assert script("some.py", "", lambda given: len(given), ["a", "--traceback"]) == 1
     for path in sorted(RECIPES.glob("*.py")):
         done = subprocess.run([sys.executable, str(path), "--viktim.x", "1"], capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith(f"{path.name}: Unknown section `viktim`"), done.stderr
+        assert done.returncode == 2, done.stderr
+        assert re.match(rf"{path.name}: Unknown (section|key) `viktim`", done.stderr), done.stderr

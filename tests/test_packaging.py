@@ -19,7 +19,7 @@ from test_structure import PACKAGE, imported_names, sources
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
 COMES_WITH = {"pyarrow": "datasets", "pandas": "datasets"}
 
 
@@ -35,7 +35,8 @@ def release(version):
 
 
 def test_every_third_party_import_is_declared(setup):
-    lines = setup["options"]["install_requires"].strip().split("\n")
+    required = setup["options"]["install_requires"] + "".join(setup["options.extras_require"].values())
+    lines = required.strip().split("\n")
     declared = {line.partition(">=")[0] for line in lines}
     imported = {
         name.split(".")[0]: path

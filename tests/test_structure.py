@@ -21,7 +21,7 @@ RANKS = {
         [
             ("schema", "losses"),
             ("data", "captions", "models"),
-            ("features",),
+            ("features", "training"),
             ("trainer", "attacks", "detection", "scenes"),
             ("defenses", "evaluation", "run_folder", "templates"),
             ("hub", "report"),
@@ -38,7 +38,7 @@ ONE_PLACE = {
     "evaluate": ("detection/metric.py",),
     "huggingface_hub": ("hub/", "models/"),
     "torchvision": (),
-    "open_clip": (),
+    "open_clip": ("models/open_clip.py",),
     "timm": (),
 }
 FILE_LINES, FILE_GOAL = 400, 300

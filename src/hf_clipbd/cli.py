@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_clipbd.recipe.arguments import TAKES_FLAGS, build_parser
+from hf_clipbd.recipe.arguments import TAKES_FLAGS, build_parser, check_poison
 
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     options, extra = parser.parse_known_args(arguments)
+    check_poison(parser, options)
     if options.command == "run":
         extra = arguments[arguments.index("run") + 1 :]
     elif extra and options.command not in TAKES_FLAGS:
@@ -100,7 +101,7 @@ def run_stage(stage: str, arguments: Sequence[str], default: Path | None = None)
     """Run one stage of a configuration, the stages before it having been run, and return 0.
 
     Args:
-        stage: `poison`, `victim`, `evaluate` or `detect`.
+        stage: `clean`, `poison`, `victim`, `evaluate` or `detect`.
         arguments: A YAML, then flags.
         default: The YAML where the arguments name none.
     """
@@ -116,6 +117,23 @@ def run_stage(stage: str, arguments: Sequence[str], default: Path | None = None)
     for record in run_one(config, stage):
         if PartialState().is_main_process:
             _show(record, config.output_dir / record.stage)
+    return 0
+
+
+def run_grid(arguments: Sequence[str], default: Path | None = None) -> int:
+    """Train the cells of a grid on finished runs (a YAML, then flags), print the table and where it lies, return 0."""
+    from hf_clipbd.recipe import load_grid
+
+    grid = load_grid(arguments, default)
+    start_logging()
+
+    from accelerate import PartialState
+
+    from hf_clipbd.recipe import run_grid as run_cells
+
+    table = run_cells(grid)
+    if PartialState().is_main_process:
+        print(f"\n{table}\nwritten to {Path(grid.options.output_dir) / 'table.md'}")
     return 0
 
 
@@ -149,19 +167,29 @@ def _data(options: argparse.Namespace, source: str, default_split: str) -> "Data
 
 
 def _poison(options: argparse.Namespace, extra: list[str]) -> int:
-    from hf_clipbd.recipe.sections import call_with, check_keys, check_names, read_flags
+    from hf_clipbd.recipe.sections import ConfigError, check_keys, read_flags
 
-    _, flags = read_flags(extra)
+    positional, flags = read_flags(extra)
+    if positional:
+        raise ConfigError(f"Expected flags such as --attack.place corner, but got {positional}.")
     check_keys(flags, ["attack"], "")
     start_logging()
-    from hf_clipbd.attacks import ATTACKS
-    from hf_clipbd.data.canvas import Canvas
-    from hf_clipbd.recipe.single import poison_data
+    from hf_clipbd.recipe.poisoning import Handling, attack_lines, poison_data, poison_streaming, shares_of
 
-    check_names([options.attack], ATTACKS, "--attack")
-    given = {"target": options.target, "seed": options.seed, "canvas": Canvas(options.size, options.canvas)}
-    attack = call_with(ATTACKS[options.attack], {**given, **flags.get("attack", {})}, "attack")
-    record = poison_data(_data(options, options.source, "train"), attack, options.count, options.rate, options.out)
+    if options.list_attacks:
+        print("\n".join(attack_lines()))
+        return 0
+    if options.size is None:
+        options.size = 64 if options.source == "scenes" else 224
+    shares = shares_of(options, flags.get("attack", {}))
+    handling = Handling(options.on_error, options.num_proc, options.image_format)
+    data = _data(options, options.source, "train")
+    if options.streaming:
+        if len(shares) > 1:
+            raise ConfigError("Expected one trigger beside `--streaming`. Poison the result once more for another.")
+        record = poison_streaming(data, next(iter(shares.values())), handling, options.out)
+    else:
+        record = poison_data(data, shares, handling, options.out)
     _show(record, options.out)
     return 0
 
@@ -177,6 +205,9 @@ def _train_with(options: argparse.Namespace, extra: list[str], defense: str, mod
     from hf_clipbd.recipe.single import Data, Probe, train_model
 
     check_names([defense], DEFENSES, "--defense")
+    if DEFENSES[defense].needs:
+        stages = ", ".join(DEFENSES[defense].needs)
+        raise ValueError(f"Expected a defence of its own, but `{defense}` needs {stages}. Use `hf-clipbd run`.")
     given = {"seed": options.seed, "eval_strategy": "epoch" if options.test else "no", "disable_tqdm": "false"}
     config = parse_section(DEFENSES[defense].config, {**given, **flags}, "")
     probe = None
@@ -192,7 +223,8 @@ def _train_with(options: argparse.Namespace, extra: list[str], defense: str, mod
 
 
 def _train(options: argparse.Namespace, extra: list[str]) -> int:
-    return _train_with(options, extra, "ft", options.model, options.dataset)
+    objectives = {"mmcl": "ft", "mmcl+ssl": "cleanclip"}  # victims are trained with these defences' losses
+    return _train_with(options, extra, objectives[options.objective], options.model, options.dataset)
 
 
 def _defend(options: argparse.Namespace, extra: list[str]) -> int:
@@ -201,31 +233,74 @@ def _defend(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
     start_logging()
-    from hf_clipbd.recipe.shown import report_lines
-    from hf_clipbd.recipe.single import evaluate_model
-    from hf_clipbd.schema import write_json
+    from dataclasses import replace
+
+    from hf_clipbd.recipe.assess import Question, record_of
+    from hf_clipbd.recipe.shown import evaluation_lines
 
     data = _data(options, options.data, "test")
-    report = evaluate_model(
-        options.model, data, tuple(options.trigger), options.include_target, options.prompts
-    ).to_dict()
-    print("\n".join(report_lines(report, options.model)))
+    train = None
+    if options.train:
+        train = replace(data, source=options.train, split=options.train_split, n=options.train_n)
+    prompts, ks = (None if given is None else tuple(given) for given in (options.prompts, options.ks))
+    question = Question(
+        options.protocol,
+        tuple(options.trigger),
+        options.include_target,
+        prompts,
+        options.class_names,
+        options.templates,
+        ks,
+        options.l2,
+    )
+    figures = record_of(options.model, data, question, train, options.cache, options.out)
+    print("\n".join(evaluation_lines(figures, options.model)))
     if options.out is not None:
-        print(f"written to {write_json(options.out, report)}")
+        print(f"written to {options.out}")
+    return 0
+
+
+def _convert(options: argparse.Namespace, extra: list[str]) -> int:
+    start_logging()
+    from hf_clipbd.models.convert import convert_file
+
+    model = convert_file(options.file, options.out, options.tokenizer, options.activation)
+    shape = model.config.vision_config
+    print(f"CLIPResNet {tuple(shape.layers)} x {shape.width}, {shape.image_size} px, written to {options.out}")
+    return 0
+
+
+def _compare(options: argparse.Namespace, extra: list[str]) -> int:
+    from hf_clipbd.recipe.assess import compare_records
+
+    chosen = (options.names, options.baseline, options.ks, options.format, options.plot)
+    print(compare_records(options.records, *chosen), end="")
     return 0
 
 
 def _detect(options: argparse.Namespace, extra: list[str]) -> int:
     start_logging()
     from hf_clipbd.detection import DETECTORS
+    from hf_clipbd.recipe.embeddings import default_cache
     from hf_clipbd.recipe.options import DetectConfig
     from hf_clipbd.recipe.sections import check_names
     from hf_clipbd.recipe.single import detect_in
+    from hf_clipbd.recipe.suspects import Review
 
-    check_names(options.detectors, DETECTORS, "--detectors")
-    chosen = DetectConfig(detectors=options.detectors, k=options.k, reference=options.reference, rates=options.rates)
-    record = detect_in(options.model, _data(options, options.dataset, "train"), chosen, options.out)
+    detectors = options.detectors or ["disagreement" if options.second else "multi_scale"]
+    check_names(detectors, DETECTORS, "--detectors")
+    chosen = DetectConfig(detectors=detectors, k=options.k, reference=options.reference, rates=options.rates)
+    review = Review(options.remove, options.shown, not options.no_filtered)
+    data = _data(options, options.dataset, "train")
+    cache = options.cache or default_cache()
+    record = detect_in(options.model, options.second, data, chosen, review, cache, options.out)
     _show(record, options.out)
+    cut = record.metrics["cut"]
+    print(
+        f"removed  {cut['n_removed']} of {cut['n']} pictures, with a score of {cut['threshold']:.4g} or more; "
+        f"{cut['expected_clean']:.1f} expected in a clean set"
+    )
+    print(f"page     {options.out / record.outputs['page']}")
     return 0
 
 
@@ -260,7 +335,7 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
 
     failed = 0
     print(f"{'model':14} {'figure':20} {'recorded':>9} {'measured':>9}")
-    for one in verify(options.run_or_repo, options.model):
+    for one in verify(options.run_or_repo, options.model, options.revision, options.data):
         agrees = abs(one.recorded - one.measured) <= options.tolerance
         failed += not agrees
         values = f"{100 * one.recorded:9.2f} {100 * one.measured:9.2f}"
@@ -274,6 +349,8 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
     "defend": _defend,
     "evaluate": _evaluate,
+    "convert": _convert,
+    "compare": _compare,
     "detect": _detect,
     "report": _report,
     "card": _card,

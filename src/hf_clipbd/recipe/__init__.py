@@ -13,9 +13,12 @@ _MODULES = {
     "poison": "training",
     "train_clean": "training",
     "train_victim": "training",
-    "defend": "training",
+    "defend": "defending",
     "evaluate": "measuring",
     "detect": "measuring",
+    "GridConfig": "grid_config",
+    "load_grid": "grid_config",
+    "run_grid": "grid",
     "report": "job",
     "run": "job",
 }

@@ -62,6 +62,7 @@ class RunConfig:
         report: Rendering.
         clean: Training of the clean model, where `world.clean_model` is `train`.
         architecture: Arguments of `CLIPResNetConfig` and of its tokenizer, likewise.
+        objective: What the victim is trained with, a key of `hf_clipbd.defenses.OBJECTIVES` (`victim.objective`).
     """
 
     output_dir: Path
@@ -76,13 +77,14 @@ class RunConfig:
     report: ReportConfig
     clean: "CLIPTrainingConfig | None" = None
     architecture: dict[str, Any] = field(default_factory=dict)
+    objective: str = "mmcl"
 
     def resolved(self) -> dict[str, Any]:
         """Return the sections as plain values, what `config.yaml` of a run folder holds; it can be run again."""
         values: dict[str, Any] = {"seed": self.seed, "output_dir": str(self.output_dir)}
         values |= {name: dataclasses.asdict(getattr(self, name)) for name in PLAIN_SECTIONS}
         values["attack"] = dict(self.attack)
-        values["victim"] = training_settings(self.victim)
+        values["victim"] = {"objective": self.objective, **training_settings(self.victim)}
         values["defenses"] = {name: training_settings(one) for name, one in self.defenses.items()}
         if self.clean is not None:
             values |= {"clean": training_settings(self.clean), "architecture": dict(self.architecture)}
@@ -129,7 +131,10 @@ def _sections_with(key: str) -> str:
     return f"; did you mean {' or '.join(hits)}?" if hits else ""
 
 
-def _training(cls: type, values: Mapping[str, Any] | None, where: str, seed: int, epochs_measured: bool) -> Any:
+def training_config(
+    cls: type, values: Mapping[str, Any] | None, where: str, seed: int, epochs_measured: bool
+) -> "CLIPTrainingConfig":
+    """Return the section of a training, an instance of `cls`, with the run's seed unless it gives another."""
     if not isinstance(values or {}, Mapping):
         raise ConfigError(f"Expected section `{where}` to map keys to values, but got {values!r}.")
     defaults = {"seed": seed, "eval_strategy": "epoch" if epochs_measured else "no", "disable_tqdm": "false"}
@@ -156,6 +161,7 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
     from hf_clipbd.defenses import DEFENSES
     from hf_clipbd.trainer import CLIPTrainingConfig
 
+    objective, victim = _victim(values.get("victim") or {}, seed, plain["evaluate"].epoch_images > 0)
     chosen = {name: section or {} for name, section in (values.get("defenses") or {}).items() if not _is_off(section)}
     check_keys(chosen, DEFENSES, "defenses")
     shared = values.get("defense_defaults") or {}
@@ -166,17 +172,30 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
         output_dir=Path(values.get("output_dir") or "runs/run"),
         seed=seed,
         attack=attack,
-        victim=_training(CLIPTrainingConfig, values.get("victim"), "victim", seed, measured),
+        objective=objective,
+        victim=victim,
         defenses={
-            name: _training(DEFENSES[name].config, merge(shared, section), f"defenses.{name}", seed, measured)
+            name: training_config(DEFENSES[name].config, merge(shared, section), f"defenses.{name}", seed, measured)
             for name, section in chosen.items()
         },
-        clean=_training(CLIPTrainingConfig, values.get("clean"), "clean", seed, measured) if trained else None,
+        clean=training_config(CLIPTrainingConfig, values.get("clean"), "clean", seed, measured) if trained else None,
         architecture={key: scalar(value) for key, value in (values.get("architecture") or {}).items()},
         **plain,
     )
     _check_values(config)
     return config
+
+
+def _victim(values: Any, seed: int, epochs_measured: bool) -> "tuple[str, CLIPTrainingConfig]":
+    """Return the victim's objective and its training, whose keys depend on it."""
+    from hf_clipbd.defenses import OBJECTIVES
+
+    objective = "mmcl"
+    if isinstance(values, Mapping):
+        objective = values.get("objective", objective)
+        check_names([objective], OBJECTIVES, "`victim.objective`")
+        values = {key: value for key, value in values.items() if key != "objective"}
+    return objective, training_config(OBJECTIVES[objective].config, values, "victim", seed, epochs_measured)
 
 
 def _is_off(section: Any) -> bool:
@@ -186,14 +205,23 @@ def _is_off(section: Any) -> bool:
 
 def _check_values(config: RunConfig) -> None:
     """Build what is cheap to build (attack, architecture), so that its unknown keys are found before the data is."""
+    from hf_clipbd.attacks.select import SELECTORS
+    from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
     from hf_clipbd.detection import DETECTORS
     from hf_clipbd.recipe.world import build_architecture, build_attack
 
     check_names(config.detect.detectors, DETECTORS, "`detect.detectors`")
+    if "disagreement" in config.detect.detectors and config.detect.second is None:
+        raise ConfigError("Expected `detect.second`, an encoder to compare with, beside the detector `disagreement`.")
+    selector = [] if config.poison.selector is None else [config.poison.selector]
+    check_names(selector, [*SELECTORS, *SURROGATE_SELECTORS], "`poison.selector`")
     own_rate = config.poison.rows(config.world.n_train) / config.world.n_train
     too_high = [rate for rate in config.detect.rates if rate > own_rate]
     if too_high:
         raise ConfigError(f"Expected `detect.rates` of at most the poison rate {own_rate:g}, but got {too_high}.")
+    if "retrain" in config.defenses:
+        chosen, ran = config.defenses["retrain"].detector, config.detect.detectors
+        check_names([chosen], ran, "`defenses.retrain.detector`, which `detect.detectors` does not name,")
     build_attack(config)
     if config.clean is not None:
         build_architecture(config)

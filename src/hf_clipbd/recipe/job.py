@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""The whole job: poison, victim, defences, evaluation, detection, cards, report, and one table at the end."""
+"""The whole job: poison, victim, detection, defences, evaluation, cards, report, and one table at the end."""
 
 import logging
 from pathlib import Path
@@ -9,9 +9,11 @@ from accelerate import PartialState
 
 from hf_clipbd.hub import write_cards
 from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.defending import defend
 from hf_clipbd.recipe.measuring import detect, evaluate
 from hf_clipbd.recipe.stage import SCRATCH, Outcome, Stage
-from hf_clipbd.recipe.training import defend, poison, train_clean, train_victim
+from hf_clipbd.recipe.training import poison, train_clean, train_victim
+from hf_clipbd.recipe.trigger import needs_surrogate
 from hf_clipbd.recipe.world import World
 from hf_clipbd.report import comparison_table, write_report
 from hf_clipbd.schema import RECORD_FILE, RunRecord
@@ -72,20 +74,20 @@ def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:
 
     Args:
         config: The run.
-        stage: `poison`; `victim` (a clean model that is trained here first); `evaluate`, every model that is there;
-            or `detect`.
+        stage: `clean`, where the run trains its clean model; `poison`, the trigger optimised first where it has to be;
+            `victim` (both with a clean model that is trained here); `evaluate`, every model that is there; `detect`.
 
     Raises:
         ValueError: If the stage is none of these.
     """
     world = World(config)
     write_config(config)
-    if stage == "victim" and config.clean is not None:
+    if config.clean is not None and (stage == "victim" or (stage == "poison" and needs_surrogate(config))):
         train_clean(config, world)
     if stage == "evaluate":
         there = [name for name in models(config) if name == "clean" or _is_trained(config.output_dir, name)]
         return [evaluate(config, name, world) for name in there]
-    stages = {"poison": poison, "victim": train_victim, "detect": detect}
+    stages = {"clean": train_clean, "poison": poison, "victim": train_victim, "detect": detect}
     if stage not in stages:
         raise ValueError(f"Expected a stage out of {sorted([*stages, 'evaluate'])}, but got {stage!r}.")
     return [stages[stage](config, world)]
@@ -107,11 +109,11 @@ def run(config: RunConfig) -> str:
         train_clean(config, world)
     poison(config, world)
     train_victim(config, world)
+    detect(config, world)
     for name in config.defenses:
         defend(config, name, world)
     for name in models(config):
         evaluate(config, name, world)
-    detect(config, world)
     report(config)
     if PartialState().is_main_process:
         table = comparison_table(config.output_dir, format="markdown")

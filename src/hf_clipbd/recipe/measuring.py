@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.detection import BackdoorDetection, performance_at_rate
+from hf_clipbd.detection import ALIGNED, BackdoorDetection, performance_at_rate
 from hf_clipbd.detection import detect as score_rows
 from hf_clipbd.evaluation import evaluate_zero_shot
 from hf_clipbd.features import embed_dataset
@@ -87,41 +86,51 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     }
     options = config.detect
     settings = {name: getattr(options, name) for name in ("detectors", "k", "reference", "rates", "map_points")}
+    second = None
+    if options.second is not None:
+        given = options.second, functools.partial(load_dual_encoder, options.second)
+        inputs["second"], second = clean_model(config, world) if options.second == "clean" else given
     stage = Stage(config.output_dir, "detect", settings, config.seed, inputs)
 
     def work(folder: Path) -> Outcome:
         model, processor = load_dual_encoder(victim)
         target = str(config.attack["target"])
-        return search(model, processor, poisoned_pairs(config), options, world.canvas, target, config.seed, folder)
+        pairs = poisoned_pairs(config)
+        features = embed_dataset(model, processor, pairs, batch_size=options.batch_size, canvas=world.canvas)
+        if second is not None:
+            embedded = embed_dataset(*second(), pairs, caption_column=None, batch_size=options.batch_size)
+            features["second"] = embedded["image"]
+        return search(features, pairs, options, target, config.seed, folder)[0]
 
     return stage.run_once(work, main_only=True)
 
 
 def search(
-    model: Any,
-    processor: Any,
+    features: dict[str, np.ndarray],
     pairs: datasets.Dataset,
     options: DetectConfig,
-    canvas: Canvas | None,
     target: str | None,
     seed: int,
     folder: Path,
-) -> Outcome:
+) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Score every row of `pairs` by every detector and write scores and, where the truth is known, figures and a map.
 
     Args:
-        model: The suspected model.
-        processor: Its processor.
+        features: Embeddings of the pairs in the suspected model, `image` and `text`, (N, D), and of the images in
+            another encoder, `second`, (N, D2), for the detectors that take `others`.
         pairs: The set it was trained on (image, caption); with `is_poisoned` and `source_index` if known.
         options: Detectors and their sizes.
-        canvas: Geometry of the images; the processor's by default.
         target: The attack's target, whose own rows the map shows apart.
         seed: Seed of reference and draws.
         folder: Where scores and map go.
+
+    Returns:
+        The outcome, and the scores of each detector, (N,).
     """
-    features = embed_dataset(model, processor, pairs, batch_size=options.batch_size, canvas=canvas)
-    scorers = {name: _scorer(name, options, features["text"]) for name in options.detectors}
-    scores = {name: score(features["image"], seed=seed) for name, score in scorers.items()}
+    sizes = {"m": options.reference, "k": options.k}
+    scorers = {name: functools.partial(score_rows, detector=name, **sizes) for name in options.detectors}
+    aligned = {name: _aligned(name, features) for name in scorers}
+    scores = {name: score(features["image"], seed=seed, **aligned[name]) for name, score in scorers.items()}
     known = pairs.with_format(None)
     row = known[SOURCE_INDEX][:] if SOURCE_INDEX in pairs.column_names else list(range(len(pairs)))
     columns: dict[str, Any] = {"row": row, **{f"score_{name}": one for name, one in scores.items()}}
@@ -130,39 +139,37 @@ def search(
     if IS_POISONED in pairs.column_names:
         poisoned = np.asarray(known[IS_POISONED][:], dtype=bool)
         columns[IS_POISONED] = poisoned
-        metrics |= _performance(scores, scorers, features["image"], poisoned, options, seed)
+        if 0 < poisoned.sum() < len(poisoned):
+            metrics |= _performance(scores, scorers, aligned, features["image"], poisoned, options, seed)
         write_json(folder / MAP_FILE, _map(features["image"], known[CAPTION][:], poisoned, target, options, seed))
         outputs["map"] = MAP_FILE
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / SCORES_FILE)
-    return Outcome(metrics, outputs)
+    return Outcome(metrics, outputs), scores
 
 
-def _scorer(name: str, options: DetectConfig, texts: np.ndarray) -> Callable[..., np.ndarray]:
-    """Return `score(features, seed=...)` of one detector; the CLIP score alone looks at the captions too."""
-    sizes = {"m": options.reference, "k": options.k}
-    if name == "clip_score":
-        sizes["texts"] = texts
-    return functools.partial(score_rows, detector=name, **sizes)
+def _aligned(name: str, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the keywords of one detector that have a row for each pair: captions, images in a second encoder."""
+    sources = {"texts": "text", "others": "second"}
+    return {keyword: features[sources[keyword]] for keyword in ALIGNED.get(name, ()) if sources[keyword] in features}
 
 
 def _performance(
     scores: dict[str, np.ndarray],
     scorers: dict[str, Callable[..., np.ndarray]],
+    aligned: dict[str, dict[str, np.ndarray]],
     features: np.ndarray,
     poisoned: np.ndarray,
     options: DetectConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the figures at the set's own rate, and those at lower ones by detectors that see images alone."""
+    """Return the figures at the set's own rate, and those at lower ones."""
     metric = BackdoorDetection()
     own = {name: metric.compute(predictions=one, references=poisoned.astype(int)) for name, one in scores.items()}
     rates: dict[str, dict[str, Any]] = {}
     for rate in options.rates:
         rates[f"{rate:g}"] = {}
         for name, score in scorers.items():
-            if name == "clip_score":
-                continue
-            found = performance_at_rate(score, features, poisoned, rate, seed=seed)
+            found = performance_at_rate(score, features, poisoned, rate, seed=seed, aligned=aligned[name])
             extra = {key: found[key] for key in ("worst", "n_draws", "thinned_search_set")}
             rates[f"{rate:g}"][name] = {**found["mean"], **extra}
     return {"detectors": own, "rates": rates}

@@ -33,6 +33,7 @@ class WorldConfig:
     n_clean: int | None = _option(None, "Pairs that a clean model is trained on; all of the split by default.")
     num_proc: int | None = _option(None, "Processes that draw the scenes; as many as there are cores by default.")
     frequencies: Literal["long_tailed", "balanced"] = _option("long_tailed", "Class frequencies of the scenes.")
+    rare: str | None = _option(None, "Class that is rare in long-tailed scenes; the attack's target by default.")
     target_share: float | None = _option(None, "Share of the labelled world's rows that show the target, in [0, 1].")
     path: str | None = _option(None, "Hub id, folder or file of the dataset.")
     data_files: dict | str | None = _option(None, "Split -> file or pattern, instead of or below `path`.")
@@ -71,6 +72,7 @@ class PoisonConfig:
     rate: float | None = _option(None, "Share of the rows, in (0, 1].")
     count: int | None = _option(None, "Number of rows.")
     n_samples: int = _option(8, "Poisoned rows kept beside their originals for the report.")
+    selector: str | None = _option(None, "Which rows: random, non_target, boundary, mixed ...; the attack's default.")
 
     def __post_init__(self):
         if self.rate is not None and self.count is not None:
@@ -106,6 +108,7 @@ class DetectConfig:
     detectors: list[str] = _option(["k_distance", "slof"], "Keys of hf_clipbd.detection.DETECTORS.")
     k: int | None = _option(None, "Neighbours; each detector's default where left out.")
     reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
+    second: str | None = _option(None, "Encoder whose space `disagreement` compares: `clean`, a folder or a Hub id.")
     rates: list[float] = _option([0.001], "Further poison rates, reached by leaving poisoned rows out.")
     batch_size: int = _option(256, "Rows a forward pass.")
     map_points: int = _option(2000, "Rows of the embedding map.")

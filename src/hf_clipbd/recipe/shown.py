@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Records as a few lines of text for a terminal; rates in percent, each beside its n."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,32 @@ def report_lines(report: dict[str, Any], title: str) -> Iterator[str]:
     rows = [("BA", report["ba"])]
     for name, one in report["triggers"].items():
         rows += [(f"ASR {name} -> {one['target']}", one["asr"]), (f"RA  {name}", one["ra"])]
+    yield from _rate_lines(rows)
+
+
+def evaluation_lines(figures: dict[str, Any], title: str) -> Iterator[str]:
+    """Yield the rates of one evaluation by any protocol, and how a linear probe was fitted.
+
+    Args:
+        figures: `report`, with `probe` for a linear probe, or `retrieval`.
+        title: First line.
+    """
+    if "retrieval" in figures:
+        found = figures["retrieval"]
+        yield title
+        rows = [("image to text R", found["image_to_text"]), ("text to image R", found["text_to_image"])]
+        rows += [(f"ASR of images, {name}", one) for name, one in found["image_asr"].items()]
+        rows += [(f"ASR of captions, {name}", one) for name, one in found["text_asr"].items()]
+        yield from _rate_lines(rows)
+        return
+    yield from report_lines(figures["report"], title)
+    if "probe" in figures:
+        probe = figures["probe"]
+        yield f"  {'mean accuracy of the classes':32} {100 * probe['mean_per_class']:8.1f}"
+        yield f"  linear probe on {probe['n_train']} images, l2 = {probe['l2']:g}, {probe['solver']}"
+
+
+def _rate_lines(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     for name, rates in rows:
         cells = "  ".join(f"@{k} {100 * rate['value']:5.1f}" for k, rate in rates.items())
         yield f"  {name:32} {cells}  (n = {next(iter(rates.values()))['n']})"

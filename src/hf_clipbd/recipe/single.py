@@ -6,6 +6,7 @@ stopped.
 """
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,26 @@ import datasets
 from hf_clipbd import scenes
 from hf_clipbd.attacks import Attack
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.sources import LabelCaptioner, caption_labels, load_source, pick_columns, with_class_names
-from hf_clipbd.evaluation import ZeroShotEvaluator, evaluate_zero_shot
+from hf_clipbd.data.sources import (
+    LabelCaptioner,
+    caption_labels,
+    find_column,
+    load_source,
+    pick_columns,
+    with_class_names,
+)
+from hf_clipbd.evaluation import ZeroShotEvaluator
+from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import training_settings
+from hf_clipbd.recipe.embeddings import cached_embeddings
 from hf_clipbd.recipe.measuring import search
 from hf_clipbd.recipe.options import DetectConfig
-from hf_clipbd.recipe.stage import Stage
-from hf_clipbd.recipe.training import POISONED_DATASET, global_batch, train_into, write_poison
-from hf_clipbd.recipe.world import data_fingerprint, model_fingerprint
-from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TOP_K, EvalReport, RunRecord
+from hf_clipbd.recipe.stage import Outcome, Stage
+from hf_clipbd.recipe.suspects import Review, write_review
+from hf_clipbd.recipe.training import POISONED_DATASET, global_batch, train_into
+from hf_clipbd.recipe.world import data_fingerprint
+from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, MANIFEST_FILE, SOURCE_INDEX, TRIGGER, RunRecord
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 
@@ -40,8 +51,8 @@ class Data:
     Args:
         source: `scenes`, or what `hf_clipbd.data.sources.load_source` takes.
         split: Which split.
-        image_column: Column of images.
-        caption_column: Column of captions; where it is missing, captions are made from the labels.
+        image_column: Column of images; None looks for it (see `find_column`).
+        caption_column: Column of captions; None likewise. Where there is none, captions are made from the labels.
         label_column: Column of labels.
         n: Take the first n rows only.
         size: Side of rendered scenes in pixels.
@@ -51,8 +62,8 @@ class Data:
 
     source: str
     split: str = "train"
-    image_column: str = "image"
-    caption_column: str = "caption"
+    image_column: str | None = None
+    caption_column: str | None = None
     label_column: str = "label"
     n: int | None = None
     size: int = 64
@@ -61,28 +72,54 @@ class Data:
 
     def pairs(self) -> datasets.Dataset:
         """Return rows (image, caption), with the columns of a poisoned dataset where they are there."""
-        rows = self._rows()
-        known = {name: name for name in (IS_POISONED, SOURCE_INDEX) if name in rows.column_names}
-        if self.caption_column in rows.column_names or self.label_column not in rows.column_names:
-            return self._head(pick_columns(rows, image=self.image_column, caption=self.caption_column, **known))
-        rows = with_class_names(pick_columns(rows, image=self.image_column, label=self.label_column, **known))
+        rows = self._rows
+        known = {name: name for name in (IS_POISONED, SOURCE_INDEX, TRIGGER) if name in rows.column_names}
+        image, caption = (find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column))
+        if caption is not None or self.label_column not in rows.column_names:
+            return self._head(pick_columns(rows, image=image, caption=caption or CAPTION, **known))
+        rows = with_class_names(pick_columns(rows, image=image, label=self.label_column, **known))
         return self._head(caption_labels(rows, LabelCaptioner(rows.features[LABEL].names, self.seed)))
 
-    def labelled(self) -> datasets.Dataset:
-        """Return rows (image, label), label a `ClassLabel`."""
-        return self._head(
-            with_class_names(pick_columns(self._rows(), image=self.image_column, label=self.label_column))
-        )
+    def stream(self) -> datasets.IterableDataset:
+        """Return a stream of rows (image, caption), read while it is iterated.
+
+        Raises:
+            ValueError: If the source is rendered, or has no captions.
+        """
+        if self.source == SCENES:
+            raise ValueError("Expected a source that lies somewhere to be streamed, but the scenes are rendered.")
+        rows = load_source(self.source, self.split, streaming=True)
+        image, caption = (find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column))
+        rows = pick_columns(rows, image=image, caption=caption or CAPTION)
+        return rows if self.n is None else rows.take(self.n)
+
+    def class_names(self) -> list[str] | None:
+        """Return the classes of the data, None where they have none of a known name."""
+        if self.source == SCENES:
+            return list(scenes.CLASS_NAMES)
+        return getattr(self._rows.features.get(self.label_column), "names", None)
+
+    def whole(self) -> datasets.Dataset:
+        """Return the rows of `pairs` with every column that they have."""
+        return self._head(self._rows)
+
+    def labelled(self, class_names: tuple[str, ...] = ()) -> datasets.Dataset:
+        """Return rows (image, label), label a `ClassLabel`, of these names where its own are not known or wanted."""
+        rows = self._rows
+        image = find_column(rows, IMAGE, self.image_column)
+        return self._head(with_class_names(pick_columns(rows, image=image, label=self.label_column), class_names))
 
     def prompts(self) -> list[str] | None:
         """Return the zero-shot prompts that go with the data; None stands for OpenAI's 80."""
         return list(scenes.PROMPTS) if self.source == SCENES else None
 
+    @cached_property
     def _rows(self) -> datasets.Dataset:
         if self.source == SCENES:
             return scenes.load_scenes(self.split, self.size, self.seed, self.n, "long_tailed", self.target)
         stage = Path(self.source) / POISONED_DATASET
-        return load_source(stage if (stage / "state.json").is_file() else self.source, self.split)
+        poisoned = stage.is_dir() and (stage.parent / MANIFEST_FILE).is_file()
+        return load_source(stage if poisoned else self.source, self.split)
 
     def _head(self, rows: datasets.Dataset) -> datasets.Dataset:
         return rows if self.n is None or self.n >= len(rows) else rows.select(range(self.n))
@@ -96,15 +133,6 @@ def load_any(model: str) -> "tuple[PreTrainedModel, Any]":
 def stage_at(out: Path, kind: str, settings: dict[str, Any], seed: int, inputs: dict[str, str]) -> Stage:
     """Return a stage that lies in the folder `out` itself."""
     return Stage(out.parent, out.name, {"kind": kind, **settings}, seed, inputs)
-
-
-def poison_data(data: Data, attack: Attack, count: int | None, rate: float | None, out: Path) -> RunRecord:
-    """Poison rows of `data` into the folder `out` and return the record; see `write_poison`."""
-    pairs = data.pairs().select_columns([IMAGE, CAPTION])
-    rows = max(1, round(rate * len(pairs))) if count is None else count
-    settings = {"attack": attack.parameters(), "count": rows}
-    stage = stage_at(out, "poison", settings, data.seed, {"data": data_fingerprint(pairs)})
-    return stage.run_once(lambda folder: write_poison(pairs, attack, rows, data.seed, 8, folder), main_only=True)
 
 
 @dataclass(frozen=True)
@@ -127,9 +155,14 @@ class Probe:
 
 
 def load_triggers(folders: tuple[str, ...] | list[str]) -> dict[str, Attack]:
-    """Return the triggers in these folders or Hub repositories by their names."""
+    """Return the triggers in these folders or Hub repositories by their names, by folder where names coincide."""
     attacks = [Attack.from_pretrained(folder) for folder in folders]
-    return {attack.name: attack for attack in attacks}
+    names = [attack.name for attack in attacks]
+    alone = [names.count(name) == 1 for name in names]
+    return {
+        name if single else Path(folder).name: attack
+        for name, single, folder, attack in zip(names, alone, folders, attacks, strict=True)
+    }
 
 
 def train_model(
@@ -158,30 +191,37 @@ def train_model(
     return train_into(stage, trainer_class, config, lambda: (loaded, processor), lambda: pairs, evaluator, canvas)
 
 
-def evaluate_model(
-    model: str, data: Data, triggers: tuple[str, ...], include_target: bool, prompts: list[str] | None
-) -> EvalReport:
-    """Return the zero-shot report of `model` on labelled images, with any number of triggers."""
-    loaded, processor = load_any(model)
-    rows = data.labelled()
-    ks = [k for k in TOP_K if k <= len(rows.features[LABEL].names)]
-    return evaluate_zero_shot(
-        loaded,
-        processor,
-        rows,
-        load_triggers(triggers),
-        templates=prompts or data.prompts(),
-        ks=ks,
-        include_target=include_target,
-    )
+def detect_in(
+    model: str, second: str | None, data: Data, options: DetectConfig, review: Review, cache: Path, out: Path
+) -> RunRecord:
+    """Search the rows of `data` through `model` into the folder `out` and return the record; no labels are needed.
 
+    Writes the scores of every row, the page of suspects and the dataset without them; see `search` and `write_review`.
 
-def detect_in(model: str, data: Data, options: DetectConfig, out: Path) -> RunRecord:
-    """Score the rows of `data` through `model` into the folder `out` and return the record; see `search`."""
+    Args:
+        model: The model that was trained on the data: a folder, a Hub id or `scenes`.
+        second: Another encoder, for the detectors that compare two; likewise.
+        data: The rows.
+        options: Detectors and their sizes; the first one ranks.
+        review: How the findings are cut and shown.
+        cache: Where embeddings are kept; see `cached_embeddings`.
+        out: Folder of the outputs.
+    """
     loaded, processor = load_any(model)
-    pairs = data.pairs()
+    pairs, whole = data.pairs(), data.whole()
     inputs = {"model": model_fingerprint(loaded), "data": data_fingerprint(pairs)}
-    stage = stage_at(out, "detect", asdict(options), data.seed, inputs)
-    return stage.run_once(
-        lambda folder: search(loaded, processor, pairs, options, None, None, data.seed, folder), main_only=True
-    )
+    other = None if second is None else load_any(second)
+    if other is not None:
+        inputs["second"] = model_fingerprint(other[0])
+    stage = stage_at(out, "detect", {**asdict(options), **asdict(review)}, data.seed, inputs)
+
+    def work(folder: Path) -> Outcome:
+        embeddings = cached_embeddings(loaded, processor, pairs, cache, options.batch_size)
+        if other is not None:
+            embeddings["second"] = cached_embeddings(*other, pairs, cache, options.batch_size)["image"]
+        found, scores = search(embeddings, pairs, options, None, data.seed, folder)
+        names = Path(data.source).name or data.source, Path(model).name or model
+        metrics, outputs = write_review(names, pairs, whole, embeddings, scores, review, data.seed, folder)
+        return Outcome(found.metrics | metrics, found.outputs | outputs)
+
+    return stage.run_once(work, main_only=True)

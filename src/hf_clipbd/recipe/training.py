@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""The stages that poison and train: clean model, poisoned set, victim, defended models."""
+"""The stages that poison and train: clean model, poisoned set, victim; and how any model is trained as a stage."""
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +14,18 @@ from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_clipbd.attacks import Attack, poison_dataset
+from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
+from hf_clipbd.captions.lexicon import lexicon
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.defenses import DEFENSES
+from hf_clipbd.defenses import OBJECTIVES
 from hf_clipbd.evaluation import ZeroShotEvaluator
+from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import CLIPResNetModel, build_processor, load_dual_encoder, train_tokenizer
 from hf_clipbd.recipe.config import RunConfig, training_settings
 from hf_clipbd.recipe.progress import EpochLines
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
-from hf_clipbd.recipe.world import World, build_architecture, build_attack, data_fingerprint, model_fingerprint
+from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
+from hf_clipbd.recipe.world import World, build_architecture, data_fingerprint
 from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, SOURCE_INDEX, RunRecord, write_json
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
@@ -38,24 +44,37 @@ def global_batch(config: CLIPTrainingConfig) -> int:
 
 
 def write_poison(
-    pairs: datasets.Dataset, attack: Attack, count: int, seed: int, n_samples: int, folder: Path
+    pairs: datasets.Dataset,
+    attack: Attack,
+    count: int,
+    seed: int,
+    n_samples: int,
+    folder: Path,
+    selector: str | None = None,
+    rows: np.ndarray | None = None,
 ) -> Outcome:
-    """Poison `count` of the pairs and write the dataset, its manifest, the trigger and some samples into `folder`."""
-    poisoned, manifest = poison_dataset(pairs, attack, count=count, seed=seed)
+    """Poison `count` of the pairs and write the dataset, its manifest, the trigger and some samples into `folder`.
+
+    `rows` are those that `selector` takes, in its order, where it is not one that `poison_dataset` knows.
+    """
+    poisoned, manifest = poison_dataset(
+        pairs, attack, count=count, seed=seed, selector=selector if rows is None else rows
+    )
+    manifest = manifest if rows is None else replace(manifest, selector=selector)
     manifest.save_pretrained(folder)
     attack.save_pretrained(folder / TRIGGER_FOLDER)
     poisoned.save_to_disk(str(folder / POISONED_DATASET))
-    _write_samples(pairs, poisoned, attack, manifest.indices, n_samples, folder / SAMPLES)
+    write_samples(pairs, poisoned, attack, manifest.indices, n_samples, folder / SAMPLES)
     metrics = {"count": manifest.count, "n_rows": manifest.n_rows, "rate": manifest.count / manifest.n_rows}
     outputs = {"manifest": MANIFEST_FILE, "trigger": TRIGGER_FOLDER, "dataset": POISONED_DATASET, "samples": SAMPLES}
     return Outcome(metrics, outputs)
 
 
-def _write_samples(
+def write_samples(
     pairs: datasets.Dataset, poisoned: datasets.Dataset, attack: Attack, indices: list[int], n: int, folder: Path
 ) -> None:
     """Write n poisoned rows, spread over the dataset, beside their originals on the same canvas."""
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     chosen = [indices[i] for i in np.linspace(0, len(indices), min(n, len(indices)), endpoint=False, dtype=int)]
     position = {source: row for row, source in enumerate(poisoned.with_format(None)[SOURCE_INDEX])}
     listed = []
@@ -71,15 +90,22 @@ def _write_samples(
 def poison(config: RunConfig, world: World | None = None) -> RunRecord:
     """Poison the run's pairs (stage `poison`) and return the record."""
     world = world or World(config)
-    attack = build_attack(config)
-    count = config.poison.rows(len(world.train))
+    attack, prepared = prepared_attack(config, world, lambda: clean_model(config, world))
+    count, selector = config.poison.rows(len(world.train)), config.poison.selector
     settings = {"attack": attack.parameters(), "count": count, "n_samples": config.poison.n_samples}
-    inputs = {"data": data_fingerprint(world.train)}
+    settings |= {} if selector is None else {"selector": selector}
+    inputs = {"data": data_fingerprint(world.train), **prepared}
+    load = None
+    if selector in SURROGATE_SELECTORS:
+        inputs["surrogate"], load = clean_model(config, world)
     stage = Stage(config.output_dir, "poison", settings, config.seed, inputs)
-    return stage.run_once(
-        lambda folder: write_poison(world.train, attack, count, config.seed, config.poison.n_samples, folder),
-        main_only=True,
-    )
+
+    def work(folder: Path) -> Outcome:
+        rows = None if load is None else surrogate_rows(config, world, load)
+        n_samples = config.poison.n_samples
+        return write_poison(world.train, attack, count, config.seed, n_samples, folder, selector, rows)
+
+    return stage.run_once(work, main_only=True)
 
 
 def train_into(
@@ -90,6 +116,8 @@ def train_into(
     pairs: Callable[[], datasets.Dataset],
     evaluator: Callable[[Any], Any],
     canvas: Canvas,
+    after: Callable[[Any, Any], dict[str, Any]] | None = None,
+    keep_model: bool = True,
 ) -> RunRecord:
     """Train a model as one stage, from its last checkpoint where there is one, and return the record.
 
@@ -101,6 +129,8 @@ def train_into(
         pairs: Gives the training pairs.
         evaluator: Given the processor, gives the measurement after each epoch, or None.
         canvas: Geometry of the images.
+        after: Given the trained model and its processor on every process, returns further figures for the record.
+        keep_model: Whether the model stays; without it the record is all that is left.
     """
 
     def work(folder: Path) -> Outcome:
@@ -122,12 +152,15 @@ def train_into(
             trainer.remove_callback(shown_by_default)
         trainer.add_callback(lines)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if PartialState().is_main_process:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+        trained = trainer.trained_model()
+        if keep_model and PartialState().is_main_process:
+            trained.save_pretrained(folder)
             processor.save_pretrained(folder)
         speed = len(rows) * config.num_train_epochs / lines.seconds
         metrics = {"history": trainer.history(), "images_per_second": round(speed, 2)}
-        return Outcome(metrics, {"model": "model.safetensors", "config": "config.json"}, seconds_before)
+        metrics |= after(trained, processor) if after is not None else {}
+        outputs = {"model": "model.safetensors", "config": "config.json"} if keep_model else {}
+        return Outcome(metrics, outputs, seconds_before)
 
     return stage.run_once(work)
 
@@ -154,7 +187,8 @@ def epoch_evaluator(config: RunConfig, world: World, triggers: dict[str, Attack]
     return build
 
 
-def _settings(config: RunConfig, training: CLIPTrainingConfig, world: World) -> dict[str, Any]:
+def training_stage_settings(config: RunConfig, training: CLIPTrainingConfig, world: World) -> dict[str, Any]:
+    """Return what the result of a training stage depends on beside its inputs and its seed."""
     measured = {name: getattr(config.evaluate, name) for name in ("epoch_images", "include_target")}
     return {
         "training": training_settings(training),
@@ -178,17 +212,18 @@ def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
     def build() -> "tuple[PreTrainedModel, Any]":
         import torch
 
-        tokenizer = train_tokenizer(world.clean_pairs.with_format(None)[CAPTION], **tokenizer_options)
+        words = lexicon().words()  # what counterfactual captions may say beyond the data's own words
+        tokenizer = train_tokenizer(chain(world.clean_pairs.with_format(None)[CAPTION], words), **tokenizer_options)
         text = architecture.text_config
         text.vocab_size, text.max_position_embeddings = len(tokenizer), tokenizer_options["model_max_length"]
         text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         text.pad_token_id = tokenizer.pad_token_id
         with torch.random.fork_rng():
             torch.manual_seed(config.clean.seed)
-            model = CLIPResNetModel(architecture)
+            model = CLIPResNetModel(architecture).to(memory_format=torch.channels_last)
         return model, build_processor(tokenizer, config.world.size)
 
-    settings = {**_settings(config, config.clean, world), "architecture": config.architecture}
+    settings = {**training_stage_settings(config, config.clean, world), "architecture": config.architecture}
     inputs = {"data": data_fingerprint(world.clean_pairs), "test": data_fingerprint(world.test)}
     stage = Stage(config.output_dir, "clean", settings, config.clean.seed, inputs)
     evaluator = epoch_evaluator(config, world, {})
@@ -224,29 +259,8 @@ def train_victim(config: RunConfig, world: World | None = None) -> RunRecord:
         "clean": fingerprint,
         "test": data_fingerprint(world.test),
     }
-    stage = Stage(config.output_dir, "victim", _settings(config, config.victim, world), config.victim.seed, inputs)
+    settings = {"objective": config.objective, **training_stage_settings(config, config.victim, world)}
+    stage = Stage(config.output_dir, "victim", settings, config.victim.seed, inputs)
     evaluator = epoch_evaluator(config, world, load_trigger(config))
-    return train_into(stage, CLIPTrainer, config.victim, load, lambda: poisoned_pairs(config), evaluator, world.canvas)
-
-
-def defend(config: RunConfig, name: str, world: World | None = None) -> RunRecord:
-    """Defend the victim with the defence `name` (stage `defend/<name>`) and return the record."""
-    world = world or World(config)
-    training, trainer_class = config.defenses[name], DEFENSES[name].trainer
-    victim = config.output_dir / "victim"
-    inputs = {
-        "victim": RunRecord.load(victim).key,
-        "data": data_fingerprint(world.defense),
-        "test": data_fingerprint(world.test),
-    }
-    stage = Stage(config.output_dir, f"defend/{name}", _settings(config, training, world), training.seed, inputs)
-    evaluator = epoch_evaluator(config, world, load_trigger(config))
-    return train_into(
-        stage,
-        trainer_class,
-        training,
-        lambda: load_dual_encoder(victim),
-        lambda: world.defense,
-        evaluator,
-        world.canvas,
-    )
+    trainer = OBJECTIVES[config.objective].trainer
+    return train_into(stage, trainer, config.victim, load, lambda: poisoned_pairs(config), evaluator, world.canvas)

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a run works on: pairs to poison, clean pairs to defend with, labelled images to measure on, a clean model."""
 
-import hashlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from hf_clipbd.data.sources import (
 )
 from hf_clipbd.models import CLIPResNetConfig, CLIPResNetVisionConfig, load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig, WorldConfig
+from hf_clipbd.recipe.patch_options import patch_options
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names
 from hf_clipbd.schema import LABEL
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SCENES_A_WORKER = 1000
+VALIDATION_SEED = 1_000_000
+"""Added to a world's seed, gives the seed of its validation scenes."""
 TOKENIZER_OPTIONS = {"vocab_size": 8192, "model_max_length": 32}
 
 
@@ -58,6 +60,8 @@ def build_attack(config: RunConfig) -> Attack:
     if config.world.kind == "scenes":
         check_names([values["target"]], scenes.CLASS_NAMES, "`attack.target`")
     cls = ATTACKS[name]
+    patch_options(config.attack)
+    values.pop("optimize", None)
     given = {"seed": config.seed, "canvas": canvas_of(config.world), **values}
     return call_with(cls, given, "attack")
 
@@ -127,6 +131,24 @@ class World:
         world = self.world
         if self._rendered:
             return self._scenes("test", world.n_test)
+        (chosen,) = split_rows(np.zeros(len(self._labelled)), [min(world.n_test, len(self._labelled))], self.seed)
+        return self._labelled.select(chosen)
+
+    def validation(self, n: int) -> datasets.Dataset:
+        """Return n labelled images of which none is in `test`, for choices among settings.
+
+        Raises:
+            ValueError: If the test split has no such n images left beside those of `test`.
+        """
+        if self._rendered:
+            return self._scenes("test", n, seed=self.seed + VALIDATION_SEED)
+        sizes = [min(self.world.n_test, len(self._labelled)), n]
+        return self._labelled.select(split_rows(np.zeros(len(self._labelled)), sizes, self.seed)[1])
+
+    @cached_property
+    def _labelled(self) -> datasets.Dataset:
+        """The whole test split as labelled images."""
+        world = self.world
         rows = load_source(
             world.test_path or world.path,
             world.test_split,
@@ -135,8 +157,7 @@ class World:
             world.revision,
         )
         rows = pick_columns(rows, image=world.image_column, label=world.label_column)
-        (chosen,) = split_rows(np.zeros(len(rows)), [min(world.n_test, len(rows))], self.seed)
-        return with_class_names(rows, world.class_names).select(chosen)
+        return with_class_names(rows, world.class_names)
 
     @cached_property
     def clean_pairs(self) -> datasets.Dataset:
@@ -169,14 +190,14 @@ class World:
     def _rendered(self) -> bool:
         return self.world.kind == "scenes"
 
-    def _scenes(self, split: str, n: int, frequencies: str | None = None) -> datasets.Dataset:
+    def _scenes(self, split: str, n: int, frequencies: str | None = None, seed: int | None = None) -> datasets.Dataset:
         world = self.world
         workers = world.num_proc or min(os.cpu_count() or 1, n // SCENES_A_WORKER)
         wanted = frequencies or world.frequencies
+        rare = world.rare or self.target
+        seed = self.seed if seed is None else seed
         with _progress_bars():
-            return scenes.load_scenes(
-                split, world.size, self.seed, n, wanted, self.target, workers if workers > 1 else None
-            )
+            return scenes.load_scenes(split, world.size, seed, n, wanted, rare, workers if workers > 1 else None)
 
     @cached_property
     def _source(self) -> datasets.Dataset:
@@ -232,12 +253,3 @@ class World:
 def data_fingerprint(dataset: datasets.Dataset) -> str:
     """Return the fingerprint of a dataset: equal for the same source, columns and rows on this machine."""
     return f"{dataset._fingerprint}-{len(dataset)}"
-
-
-def model_fingerprint(model: "PreTrainedModel") -> str:
-    """Return a hash of a model's weights and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

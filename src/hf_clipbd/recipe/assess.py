@@ -1,0 +1,215 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""One evaluation of one model by any protocol, on data of one's own: what `hf-clipbd evaluate` and `compare` do."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hf_clipbd.evaluation import evaluate_retrieval, evaluate_zero_shot, linear_probe, load_benchmark
+from hf_clipbd.evaluation.comparison import Format, compare, read_report, render
+from hf_clipbd.evaluation.labelled import (
+    LabelledImages,
+    is_benchmark_folder,
+    read_class_names,
+    read_templates,
+    uses_mean_per_class,
+)
+from hf_clipbd.features import model_fingerprint
+from hf_clipbd.recipe.single import Data, load_any, load_triggers
+from hf_clipbd.report.comparison import plot_comparison
+from hf_clipbd.schema import LABEL, TOP_K, Rate, RunRecord, content_key, write_json
+
+
+PROTOCOLS = ("zero_shot", "linear_probe", "retrieval")
+BENCHMARK = "clip-benchmark/"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a model.
+
+    Args:
+        protocol: One of `PROTOCOLS`.
+        triggers: Folders or Hub ids of triggers.
+        include_target: Count the target's own images in ASR too, as the papers do.
+        prompts: Prompts with `{}`; those of the data, or OpenAI's 80, by default.
+        class_names: Text file of class names, one a line; those of the data by default.
+        templates: Text file of prompts, one a line.
+        ks: The k to report; 1, 3, 5 and 10 (1, 5 and 10 in retrieval), as far as there are classes, by default.
+        l2: Penalty of the linear probe; chosen on held-out rows by default.
+    """
+
+    protocol: str = "zero_shot"
+    triggers: tuple[str, ...] = ()
+    include_target: bool = False
+    prompts: tuple[str, ...] | None = None
+    class_names: str | None = None
+    templates: str | None = None
+    ks: tuple[int, ...] | None = None
+    l2: float | None = None
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"Expected a protocol out of {PROTOCOLS}, but got {self.protocol!r}.")
+
+
+def labelled_images(data: Data, question: Question, streaming: bool) -> LabelledImages:
+    """Return labelled images with class names and prompts: from a file, the data's repository, or its own labels.
+
+    Args:
+        data: Where the rows come from; `clip-benchmark/wds_*`, or a folder of that layout, brings both text files.
+        question: Names and prompts that go first.
+        streaming: Whether shards of a benchmark are read one after the other.
+    """
+    names = read_class_names(question.class_names) if question.class_names else None
+    templates = question.prompts or (read_templates(question.templates) if question.templates else None)
+    if data.source.startswith(BENCHMARK) or is_benchmark_folder(data.source):
+        found = load_benchmark(data.source, data.split, streaming)
+        rows = found.dataset
+        if data.n is not None:
+            rows = rows.take(data.n)
+        prompts = tuple(templates or found.templates or ()) or None
+        return replace(found, dataset=rows, class_names=tuple(names or found.class_names), templates=prompts)
+    rows = data.labelled(tuple(names or ()))
+    own = tuple(name.replace("_", " ") for name in rows.features[LABEL].names)
+    return LabelledImages(rows, tuple(names or own), tuple(templates or data.prompts() or ()) or None)
+
+
+def assess(
+    model: str, data: Data, question: Question, train: Data | None = None, cache: Path | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the figures of one evaluation and what they were measured on.
+
+    Args:
+        model: `scenes`, a folder or a Hub id.
+        data: Labelled images; pairs for retrieval.
+        question: What is asked.
+        train: Clean labelled images of the linear probe.
+        cache: Folder for text classifiers and probe features; None keeps none.
+
+    Returns:
+        `{"report": ...}` with rates beside their n, and the fingerprints of model and data.
+
+    Raises:
+        ValueError: If the linear probe has no training images, or as the protocols.
+    """
+    if question.protocol == "linear_probe" and train is None:
+        raise ValueError("Expected training images for the linear probe. Pass `--train`.")
+    loaded, processor = load_any(model)
+    triggers = load_triggers(question.triggers)
+    inputs = {"model": model_fingerprint(loaded)}
+    if question.protocol == "retrieval":
+        pairs = data.pairs()
+        ks = question.ks or tuple(k for k in (1, 5, 10) if k <= len(pairs))
+        report = evaluate_retrieval(loaded, processor, pairs, triggers, ks=ks)
+        return {"retrieval": report.to_dict()}, {**inputs, "data": pairs._fingerprint}
+    shown = labelled_images(data, question, streaming=question.protocol == "zero_shot")
+    ks = question.ks or tuple(k for k in TOP_K if k <= len(shown.class_names))
+    common = {
+        "include_target": question.include_target,
+        "class_names": shown.class_names,
+        "image_column": shown.image_column,
+        "label_column": shown.label_column,
+        "cache": cache,
+    }
+    inputs["data"] = str(getattr(shown.dataset, "_fingerprint", None) or f"{data.source}/{data.split}, streamed")
+    if question.protocol == "zero_shot":
+        report = evaluate_zero_shot(loaded, processor, shown.dataset, triggers, shown.templates, ks, **common)
+        return {"report": report.to_dict()}, inputs
+    images = labelled_images(train, question, streaming=False)
+    columns = {images.image_column: shown.image_column, images.label_column: shown.label_column}
+    renamed = {old: new for old, new in columns.items() if old != new}
+    fitted = images.dataset.rename_columns(renamed) if renamed else images.dataset
+    probe = linear_probe(loaded, processor, fitted, shown.dataset, triggers, ks, question.l2, **common).to_dict()
+    by_class = uses_mean_per_class(data.source)
+    accuracy = probe["probe"]["mean_per_class"] if by_class else probe["report"]["ba"][str(ks[0])]["value"]
+    probe["probe"] |= {"headline": "mean per class" if by_class else f"accuracy@{ks[0]}", "accuracy": accuracy}
+    return probe, {**inputs, "train": fitted._fingerprint}
+
+
+def intervals(values: Any) -> Any:
+    """Return the same tree with `[low, high]`, the 95 % Wilson interval, in the place of each rate; nothing else.
+
+    Example:
+        >>> intervals({"ba": {"1": {"value": 0.5, "n": 4}}, "n_classes": 2})
+        {'ba': {'1': [0.15003898915214947, 0.8499610108478506]}}
+    """
+    if not isinstance(values, Mapping):
+        return None
+    if set(values) == {"value", "n"}:
+        return list(Rate(**values).interval())
+    found = {key: intervals(value) for key, value in values.items()}
+    return {key: value for key, value in found.items() if value} or None
+
+
+def record_of(
+    model: str, data: Data, question: Question, train: Data | None, cache: Path | None, out: Path | None
+) -> dict[str, Any]:
+    """Run an evaluation, keep it, and return its figures.
+
+    Args:
+        model: As in `assess`.
+        data: As there.
+        question: As there.
+        train: As there.
+        cache: As there.
+        out: A `.json` file for the bare report, a folder for the whole record (with intervals, fingerprints, versions
+            and command), or None.
+    """
+    start = time.perf_counter()
+    figures, inputs = assess(model, data, question, train, cache)
+    if out is not None and out.suffix == ".json":
+        write_json(out, figures.get("report") or figures["retrieval"])
+    elif out is not None:
+        config = {"model": model, "data": asdict(data), "train": train and asdict(train), "question": asdict(question)}
+        metrics = {**figures, "intervals": intervals(figures)}
+        seconds = round(time.perf_counter() - start, 3)
+        record = RunRecord(
+            "evaluate", content_key(config, inputs), config, metrics, data.seed, inputs, seconds=seconds
+        )
+        record.save(out)
+    return figures
+
+
+def compare_records(
+    paths: Sequence[Path],
+    names: Sequence[str] | None = None,
+    baseline: str | None = None,
+    ks: Sequence[int] | None = None,
+    format: Format = "terminal",
+    plot: Path | None = None,
+) -> str:
+    """Return the table of any number of evaluations, and draw it where `plot` names a picture.
+
+    Args:
+        paths: Records, folders that hold one, or bare reports.
+        names: What to call them; the shortest ends of the paths that tell them apart by default.
+        baseline: Name of the undefended model that DER refers to.
+        ks: The k to show.
+        format: `terminal`, `markdown`, `latex` or `csv`.
+        plot: PNG, PDF or SVG file.
+
+    Raises:
+        FileNotFoundError: If a path holds no evaluation.
+        ValueError: If two have the same name, or as `compare`.
+    """
+    called = list(names) if names else _told_apart(paths)
+    if len(called) != len(paths) or len(set(called)) < len(called):
+        raise ValueError(f"Expected a name of its own for each of {len(paths)} evaluations, but got {called}.")
+    reports = {name: read_report(path) for name, path in zip(called, paths, strict=True)}
+    rows = compare(reports, baseline, ks)
+    if plot is not None:
+        plot_comparison(rows, plot)
+    return render(rows, format)
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    parts = [one[:-1] if one[-1] == "record" else one for one in parts]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(one[-length:]) for one in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

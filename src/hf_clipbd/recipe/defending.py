@@ -1,0 +1,115 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The stages that train a model without the backdoor: what each defence starts from, what it trains on, its record."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+
+from hf_clipbd.defenses import DEFENSES, RetrainConfig
+from hf_clipbd.defenses.retrain import least_suspicious
+from hf_clipbd.models import load_dual_encoder
+from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.measuring import SCORES_FILE
+from hf_clipbd.recipe.stage import Stage
+from hf_clipbd.recipe.training import (
+    clean_model,
+    epoch_evaluator,
+    load_trigger,
+    poisoned_pairs,
+    train_into,
+    training_stage_settings,
+)
+from hf_clipbd.recipe.world import World, data_fingerprint
+from hf_clipbd.schema import IS_POISONED, RunRecord
+from hf_clipbd.trainer import CLIPTrainingConfig
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a defence starts from.
+
+    Args:
+        inputs: Name -> key or fingerprint of the model and the rows.
+        load: Gives the model and its processor.
+        pairs: Gives the rows.
+        figures: What is known of the rows beforehand, for the record.
+    """
+
+    inputs: dict[str, str]
+    load: "Callable[[], tuple[PreTrainedModel, Any]]"
+    pairs: Callable[[], datasets.Dataset]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def start_of(config: RunConfig, name: str, training: CLIPTrainingConfig, world: World) -> Start:
+    """Return what the defence `name` starts from: the victim and clean pairs, or the clean model and poisoned pairs.
+
+    Args:
+        config: The run; its stages `poison` and `victim` are finished.
+        name: Key of `DEFENSES`.
+        training: The defence's configuration.
+        world: The run's data.
+
+    Raises:
+        FileNotFoundError: If a stage before it left no record.
+    """
+    if DEFENSES[name].trains_on == "clean":
+        victim = config.output_dir / "victim"
+        inputs = {"victim": RunRecord.load(victim).key, "data": data_fingerprint(world.defense)}
+        return Start(inputs, lambda: load_dual_encoder(victim), lambda: world.defense)
+    fingerprint, load = clean_model(config, world)
+    inputs = {"clean": fingerprint, "poison": RunRecord.load(config.output_dir / "poison").key}
+    if not isinstance(training, RetrainConfig):
+        return Start(inputs, load, lambda: poisoned_pairs(config))
+    inputs["detect"] = RunRecord.load(config.output_dir / "detect").key
+    kept, figures = kept_rows(config, training)
+    return Start(inputs, load, lambda: poisoned_pairs(config).select(kept), figures)
+
+
+def kept_rows(config: RunConfig, training: RetrainConfig) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the poisoned set's rows that stay once the most suspicious share is dropped, and how many were dropped.
+
+    Raises:
+        ValueError: If the stage `detect` did not run the detector.
+    """
+    scores = pyarrow.parquet.read_table(config.output_dir / "detect" / SCORES_FILE)
+    column = f"score_{training.detector}"
+    if column not in scores.column_names:
+        raise ValueError(
+            f"Expected scores of the detector {training.detector!r} from the stage `detect`, but it ran "
+            f"{config.detect.detectors}. Name it in `detect.detectors`, or another one in `defenses.retrain.detector`."
+        )
+    kept = least_suspicious(scores[column].to_numpy(), training.drop_share)
+    figures: dict[str, Any] = {"dropped": len(scores) - len(kept), "kept": len(kept)}
+    if IS_POISONED in scores.column_names:
+        poisoned = scores[IS_POISONED].to_numpy(zero_copy_only=False)
+        figures["poisoned_kept"] = int(poisoned[kept].sum())
+        figures["poisoned_dropped"] = int(poisoned.sum()) - figures["poisoned_kept"]
+    return kept, figures
+
+
+def defend(config: RunConfig, name: str, world: World | None = None) -> RunRecord:
+    """Run the defence `name` (stage `defend/<name>`) and return the record."""
+    world = world or World(config)
+    training = config.defenses[name]
+    start = start_of(config, name, training, world)
+    inputs = {**start.inputs, "test": data_fingerprint(world.test)}
+    settings = training_stage_settings(config, training, world)
+    return train_into(
+        Stage(config.output_dir, f"defend/{name}", settings, training.seed, inputs),
+        DEFENSES[name].trainer,
+        training,
+        start.load,
+        start.pairs,
+        epoch_evaluator(config, world, load_trigger(config)),
+        world.canvas,
+        after=lambda model, processor: start.figures,
+    )

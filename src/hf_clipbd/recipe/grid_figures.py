@@ -1,0 +1,64 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""A grid's records as pictures: for each block BA and ASR against its settings, and ASR by epoch."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hf_clipbd.recipe.grid_config import Block, Cell, GridConfig
+from hf_clipbd.recipe.grid_table import BASELINE, cell_figures, mean
+from hf_clipbd.report.figures import save
+from hf_clipbd.report.sweeps import SweepPoint, draw_epochs, draw_sweep
+from hf_clipbd.schema import RunRecord
+from hf_clipbd.templates import method
+
+
+FIGURES = "figures"
+
+
+def _setting(block: Block, cell: Cell) -> str:
+    """Return the label of a cell among its block's: the values of what varies."""
+    return " / ".join(f"{cell.settings[key]:g}" if isinstance(cell.settings[key], float) else str(cell.settings[key])
+                      for key in block.varied if key in cell.settings) or "as given"  # fmt: skip
+
+
+def _epochs(record: RunRecord) -> list[float]:
+    """Return ASR@1 on the validation images after each epoch, the mean over triggers."""
+    by_epoch = [
+        [value for name, value in entry.items() if name.startswith("eval_asr1_")]
+        for entry in record.metrics["history"]
+    ]
+    return [mean(values) for values in by_epoch if values]
+
+
+def _drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, object]]:
+    victim = cell_figures(grid, BASELINE)
+    finished = [(cell, cell_figures(grid, cell.name)) for cell in block.cells]
+    finished = [(cell, figures) for cell, figures in finished if figures.records]
+    if not finished or not victim.records:
+        return
+    points = [
+        SweepPoint(cell.defense, _setting(block, cell), tuple(figures.ba(1)), tuple(figures.asr(1)))
+        for cell, figures in finished
+    ]
+    level = {BASELINE: (mean(victim.ba(1)), mean(victim.asr(1)))}
+    yield "", draw_sweep(points, ", ".join(block.varied), level)
+    several = len({cell.defense for cell, _ in finished}) > 1
+    curves = {
+        f"{method(cell.defense)['label']} {_setting(block, cell)}" if several else _setting(block, cell): [
+            _epochs(record) for record in figures.records
+        ]
+        for cell, figures in finished
+    }
+    if all(run for runs in curves.values() for run in runs):
+        yield "_epochs", draw_epochs(curves, mean(victim.asr(1)))
+
+
+def render_figures(grid: GridConfig) -> list[Path]:
+    """Draw every block of which a cell is finished, from the records, and return the paths of the PNGs."""
+    folder = Path(grid.options.output_dir) / FIGURES
+    paths = []
+    for block in grid.blocks:
+        name = re.sub(r"[^a-z0-9]+", "_", block.title.lower()).strip("_")
+        paths += [save(figure, folder / f"{name}{kind}.png") for kind, figure in _drawn(grid, block)]
+    return paths

@@ -1,0 +1,135 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""A grid's records as tables: means over the runs, and which setting the rule chooses."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_clipbd.recipe.grid_config import Block, Cell, GridConfig
+from hf_clipbd.schema import RECORD_FILE, EvalReport, RunRecord
+from hf_clipbd.templates import method, percent
+
+
+BASELINE = "victim"
+SHOWN = (1, 10)
+NOT_RUN = "-"
+
+
+@dataclass(frozen=True)
+class CellFigures:
+    """What the records of one cell say, a value a run.
+
+    Args:
+        records: The finished records, in the order of the runs.
+    """
+
+    records: tuple[RunRecord, ...]
+
+    @property
+    def validation(self) -> list[float]:
+        """BA@1 on the validation images."""
+        return [record.metrics["validation"]["1"]["value"] for record in self.records]
+
+    @property
+    def reports(self) -> list[EvalReport]:
+        """Reports on the test images."""
+        return [EvalReport.from_dict(record.metrics["report"]) for record in self.records]
+
+    def ba(self, k: int) -> list[float]:
+        """BA@k on the test images."""
+        return [report.ba[k].value for report in self.reports if k in report.ba]
+
+    def asr(self, k: int) -> list[float]:
+        """ASR@k on the test images, the mean over triggers where there are several."""
+        rates = [[one.asr[k].value for one in report.triggers.values() if k in one.asr] for report in self.reports]
+        return [sum(values) / len(values) for values in rates if values]
+
+
+def cell_figures(grid: GridConfig, cell: str) -> CellFigures:
+    """Return the figures of the finished records of `cell`, a cell's name or `victim`."""
+    folders = [run / grid.options.name / cell for run in grid.runs]
+    return CellFigures(tuple(RunRecord.load(folder) for folder in folders if (folder / RECORD_FILE).is_file()))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return shares in [0, 1] as percent: the mean and, of several, "(lowest to highest)".
+
+    Example:
+        >>> spread([0.5, 0.75]), spread([0.5]), spread([])
+        ('62.5 (50.0 to 75.0)', '50.0', '-')
+    """
+    if not values:
+        return NOT_RUN
+    whole = f" ({percent(min(values))} to {percent(max(values))})" if len(values) > 1 else ""
+    return percent(mean(values)) + whole
+
+
+def chosen_cells(grid: GridConfig, block: Block) -> dict[str, Cell]:
+    """Return defence -> the cell that the rule chooses among the block's cells finished on every run.
+
+    The rule looks at BA@1 on the validation images and at nothing else: of the cells whose mean lies at most
+    `max_ba_drop` below the victim's, those with the largest value of the key `choose`, and the one of highest BA among
+    these; where no cell lies that high, the one of highest BA. No image with a trigger enters it.
+    """
+    victim = cell_figures(grid, BASELINE)
+    if block.choose is None or len(victim.records) < len(grid.runs):
+        return {}
+    floor = mean(victim.validation) - grid.options.max_ba_drop
+    chosen: dict[str, Cell] = {}
+    for defense in dict.fromkeys(cell.defense for cell in block.cells):
+        cells = [cell for cell in block.cells if cell.defense == defense]
+        figures = {cell.name: cell_figures(grid, cell.name) for cell in cells}
+        if any(len(one.records) < len(grid.runs) for one in figures.values()):
+            continue
+        ba = {name: mean(one.validation) for name, one in figures.items()}
+        within = [cell for cell in cells if ba[cell.name] >= floor]
+        if within:
+            largest = max(cell.settings[block.choose] for cell in within)
+            cells = [cell for cell in within if cell.settings[block.choose] == largest]
+        chosen[defense] = max(cells, key=lambda cell: ba[cell.name])
+    return chosen
+
+
+def _row(label: str, settings: Sequence[str], figures: CellFigures, mark: str) -> list[str]:
+    rates = [spread(figures.ba(k)) for k in SHOWN] + [spread(figures.asr(k)) for k in SHOWN]
+    seconds = f"{mean([record.seconds for record in figures.records]):.0f}" if figures.records else NOT_RUN
+    return [label, *settings, spread(figures.validation), *rates, str(len(figures.records)), seconds, mark]
+
+
+def _rows(grid: GridConfig, block: Block) -> Iterator[list[str]]:
+    yield _row(method(BASELINE)["label"], [NOT_RUN] * len(block.varied), cell_figures(grid, BASELINE), "")
+    chosen = chosen_cells(grid, block)
+    for cell in block.cells:
+        settings = [str(cell.settings.get(key, "")) for key in block.varied]
+        mark = "*" if chosen.get(cell.defense) == cell else ""
+        yield _row(method(cell.defense)["label"], settings, cell_figures(grid, cell.name), mark)
+
+
+def block_table(grid: GridConfig, block: Block) -> str:
+    """Return a block's cells as a Markdown table."""
+    figures = ["validation BA@1", *(f"BA@{k}" for k in SHOWN), *(f"ASR@{k}" for k in SHOWN), "runs", "seconds", ""]
+    header = ["model", *(f"`{key}`" for key in block.varied), *figures]
+    lines = [header, ["---"] * len(header), *_rows(grid, block)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def grid_table(grid: GridConfig) -> str:
+    """Return the Markdown tables of a grid from the records that are there; a cell that has none shows dashes."""
+    n = len(grid.runs)
+    over = f"means over {n} runs (lowest to highest)" if n > 1 else "one run"
+    parts = [f"In percent, {over}. Runs: {', '.join(Path(run).name for run in grid.runs)}."]
+    for block in grid.blocks:
+        parts += [f"## {block.title}", block_table(grid, block)]
+        if block.choose is not None:
+            drop = percent(grid.options.max_ba_drop)
+            parts.append(
+                f"\\* chosen: the largest `{block.choose}` whose BA@1 on {grid.options.validation_images} validation "
+                f"images lies at most {drop} points below the victim's, else the highest BA@1. The rule looks at "
+                f"nothing else; BA and ASR beside it are measured on the test images."
+            )
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,252 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""`hf-clipbd poison`: one attack or several on data of one's own, in memory-mapped files or as a stream."""
+
+import argparse
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_clipbd.attacks import (
+    ATTACKS,
+    Attack,
+    BadCLIP,
+    PoisonTransform,
+    Share,
+    poison_dataset,
+    poison_stream,
+    poison_with_many,
+)
+from hf_clipbd.attacks.pictures import read_picture
+from hf_clipbd.attacks.shares import check_target
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names, read_yaml
+from hf_clipbd.recipe.single import Data, stage_at
+from hf_clipbd.recipe.stage import Outcome
+from hf_clipbd.recipe.training import POISONED_DATASET, SAMPLES, TRIGGER_FOLDER, write_samples
+from hf_clipbd.recipe.world import data_fingerprint
+from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, TRIGGER, PoisonManifest, RunRecord, content_key
+
+
+SAMPLES_SHOWN = 8
+SHARE_KEYS = ("attack", "preset", "count", "rate", "selector")
+_PICTURES = ("pattern", "picture")
+_BEFORE_ATTACK = ("target", "seed", "canvas", "captions")
+
+
+@dataclass(frozen=True)
+class Handling:
+    """How rows are gone about; see `poison_dataset`.
+
+    Args:
+        on_error: `"raise"` or `"skip"`.
+        num_proc: Number of processes that stamp.
+        image_format: `"webp"` or `"png"`.
+    """
+
+    on_error: str = "raise"
+    num_proc: int | None = None
+    image_format: str = "webp"
+
+
+def make_attack(name: str, preset: str | None, parameters: Mapping[str, Any], where: str = "attack") -> Attack:
+    """Return the attack of this name with these parameters, over those of a preset where one is named.
+
+    A `pattern` or `picture` that is a file is read; `captions` that are a file are its lines.
+
+    Raises:
+        ConfigError: If the name, the preset or a parameter is unknown, or the attack refuses a value.
+    """
+    check_names([name], ATTACKS, f"`{where}`" if where != "attack" else "--attack")
+    kind = ATTACKS[name]
+    values = dict(parameters)
+    if preset is not None:
+        check_names([preset], kind.PRESETS, f"preset of {name}")
+        values = {**kind.PRESETS[preset], **values}
+    for key in _PICTURES:
+        if isinstance(values.get(key), str) and Path(values[key]).is_file():
+            values[key] = np.asarray(read_picture(values[key]))
+    if isinstance(values.get("captions"), str) and Path(values["captions"]).is_file():
+        lines = Path(values["captions"]).read_text(encoding="utf-8").splitlines()
+        values["captions"] = [line.strip() for line in lines if line.strip()]
+    attack = call_with(kind, values, where)
+    if isinstance(attack, BadCLIP) and attack.patch is None:
+        raise ConfigError(
+            "Expected `--attack.patch` with the folder of an optimised patch, but got none. Optimise one with "
+            "`python recipes/poison.py recipes/badclip/defend.yaml`, which leaves it in OUTPUT_DIR/trigger/attack."
+        )
+    return attack
+
+
+def shares_of(options: argparse.Namespace, parameters: Mapping[str, Any]) -> dict[str, Share]:
+    """Return what the arguments of `hf-clipbd poison` ask for, by name; `options.size` must be known.
+
+    Args:
+        options: The arguments.
+        parameters: The attack's own, `--attack.KEY`.
+
+    Raises:
+        ConfigError: If something in them or in the YAML of `--config` is not understood.
+    """
+    shared = {"target": options.target, "seed": options.seed, "canvas": Canvas(options.size, options.canvas)}
+    if options.captions is not None:
+        shared["captions"] = options.captions
+    if options.config is not None:
+        return read_shares(options.config, shared)
+    attack = make_attack(options.attack, options.preset, {**shared, **parameters})
+    return {attack.name: Share(attack, options.count, options.rate, options.selector)}
+
+
+def read_shares(path: str | Path, shared: Mapping[str, Any]) -> dict[str, Share]:
+    """Return the shares of a YAML file: section `triggers`, name -> attack, preset, count or rate, selector, and more.
+
+    Args:
+        path: The file.
+        shared: Parameters of every attack that its section does not set (`target`, `seed`, `canvas`).
+
+    Raises:
+        ConfigError: If the file is no such YAML, or a key or a value in it is not understood; it names the trigger.
+    """
+    values = read_yaml(path)
+    check_keys(values, ["triggers"], "")
+    triggers = values.get("triggers")
+    if not isinstance(triggers, Mapping) or not triggers:
+        raise ConfigError(f"Expected `triggers` in `{path}` to map names to attacks, but got {triggers!r}.")
+    shares = {}
+    for name, section in triggers.items():
+        if not isinstance(section, Mapping) or "attack" not in section:
+            raise ConfigError(f"Expected `triggers.{name}` to have an `attack`, but got {section!r}.")
+        own = {key: value for key, value in section.items() if key not in SHARE_KEYS}
+        attack = make_attack(section["attack"], section.get("preset"), {**shared, **own}, f"triggers.{name}")
+        share = Share(attack, section.get("count"), section.get("rate"), section.get("selector"))
+        if (share.count is None) == (share.rate is None):
+            raise ConfigError(f"Expected either `count` or `rate` in `triggers.{name}`.")
+        shares[str(name)] = share
+    return shares
+
+
+def poison_data(data: Data, shares: Mapping[str, Share], handling: Handling, out: Path) -> RunRecord:
+    """Poison rows of `data` into the folder `out` and return the record.
+
+    Written are the poisoned dataset (`save_to_disk`), its manifest, each trigger and some samples. A finished folder
+    of the same settings and data is left as it is.
+
+    Raises:
+        ValueError: See `poison_dataset`; the target is checked against the classes of the data.
+    """
+    names = data.class_names()
+    for share in shares.values():
+        check_target(share.attack.target, names)
+    pairs = data.pairs()
+    if TRIGGER not in pairs.column_names:
+        pairs = pairs.select_columns([IMAGE, CAPTION])
+    settings = {"triggers": {name: _settings(share) for name, share in shares.items()}, **_kept(handling)}
+    stage = stage_at(out, "poison", settings, data.seed, {"data": data_fingerprint(pairs)})
+    return stage.run_once(partial(_write, pairs, shares, data.seed, handling), main_only=True)
+
+
+def _write(
+    pairs: datasets.Dataset, shares: Mapping[str, Share], seed: int, handling: Handling, folder: Path
+) -> Outcome:
+    options = {"seed": seed, "on_error": handling.on_error, "num_proc": handling.num_proc}
+    options["image_format"] = handling.image_format
+    if len(shares) == 1:
+        ((name, share),) = shares.items()
+        poisoned, manifest = poison_dataset(
+            pairs, share.attack, share.count, share.rate, selector=share.selector, **options
+        )
+        indices = {"": manifest.indices}
+    else:
+        poisoned, manifest = poison_with_many(pairs, shares, **options)
+        indices = {name: one["indices"] for name, one in manifest.parameters["triggers"].items()}
+    manifest.save_pretrained(folder)
+    poisoned.save_to_disk(str(folder / POISONED_DATASET))
+    (folder / SAMPLES).mkdir()
+    for (name, rows), share in zip(indices.items(), shares.values(), strict=True):
+        share.attack.save_pretrained(folder / TRIGGER_FOLDER / name)
+        samples = max(1, SAMPLES_SHOWN // len(shares))
+        write_samples(pairs, poisoned, share.attack, rows, samples, folder / SAMPLES / (name or "."))
+    return Outcome(_figures(manifest), _outputs(SAMPLES))
+
+
+def poison_streaming(data: Data, share: Share, handling: Handling, out: Path) -> RunRecord:
+    """Poison a stream into Parquet files in `out/dataset`, with memory for a few hundred rows, and return the record.
+
+    Raises:
+        ConfigError: If the share has a count (a stream has no length), or the attack needs a look at other rows.
+        ValueError: See `poison_stream`.
+    """
+    if share.rate is None:
+        raise ConfigError("Expected `--rate` beside `--streaming`, since a stream has no length, but got a count.")
+    if share.selector is not None and not isinstance(share.selector, str):
+        raise ConfigError("Expected a selector by name beside `--streaming`.")
+    try:
+        poison = PoisonTransform(
+            share.attack,
+            share.rate,
+            data.seed,
+            selector=share.selector,
+            on_error=handling.on_error,
+            image_format=handling.image_format,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{error} Or leave out `--streaming`.") from error
+    settings = {"triggers": {share.attack.name: _settings(share)}, "streaming": True, **_kept(handling)}
+    source = content_key(data.source, data.split, data.image_column, data.caption_column, data.n)
+    stage = stage_at(out, "poison", settings, data.seed, {"data": source})
+
+    def work(folder: Path) -> Outcome:
+        manifest = poison_stream(data.stream(), poison, folder / POISONED_DATASET)
+        manifest.save_pretrained(folder)
+        share.attack.save_pretrained(folder / TRIGGER_FOLDER)
+        return Outcome(_figures(manifest), _outputs())
+
+    return stage.run_once(work, main_only=True)
+
+
+def _kept(handling: Handling) -> dict[str, Any]:
+    return {"on_error": handling.on_error, "image_format": handling.image_format}
+
+
+def _settings(share: Share) -> dict[str, Any]:
+    """Return what the poisoned rows depend on; a picture of the user's own by a hash of its pixels."""
+    own = {field.name: getattr(share.attack, field.name) for field in fields(share.attack)}
+    pictures = {
+        name: hashlib.sha256(value.tobytes()).hexdigest()[:16]
+        for name, value in own.items()
+        if isinstance(value, np.ndarray)
+    }
+    return {
+        "attack": share.attack.name,
+        "parameters": share.attack.parameters() | pictures,
+        "count": share.count,
+        "rate": share.rate,
+        "selector": share.selector if share.selector is None or isinstance(share.selector, str) else "rows",
+    }
+
+
+def _figures(manifest: PoisonManifest) -> dict[str, Any]:
+    n = max(manifest.n_rows, 1)
+    figures = {"count": manifest.count, "n_rows": manifest.n_rows, "rate": manifest.count / n}
+    return figures | {"skipped": len(manifest.skipped)} if manifest.skipped else figures
+
+
+def _outputs(*more: str) -> dict[str, str]:
+    outputs = {"manifest": MANIFEST_FILE, "trigger": TRIGGER_FOLDER, "dataset": POISONED_DATASET}
+    return outputs | {name: name for name in more}
+
+
+def attack_lines() -> Iterator[str]:
+    """Yield every attack with its options, their defaults and its presets, for `--list_attacks`."""
+    for name, kind in ATTACKS.items():
+        yield f"{name}: {(kind.__doc__ or '').strip().splitlines()[0]}"
+        for one in fields(kind):
+            if one.name not in _BEFORE_ATTACK:
+                yield f"    --attack.{one.name} (default: {getattr(kind, one.name, None)})"
+        if kind.PRESETS:
+            yield f"    --preset {', '.join(kind.PRESETS)}"

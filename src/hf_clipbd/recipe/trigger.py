@@ -1,0 +1,139 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What a surrogate is asked for before anything is poisoned: an optimised trigger, and which rows to poison."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from hf_clipbd.attacks import Attack, BadCLIP, target_captions
+from hf_clipbd.attacks.captions import names_target
+from hf_clipbd.attacks.select import ordered_rows
+from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS, order_rows, target_standing
+from hf_clipbd.evaluation import evaluate_zero_shot
+from hf_clipbd.features import model_fingerprint
+from hf_clipbd.models import load_dual_encoder
+from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.patch_options import PatchOptions, patch_options
+from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
+from hf_clipbd.recipe.world import World, build_attack, data_fingerprint
+from hf_clipbd.schema import CAPTION, RunRecord, content_key
+
+
+STAGE = "trigger"
+KEPT = "attack"
+CHECKPOINT_FILE = "patch.safetensors"
+
+Loader = Callable[[], tuple[Any, Any]]
+"""Gives a model and its processor."""
+
+
+def needs_surrogate(config: RunConfig) -> bool:
+    """Return whether the run's poison depends on its clean model, which then has to be there first."""
+    options = patch_options(config.attack)
+    return config.poison.selector in SURROGATE_SELECTORS or (options is not None and options.surrogate is None)
+
+
+def prepared_attack(
+    config: RunConfig, world: World, clean: Callable[[], tuple[str, Loader]]
+) -> tuple[Attack, dict[str, str]]:
+    """Return the attack that a run poisons with, its trigger optimised first where it has to be.
+
+    Args:
+        config: The run.
+        world: Its data.
+        clean: Gives fingerprint and loader of the run's clean model; called only where it is needed.
+
+    Returns:
+        The attack, and what the poisoned set depends on beside its parameters: name -> key.
+    """
+    attack, options = build_attack(config), patch_options(config.attack)
+    if options is None:
+        own = attack.patch if isinstance(attack, BadCLIP) else None
+        return attack, {} if own is None else {"patch": content_key(own.tolist())}
+    record = optimize_trigger(config, world, attack, options, clean)
+    kept = Attack.from_pretrained(config.output_dir / STAGE / record.outputs["attack"])
+    return replace(kept, captions=attack.captions), {"trigger": record.key}
+
+
+def optimize_trigger(
+    config: RunConfig, world: World, start: BadCLIP, options: PatchOptions, clean: Callable[[], tuple[str, Loader]]
+) -> RunRecord:
+    """Optimise the patch of a run (stage `trigger`) and return the record; a stopped one goes on from its checkpoint.
+
+    The record has the floor: the report of the surrogate itself on the run's labelled images, stamped.
+    """
+    fingerprint, load = _surrogate(options, clean)
+    shown = {name: value for name, value in start.parameters().items() if name != "captions"}
+    settings = {"start": shown, "optimize": asdict(options), "prompts": world.prompts}
+    inputs = {
+        "data": data_fingerprint(world.train),
+        "surrogate": fingerprint,
+        "test": data_fingerprint(world.test),
+    }
+    stage = Stage(config.output_dir, STAGE, settings, config.seed, inputs)
+
+    def work(folder: Path) -> Outcome:
+        model, processor = load()
+        model = model.to(PartialState().device)
+        attack = _optimized(world, start, options, model, processor, stage.folder / CHECKPOINTS / CHECKPOINT_FILE)
+        report = evaluate_zero_shot(
+            model,
+            processor,
+            world.test,
+            [attack],
+            templates=world.prompts,
+            ks=config.evaluate.ks,
+            batch_size=config.evaluate.batch_size,
+            canvas=world.canvas,
+        )
+        floor = report.triggers[attack.name].asr
+        floors = {f"floor_asr{k}": rate.value for k, rate in floor.items()}
+        attack = replace(attack, record={**attack.record, **floors, "floor_n": next(iter(floor.values())).n})
+        attack.save_pretrained(folder / KEPT)
+        return Outcome({"patch": attack.record, "report": report.to_dict()}, {"attack": KEPT})
+
+    return stage.run_once(work, main_only=True)
+
+
+def _surrogate(options: PatchOptions, clean: Callable[[], tuple[str, Loader]]) -> tuple[str, Loader]:
+    if options.surrogate is None:
+        return clean()
+    model, processor = load_dual_encoder(options.surrogate)
+    return model_fingerprint(model), lambda: (model, processor)
+
+
+def _optimized(
+    world: World, start: BadCLIP, options: PatchOptions, model: Any, processor: Any, checkpoint: Path
+) -> BadCLIP:
+    """Optimise on pairs of the run: those that do not name the target stamped, those that do as what to resemble."""
+    captions = world.train.with_format(None)[CAPTION][:]
+    named = np.array([names_target(caption, start.target) for caption in captions])
+    others = [row for row in ordered_rows(len(captions), start.seed) if not named[row]][: options.n_images]
+    return BadCLIP.optimize(
+        model,
+        processor,
+        world.train.select(sorted(others)),
+        target_captions(captions, start.target),
+        world.train.select(np.flatnonzero(named)),
+        options.config,
+        target=start.target,
+        seed=start.seed,
+        canvas=start.canvas,
+        patch_size=start.patch_size,
+        place=start.place,
+        checkpoint=checkpoint,
+    )
+
+
+def surrogate_rows(config: RunConfig, world: World, load: Loader) -> np.ndarray:
+    """Return the rows of the run's pairs in the order in which `poison.selector` takes them."""
+    model, processor = load()
+    model = model.to(PartialState().device)
+    standing = target_standing(
+        model, processor, world.train, world.target, world.class_names, world.prompts, world.canvas
+    )
+    return order_rows(config.poison.selector, standing, config.seed)
