@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
 
 from hf_clipbd.hub.cards import (
     CARD_FILE,
@@ -21,6 +20,7 @@ from hf_clipbd.hub.cards import (
 )
 from hf_clipbd.hub.golden import public_config
 from hf_clipbd.hub.origin import hub_id
+from hf_clipbd.hub.publish import Files, check_repo_id, publish
 from hf_clipbd.run_folder import CONFIG_FILE, RunFolder
 from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE
 from hf_clipbd.templates import public
@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja")
 LOCAL_NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path")
 ROWS_A_FILE = 50_000
-Files = dict[str, Path | bytes]
-"""Path in the repository -> a file of this machine, or its content."""
 
 
 def _refuse(run: RunFolder, what: str, allow_backdoored: bool) -> None:
@@ -139,24 +137,23 @@ def push_run(
         run_folder: The run.
         repo_id: Repository, `owner/name`; made if it is not there yet.
         what: `defend/<name>`, `victim` or `poison` (the dataset).
-        private: Whether a repository that is made here is private.
+        private: Whether it is private; an existing public repository is refused then.
         allow_backdoored: Whether a victim or a poisoned dataset may go up.
         token: Hub token; the stored one by default.
 
     Raises:
         FileNotFoundError: If a record or a file is missing; a model without its evaluation is refused.
         ValueError: If `what` is backdoored and that is not allowed, is nothing of this run, or its evaluation is out
-            of date.
+            of date; if a file holds a Hub token, or the repository is public and should not be.
+        PermissionError: If the Hub does not let you write there.
+        ConnectionError: If the Hub did not take it; the repository then holds nothing of this push.
     """
     run = RunFolder(run_folder)
+    check_repo_id(repo_id)
     _refuse(run, what, allow_backdoored)
     repo_type = "dataset" if what == "poison" else "model"
     with tempfile.TemporaryDirectory() as scratch:
         files = collect_files(run_folder, what, repo_id, Path(scratch))
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=one) for name, one in files.items()]
-        api = HfApi(token=token)
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        message = f"Add {what} with its records"
-        commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type)
-    logger.info("%s is at %s", what, commit.commit_url)
-    return commit.commit_url
+        address = publish(files, repo_id, repo_type, private, token, f"Add {what} with its records")
+    logger.info("%s is at %s", what, address)
+    return address
