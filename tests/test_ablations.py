@@ -55,6 +55,7 @@ def test_shipped_grids_start_from_the_settings_of_the_run():
         for key in (
             "learning_rate",
             "num_train_epochs",
+            "in_modal_weight",
             "per_device_train_batch_size",
             "k_pairs",
             "tau_pos",

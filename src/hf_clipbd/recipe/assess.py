@@ -133,8 +133,9 @@ def intervals(values: Any) -> Any:
     """Return the same tree with `[low, high]`, the 95 % Wilson interval, in the place of each rate; nothing else.
 
     Example:
-        >>> intervals({"ba": {"1": {"value": 0.5, "n": 4}}, "n_classes": 2})
-        {'ba': {'1': [0.15003898915214947, 0.8499610108478506]}}
+        >>> found = intervals({"ba": {"1": {"value": 0.5, "n": 4}}, "n_classes": 2})
+        >>> [round(bound, 4) for bound in found["ba"]["1"]], list(found)
+        ([0.15, 0.85], ['ba'])
     """
     if not isinstance(values, Mapping):
         return None
