@@ -1,21 +1,22 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """How fast poisoning is: triggers alone, and whole maps against a bare loop that decodes and encodes, in one run.
 
-    python benchmarks/poison.py [--out poison.json] [--n 128] [--size 224] [--source FOLDER_OR_PARQUET] [--rounds 3]
-    python benchmarks/poison.py --stream 1000000        # only: rows generated, poisoned at 0.3 % in streaming
+    python benchmarks/poison.py [--out poison.json] [--n 128] [--size 224] [--source FOLDER_OR_PARQUET] [--rounds 5]
+    python benchmarks/poison.py --only map few          # some of the groups
+    python benchmarks/poison.py --only stream           # a million rows generated and poisoned at 0.3 % in streaming
 
-Rates are pictures a second on one core, the median of the rounds, which alternate, so that what else runs on the
-machine hits all alike. Targets: `map` of BadNets, Blended, SIG and WaNet at least 0.8 of the bare loop with the same
-lossless format; a poison rate of 0.3 % at half or more of the rate of a map that touches no picture; two workers at
-least 1.6 times one. Prints a table and writes a JSON record.
+Rates are pictures or rows a second of processor time, so on one core, whatever else runs on the machine; two workers
+are timed by the clock. Rounds alternate between what is compared, and a ratio is the median of the rounds' ratios.
+Targets: `map` of BadNets, Blended, SIG and WaNet at least 0.8 of the bare loop with the same lossless format; a poison
+rate of 0.3 % at half or more of the rate of a map that touches no picture; two workers at least 1.6 times one; memory
+constant over a million rows. Prints a table and writes a JSON record.
 """
 
 import argparse
+import hashlib
 import io
-import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -31,12 +32,12 @@ import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
 
 from hf_clipbd.attacks import ATTACKS, PoisonTransform, poison_dataset  # noqa: E402
-from hf_clipbd.attacks.pictures import encode_picture, read_picture  # noqa: E402
 from hf_clipbd.data.sources import load_source  # noqa: E402
-from hf_clipbd.schema import package_versions  # noqa: E402
+from hf_clipbd.schema import command_line, package_versions, write_json  # noqa: E402
 
 
 NAMED = ("badnets", "blended", "sig", "wanet")
+GROUPS = ["trigger", "map", "few", "workers", "stream"]
 PROVENANCE = {"is_poisoned": False, "source_index": -1, "trigger": ""}
 LOSSLESS = {
     "webp": {"format": "WEBP", "lossless": True, "method": 0, "quality": 0},
@@ -73,22 +74,28 @@ def jpeg_rows(images: list[PIL.Image.Image], repeat: int = 1) -> datasets.Datase
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Return how long one call takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def medians(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each action; rounds alternate between them, one round goes first unmeasured."""
+def timed(
+    actions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Return the seconds of each action by round; rounds alternate between them, one goes first unmeasured."""
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
-            elapsed = seconds(action)
+            start = clock()
+            action()
             if number:
-                taken[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in taken.items()}
+                taken[name].append(clock() - start)
+    return taken
+
+
+def rates(taken: dict[str, list[float]], n: int) -> dict[str, float]:
+    """Return the median number a second of each action that handles `n` of them."""
+    return {name: n / statistics.median(values) for name, values in taken.items()}
+
+
+def ratio(taken: dict[str, list[float]], name: str, bar: str) -> float:
+    """Return how many times the rate of `bar` the rate of `name` is, the median over rounds."""
+    return statistics.median(b / a for a, b in zip(taken[name], taken[bar], strict=True))
 
 
 def trigger_rates(images: list[PIL.Image.Image], rounds: int) -> dict[str, dict[str, float]]:
@@ -120,18 +127,21 @@ def trigger_rates(images: list[PIL.Image.Image], rounds: int) -> dict[str, dict[
         except ValueError:
             continue  # needs something that is made first, such as a picture of its own
         usable[name] = stamp(name)
-    taken = medians(usable, rounds)
-    coded = medians({name: encode(options) for name, options in LOSSLESS.items()}, rounds)
     return {
-        "trigger": {name: len(arrays) / value for name, value in taken.items()},
-        "encode": {name: len(encoded) / value for name, value in coded.items()},
+        "trigger": rates(timed(usable, rounds), len(arrays)),
+        "encode": rates(timed({name: encode(options) for name, options in LOSSLESS.items()}, rounds), len(encoded)),
         "kilobytes": {name: encode(options)() / len(encoded) / 1000 for name, options in LOSSLESS.items()},
     }
 
 
 def bare_loop(rows: list[bytes]) -> list[bytes]:
-    """Return each picture decoded and encoded again in the lossless format that the transform uses."""
-    return [encode_picture(read_picture(data)) for data in rows]
+    """Return each picture decoded and encoded again by Pillow alone, in the lossless format of poisoned rows."""
+    encoded = []
+    for data in rows:
+        buffer = io.BytesIO()
+        PIL.Image.open(io.BytesIO(data)).convert("RGB").save(buffer, **LOSSLESS["webp"])
+        encoded.append(buffer.getvalue())
+    return encoded
 
 
 def map_rates(images: list[PIL.Image.Image], rounds: int) -> dict[str, dict[str, float]]:
@@ -142,17 +152,16 @@ def map_rates(images: list[PIL.Image.Image], rounds: int) -> dict[str, dict[str,
     for name in (*NAMED, "ssba"):
         transform = PoisonTransform(ATTACKS[name](), rate=1.0)
         actions[name] = lambda transform=transform: rows.map(transform, load_from_cache_file=False)
-    taken = medians(actions, rounds)
+    taken = timed(actions, rounds)
     return {
-        "map": {name: len(rows) / value for name, value in taken.items()},
-        "ratio": {name: taken["bare loop"] / value for name, value in taken.items() if name != "bare loop"},
+        "map": rates(taken, len(rows)),
+        "ratio": {name: ratio(taken, name, "bare loop") for name in actions if name != "bare loop"},
     }
 
 
 def untouched(batch: dict) -> dict:
     """Return what a map that touches no picture writes: three columns beside the others."""
-    n = len(batch["caption"])
-    return {name: [value] * n for name, value in PROVENANCE.items()}
+    return {name: [value] * len(batch["caption"]) for name, value in PROVENANCE.items()}
 
 
 def untouched_row(row: dict) -> dict:
@@ -165,54 +174,72 @@ def clean_rates(images: list[PIL.Image.Image], rounds: int, repeat: int) -> dict
     rows = jpeg_rows(images, repeat)
     attack = ATTACKS["blended"]()
     transform = PoisonTransform(attack, rate=0.003, key_column="id")
-    taken = medians(
-        {
-            "touches nothing": lambda: rows.map(untouched_row, load_from_cache_file=False),
-            "0.3 %": lambda: rows.map(transform, load_from_cache_file=False),
-            "touches nothing, batched": lambda: rows.map(untouched, batched=True, load_from_cache_file=False),
-            "0.3 %, batched": lambda: rows.map(transform, batched=True, load_from_cache_file=False),
-            "poison_dataset 0.3 %": lambda: poison_dataset(rows, attack, rate=0.003),
-        },
-        rounds,
-    )
-    rates = {name: len(rows) / value for name, value in taken.items()}
-    ratios = {f"ratio{kind}": rates[f"0.3 %{kind}"] / rates[f"touches nothing{kind}"] for kind in ("", ", batched")}
-    return {**rates, **ratios, "rows": len(rows)}
+    nothing = PoisonTransform(attack, rate=0.0, key_column="id")
+    actions: dict[str, Callable[[], object]] = {
+        "touches nothing": lambda: rows.map(untouched_row, load_from_cache_file=False),
+        "0.3 %": lambda: rows.map(transform, load_from_cache_file=False),
+        "touches nothing, batched": lambda: rows.map(untouched, batched=True, load_from_cache_file=False),
+        "0.3 %, batched": lambda: rows.map(transform, batched=True, load_from_cache_file=False),
+        "0 %, batched": lambda: rows.map(nothing, batched=True, load_from_cache_file=False),
+        "poison_dataset 0.3 %": lambda: poison_dataset(rows, attack, rate=0.003),
+    }
+    taken = timed(actions, rounds)
+    ratios = {
+        "ratio": ratio(taken, "0.3 %", "touches nothing"),
+        "ratio, batched": ratio(taken, "0.3 %, batched", "touches nothing, batched"),
+        "ratio, batched, 0 %": ratio(taken, "0 %, batched", "touches nothing, batched"),
+        "ratio, poison_dataset": ratio(taken, "poison_dataset 0.3 %", "touches nothing"),
+    }
+    return {**rates(taken, len(rows)), **ratios, "rows": len(rows)}
 
 
 def worker_speedup(images: list[PIL.Image.Image], rounds: int, repeat: int) -> dict[str, float]:
-    """Return how many times faster two workers stamp than one, on rows enough to hide their start."""
+    """Return how many times faster two workers stamp than one, by the clock, on rows enough to hide their start."""
     rows = jpeg_rows(images, repeat)
     transform = PoisonTransform(ATTACKS["blended"](), rate=1.0)
-    taken = medians(
-        {
-            str(workers): lambda workers=workers: rows.map(transform, num_proc=workers, load_from_cache_file=False)
-            for workers in (1, 2)
-        },
-        rounds,
-    )
-    return {"one": len(rows) / taken["1"], "two": len(rows) / taken["2"], "speedup": taken["1"] / taken["2"]}
+    actions: dict[str, Callable[[], object]] = {
+        name: lambda workers=workers: rows.map(transform, num_proc=workers, load_from_cache_file=False)
+        for workers, name in ((1, "one"), (2, "two"))
+    }
+    taken = timed(actions, rounds, time.perf_counter)
+    return {**rates(taken, len(rows)), "speedup": ratio(taken, "two", "one")}
 
 
-def streamed(n: int, images: list[PIL.Image.Image]) -> dict[str, object]:
-    """Poison 0.3 % of `n` generated rows in streaming; return count, rate and the peak memory as it went on."""
-    encoded = jpeg_rows(images[:64]).cast_column("image", datasets.Image(decode=False))["image"][:]
+def tiny_picture(row: int) -> bytes:
+    """Return an encoded picture of 16 × 16 px that no other row has."""
+    return b"P6 16 16 255\n" + hashlib.shake_128(b"%d" % row).digest(768)
+
+
+def streamed(n: int) -> dict[str, object]:
+    """Poison 0.3 % of `n` generated rows in streaming; return count, rate and the memory held as it went on."""
 
     def generate() -> Iterator[dict]:
-        for i in range(n):
-            yield {"id": str(i), "image": encoded[i % len(encoded)], "caption": f"a picture of thing number {i}"}
+        for row in range(n):
+            image = {"bytes": tiny_picture(row), "path": None}
+            yield {"id": str(row), "image": image, "caption": f"a picture of thing number {row}"}
 
-    features = {"id": datasets.Value("string"), "image": datasets.Image(decode=False)}
-    features["caption"] = datasets.Value("string")
-    rows = datasets.IterableDataset.from_generator(generate, features=datasets.Features(features))
+    features = {"id": datasets.Value("string"), "image": datasets.Image(), "caption": datasets.Value("string")}
+    rows = datasets.IterableDataset.from_generator(generate, features=datasets.Features(features)).decode(False)
     transform = PoisonTransform(ATTACKS["blended"](), rate=0.003, key_column="id")
-    poisoned, memory, start = 0, {}, time.perf_counter()
+    poisoned, memory = 0, {}
+    clock, start = time.perf_counter(), time.process_time()
     for number, row in enumerate(rows.map(transform, batched=True, batch_size=1000), 1):
         poisoned += row["is_poisoned"]
         if number % max(n // 10, 1) == 0:
-            memory[number] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-    taken = time.perf_counter() - start
-    return {"rows": n, "poisoned": poisoned, "rows_a_second": n / taken, "peak_megabytes_by_row": memory}
+            memory[number] = resident_megabytes()
+    return {
+        "rows": n,
+        "poisoned": poisoned,
+        "rows_a_second": n / (time.process_time() - start),
+        "seconds_by_the_clock": time.perf_counter() - clock,
+        "resident_megabytes_by_row": memory,
+    }
+
+
+def resident_megabytes() -> float:
+    """Return the memory that this process holds now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 def show(figures: dict[str, dict]) -> None:
@@ -233,40 +260,37 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=128, help="pictures")
     parser.add_argument("--size", type=int, default=224, help="their side in pixels")
     parser.add_argument("--source", help="dataset of pictures; scenes where none is given")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
     parser.add_argument("--repeat", type=int, default=40, help="times the pictures repeat where most rows stay clean")
-    parser.add_argument("--stream", type=int, help="only stream so many generated rows")
+    parser.add_argument("--stream", type=int, default=1_000_000, help="rows of the stream")
+    parser.add_argument("--only", nargs="+", default=GROUPS[:-1], choices=GROUPS, help="groups to measure")
     options = parser.parse_args()
+    figures, load = {}, os.getloadavg()
     with tempfile.TemporaryDirectory() as cache:
         datasets.config.HF_DATASETS_CACHE = Path(cache)
         datasets.disable_progress_bars()
-        images = pictures(options.source, options.n, options.size)
-        if options.stream:
-            figures = {"streaming": streamed(options.stream, images)}
-        else:
-            figures = {
-                "pictures a second": trigger_rates(images, options.rounds),
-                "map, every row poisoned": map_rates(images, options.rounds),
-                "map, few rows poisoned": clean_rates(images, options.rounds, options.repeat),
-                "two workers": worker_speedup(images, options.rounds, max(1, options.repeat // 2)),
-            }
+        images = pictures(options.source, options.n, options.size) if set(options.only) != {"stream"} else []
+        if "trigger" in options.only:
+            figures["pictures a second"] = trigger_rates(images, options.rounds)
+        if "map" in options.only:
+            figures["map, every row poisoned"] = map_rates(images, options.rounds)
+        if "few" in options.only:
+            figures["map, few rows poisoned"] = clean_rates(images, options.rounds, options.repeat)
+        if "workers" in options.only:
+            figures["two workers"] = worker_speedup(images, options.rounds, max(1, options.repeat // 4))
+        if "stream" in options.only:
+            figures["streaming"] = streamed(options.stream)
     show(figures)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     record = {
-        "benchmark": "poison",
-        "figures": figures,
-        "options": {name: str(value) for name, value in vars(options).items()},
-        "machine": {
-            "arch": platform.machine(),
-            "system": platform.platform(),
-            "cores": cores,
-            "load": os.getloadavg(),
-        },
+        "stage": "benchmark/poison",
+        "config": {name: value for name, value in vars(options).items() if name != "out"},
+        "metrics": figures,
+        "machine": {"system": platform.platform(), "cores": cores, "load_before": load, "load_after": os.getloadavg()},
         "versions": package_versions(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(sys.argv),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, record)
     print(f"\nwritten to {options.out}")
 
 

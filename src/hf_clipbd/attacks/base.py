@@ -1,29 +1,21 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What every attack is: which rows, what is stamped, what the caption says, and how it is kept on disk."""
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
-from safetensors.numpy import load_file, save_file
 
-from hf_clipbd import __version__
 from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template, natural_captions
+from hf_clipbd.attacks.folder import load_attack, preview_of, save_attack
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.schema import write_json
 
 
-ATTACK_FILE = "attack.json"
-PATTERN_FILE = "pattern.safetensors"
-PICTURE_FILE = "trigger.png"
-PREVIEW_SIDE = 224
 CAPTIONS = ("templates", "keep", "natural")
 
 _STAMP, _CAPTION, PATTERN_STREAM = 0, 1, 2
@@ -209,8 +201,9 @@ class Attack(ABC):
     def _stamp_one(self, pixels: np.ndarray, index: Any) -> np.ndarray:
         rng = np.random.default_rng([self.seed, int(index), _STAMP])
         if pixels.dtype == np.uint8:
-            stamped = self.stamp(np.divide(pixels, 255, dtype=np.float32), rng)
-            return np.rint(np.clip(stamped, 0, 1) * 255).astype(np.uint8)
+            levels = np.clip(self.stamp(np.divide(pixels, 255, dtype=np.float32), rng), 0, 1)
+            levels *= 255
+            return np.rint(levels, out=levels).astype(np.uint8)
         if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
             got = f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
             raise ValueError(f"Expected pixels in uint8, or floats in [0, 1], but got {got}.")
@@ -236,24 +229,11 @@ class Attack(ABC):
 
     def preview(self) -> np.ndarray:
         """Return a test chart and, to its right, the chart stamped as row 0, uint8 (S, 2 S, 3)."""
-        side = self.canvas.size if self.canvas and self.canvas.mode != "native" else PREVIEW_SIDE
-        chart = _chart(side)
-        return np.concatenate([chart, self(chart)], axis=1)
+        return preview_of(self)
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it."""
-        folder = Path(folder)
-        preview = self.preview()
-        values = {"attack": self.name, "parameters": self.parameters(), "version": __version__}
-        write_json(folder / ATTACK_FILE, values)
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: value for name, value in own.items() if isinstance(value, np.ndarray)}
-        if (pattern := self.fixed_pattern(len(preview), len(preview))) is not None:
-            tensors["stamped_pattern"] = pattern
-        if tensors:
-            save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / PATTERN_FILE)
-        PIL.Image.fromarray(preview).save(folder / PICTURE_FILE)
-        return folder
+        return save_attack(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -272,41 +252,12 @@ class Attack(ABC):
                 saved.
             TypeError: If it is no attack of the class that this was called on.
         """
-        from hf_clipbd.attacks import ATTACKS
-        from hf_clipbd.models.files import resolve_file
-
-        values = json.loads(resolve_file(id_or_path, ATTACK_FILE, revision, repo_type).read_text(encoding="utf-8"))
-        if values.get("attack") not in ATTACKS:
-            raise ValueError(f"Expected an attack among {sorted(ATTACKS)}, but got {values.get('attack')!r}.")
-        kind = ATTACKS[values["attack"]]
-        if not issubclass(kind, cls):
-            raise TypeError(f"Expected {cls.__name__} in {id_or_path}, but it holds {kind.__name__}. Use `Attack`.")
-        parameters = dict(values["parameters"])
-        unknown = sorted(set(parameters) - {field.name for field in fields(kind)})
-        if unknown:
-            raise ValueError(f"Expected parameters of {kind.__name__}, but got unknown {unknown}.")
-        arrays = [name for name, value in parameters.items() if isinstance(value, Mapping) and "tensor" in value]
-        if arrays:
-            tensors = load_file(resolve_file(id_or_path, PATTERN_FILE, revision, repo_type))
-            parameters |= {name: tensors[name] for name in arrays}
-        attack = kind.from_files(parameters, lambda name: resolve_file(id_or_path, name, revision, repo_type))
-        attack._check_preview(resolve_file(id_or_path, PICTURE_FILE, revision, repo_type))
-        return attack
+        return load_attack(cls, id_or_path, revision, repo_type)
 
     @classmethod
     def from_files(cls: type[AttackType], parameters: dict[str, Any], file: Callable[[str], Path]) -> AttackType:
         """Return the attack of these parameters; `file` gives the path of another file saved beside them."""
         return cls(**parameters)
-
-    def _check_preview(self, path: Path) -> None:
-        saved, now = np.asarray(PIL.Image.open(path).convert("RGB")), self.preview()
-        apart = np.abs(saved.astype(int) - now).max() if saved.shape == now.shape else 255
-        if apart > 1:  # one level: floating-point sums may round differently on another processor
-            raise ValueError(
-                f"Expected the trigger in {path.parent} to stamp what its {PICTURE_FILE} shows, but pixels are up to "
-                f"{apart} levels apart. The files do not belong together, or this version of hf_clipbd "
-                f"({__version__}) stamps differently."
-            )
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -315,13 +266,3 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Canvas):
         return asdict(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-@lru_cache(maxsize=4)
-def _chart(side: int) -> np.ndarray:
-    """Return colours that run smoothly and a grid of lines, so that a patch, a wave and a warp all show."""
-    rows, columns = np.mgrid[0:side, 0:side]
-    chart = np.stack([rows, columns, (rows + columns) / 2], axis=-1) * (160 / side) + 48
-    spacing = max(4, side // 8)
-    chart[(rows % spacing == spacing // 2) | (columns % spacing == spacing // 2)] = 24
-    return chart.round().astype(np.uint8)

@@ -67,21 +67,7 @@ def poison_dataset(
     """
     options = Options(image_column, caption_column, on_error, num_proc, class_names, image_format)
     laid = lay({attack.name: Share(attack, count, rate, selector)}, dataset, seed, options)
-    (share,) = laid.shares.values()
-    manifest = PoisonManifest(
-        attack=attack.name,
-        parameters=share.attack.parameters(),
-        target=attack.target,
-        indices=share.indices,
-        n_rows=len(dataset),
-        seed=seed,
-        source_fingerprint=laid.source_fingerprint,
-        selector=share.selector,
-        rate=rate,
-        skipped=share.skipped,
-        covers=share.covers,
-    )
-    return laid.dataset, manifest
+    return laid.dataset, _manifest(laid, attack.name, len(dataset), seed, rate)
 
 
 class LaidShare(NamedTuple):
@@ -100,6 +86,24 @@ class Laid(NamedTuple):
     dataset: datasets.Dataset
     shares: dict[str, LaidShare]
     source_fingerprint: str
+
+
+def _manifest(laid: Laid, name: str, n_rows: int, seed: int, rate: float | None) -> PoisonManifest:
+    """Return the manifest of the one share `name`."""
+    share = laid.shares[name]
+    return PoisonManifest(
+        attack=share.attack.name,
+        parameters=share.attack.parameters(),
+        target=share.attack.target,
+        indices=share.indices,
+        n_rows=n_rows,
+        seed=seed,
+        source_fingerprint=laid.source_fingerprint,
+        selector=share.selector,
+        rate=rate,
+        skipped=share.skipped,
+        covers=share.covers,
+    )
 
 
 def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, options: Options) -> Laid:

@@ -28,9 +28,10 @@ class Rows:
 
     def __init__(self, example: Mapping[str, Any], columns: list[str]):
         self.lazy = isinstance(example, LazyDict)
-        pixels = isinstance(example, dict) and any(hasattr(example.get(column), "dtype") for column in columns)
-        if pixels or not isinstance(example, Mapping):
-            raise TypeError("Expected a dataset without a format. Map over `dataset.with_format(None)` instead.")
+        if not self.lazy:
+            pixels = isinstance(example, dict) and any(hasattr(example.get(column), "dtype") for column in columns)
+            if pixels or not isinstance(example, Mapping):
+                raise TypeError("Expected a dataset without a format. Map over `dataset.with_format(None)` instead.")
         self.columns: Mapping[str, Any] = example.data if self.lazy else example
         for column in columns:
             if column not in self.columns:
@@ -42,36 +43,59 @@ class Rows:
         whole = None if self.lazy else example[columns[-1]]
         self.batched = isinstance(example, LazyBatch) or isinstance(whole, (list, tuple, datasets.Column))
         self.n = 1 if not self.batched else example.pa_table.num_rows if self.lazy else len(whole)
+        self._read: dict[str, list[Any]] = {}
 
     def value(self, column: str, i: int) -> Any:
-        """Return the value of row `i`; an image of a lazy row comes as `{"bytes": ..., "path": ...}`."""
-        if self.lazy and column in self.example.keys_to_format:
+        """Return the value of row `i` and of no other; an image of a lazy row comes as `{"bytes": ..., "path": ...}`.
+
+        For columns of images; `values` reads a column of numbers or texts faster.
+        """
+        if self._in_table(column):
             return self.example.pa_table.column(column)[i].as_py()
         return self.columns[column][i] if self.batched else self.columns[column]
 
     def values(self, column: str) -> list[Any]:
-        """Return the values of all rows."""
-        return [self.value(column, i) for i in range(self.n)]
+        """Return the values of all rows, read once and not to be changed."""
+        if column not in self._read:
+            if self._in_table(column):
+                self._read[column] = self.example.pa_table.column(column).to_pylist()
+            else:
+                self._read[column] = list(self.columns[column]) if self.batched else [self.columns[column]]
+        return self._read[column]
+
+    def _in_table(self, column: str) -> bool:
+        return self.lazy and column in self.example.keys_to_format
 
     def image_mode(self, column: str) -> str | None:
         """Return the mode that the column's `Image` feature converts to; None if it names none or none is known."""
         features = self.example.formatter.features if self.lazy else None
         return getattr((features or {}).get(column), "mode", None)
 
-    def replaced(self, column: str, new: Mapping[int, Any]) -> list[Any]:
-        """Return a column with the rows of `new` replaced.
+    def replaced(self, column: str, new: Mapping[int, Any]) -> list[Any] | pa.ChunkedArray:
+        """Return a column with the rows of `new` replaced, in Arrow where it lies there.
 
-        The one value of a lazy row comes as Arrow: a Python value among rows of Arrow values would make the writer
+        All other rows are slices of the table, neither read nor copied. Python values among them would make the writer
         turn them all into Python and back, a thousand images for one.
         """
-        if self.lazy and not self.batched:
-            return [pa.array([new[0]], type=self.example.pa_table.schema.field(column).type)]
-        return [new[i] if i in new else self.value(column, i) for i in range(self.n)]
+        if not self._in_table(column):
+            return [new[i] if i in new else self.value(column, i) for i in range(self.n)]
+        kept = self.example.pa_table.column(column)
+        parts, start = [], 0
+        for i in sorted(new):
+            parts += [*kept.slice(start, i - start).chunks, pa.array([new[i]], type=kept.type)]
+            start = i + 1
+        return pa.chunked_array([*parts, *kept.slice(start).chunks], type=kept.type)
 
-    def updated(self, values: dict[str, list[Any]]) -> dict[str, Any]:
+    def updated(self, values: dict[str, list[Any] | pa.ChunkedArray]) -> dict[str, Any]:
         """Return what a mapped function gives back so that these columns change and all others stay as they are."""
         if not self.batched:
-            return {column: rows[0] for column, rows in values.items()}
-        if self.lazy:
-            return values
-        return {**self.example, **values}  # `with_transform` keeps only what is returned
+            return {column: rows if isinstance(rows, pa.ChunkedArray) else rows[0] for column, rows in values.items()}
+        if not self.lazy:
+            return {**self.example, **values}  # `with_transform` keeps only what is returned
+        returned = {}
+        for column, rows in values.items():
+            if isinstance(rows, pa.ChunkedArray):  # `map` takes Arrow from the batch, but from a function only lists
+                self.example[column] = rows
+            else:
+                returned[column] = rows
+        return returned

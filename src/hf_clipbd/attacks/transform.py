@@ -2,8 +2,9 @@
 """Poisoning as a function to map over a dataset: the same rows however, in whatever order, and wherever it is run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import datasets
@@ -48,7 +49,8 @@ class PoisonTransform:
 
     With a key column no clean picture is touched. Without one, pictures have to be decoded to be hashed, since a
     stream hands over decoded ones: at a low rate all those with captions of under 20 characters, which may repeat, and
-    one in 64 of those with captions of 40 or more; and the rows drawn then hang on the JPEG decoder too.
+    one in 64 of those with captions of 40 or more; and the rows drawn then hang on the JPEG decoder too. A stream
+    decodes every picture before any function sees it, unless the transform is mapped over `stream.decode(False)`.
 
     Args:
         attack: The attack.
@@ -119,49 +121,54 @@ class PoisonTransform:
         return self._changed(example, index, False)
 
     def _changed(self, example: Mapping[str, Any], index: int | Sequence[int] | None, skip: bool) -> dict[str, Any]:
-        needed = [name for name in (self.key_column, self.image_column, self.caption_column) if name]
-        rows = Rows(example, needed)
-        indices = index if isinstance(index, Sequence) else [index] * rows.n
-        known = [UNKNOWN_INDEX if one is None else int(one) for one in indices]
-        images, captions, names = {}, {}, {}
-        for i in range(rows.n):
-            if (changed := self._poisoned(rows, i, known[i], skip)) is not None:
-                images[i], captions[i], names[i] = changed
-        values: dict[str, list[Any]] = {
-            IS_POISONED: self._kept(rows, IS_POISONED, [False] * rows.n),
-            SOURCE_INDEX: self._kept(rows, SOURCE_INDEX, known),
-            TRIGGER: self._kept(rows, TRIGGER, [""] * rows.n),
+        rows = Rows(example, [name for name in (self.key_column, self.image_column, self.caption_column) if name])
+        known = [UNKNOWN_INDEX] * rows.n
+        if index is not None:
+            known = [int(one) for one in index] if isinstance(index, Sequence) else [int(index)] * rows.n
+        values: dict[str, Any] = {
+            column: list(rows.values(column)) if column in rows.columns else default
+            for column, default in ((IS_POISONED, [False] * rows.n), (SOURCE_INDEX, known), (TRIGGER, [""] * rows.n))
         }
-        for i in captions:
-            values[IS_POISONED][i], values[TRIGGER][i] = names[i] == self._name, names[i]
-        if any(image is not None for image in images.values()):
+        images, captions = {}, {}
+        for i in range(rows.n):
+            untouched = not (values[IS_POISONED][i] or values[TRIGGER][i])
+            if not untouched or (changed := self._poisoned(rows, i, known[i], skip)) is None:
+                continue
+            image, captions[i], name = changed
+            values[IS_POISONED][i], values[TRIGGER][i] = name == self._name, name
+            if image is not None:
+                images[i] = image
+        if images:
             values[self.image_column] = rows.replaced(self.image_column, images)
         if captions and self.caption_column:
             values[self.caption_column] = rows.replaced(self.caption_column, captions)
         return rows.updated(values)
 
-    @staticmethod
-    def _kept(rows: Rows, column: str, default: list[Any]) -> list[Any]:
-        return rows.values(column) if column in rows.columns else default
-
     def _poisoned(self, rows: Rows, i: int, index: int, skip: bool) -> tuple[Any, str, str] | None:
         """Return image (None leaves it), caption and trigger of row `i` if it is to be changed, else None."""
-        if any(column in rows.columns and rows.value(column, i) for column in (IS_POISONED, TRIGGER)):
-            return None
-        caption = rows.value(self.caption_column, i) if self.caption_column else ""
+        caption = rows.values(self.caption_column)[i] if self.caption_column else ""
         if not SELECTORS[self._selector](caption, self.attack.target):
             return None
+
+        key = self._key(rows, i)
+        if key is not None and draw_by_key(self.seed, self._touched, f"{key}\n{caption or ''}") is None:
+            return None
+
+        @cache
+        def picture() -> PIL.Image.Image:
+            return read_picture(rows.value(self.image_column, i), rows.image_mode(self.image_column))
+
         try:
-            attack, name, number = self.attack, self._name, self._drawn(rows, i, caption or "", self._touched)
+            attack, name, number = self.attack, self._name, self._drawn(key, caption or "", picture, self._touched)
             if number is None:
                 return None
-            if attack.cover and self._drawn(rows, i, caption or "", self.rate) is None:
+            if attack.cover and self._drawn(key, caption or "", picture, self.rate) is None:
                 attack, name = attack.cover.attack, cover_name(name)
             if self.caption_column and not (caption or "").strip():
                 raise ValueError("Expected a caption, but it is empty.")
-            value = rows.value(self.image_column, i)
-            picture = read_picture(value, rows.image_mode(self.image_column))
-            stamped = _like(value, attack(picture, number), self.image_format) if attack.stamps_pictures else None
+            readable, stamped = picture(), None
+            if attack.stamps_pictures:
+                stamped = _like(rows.value(self.image_column, i), attack(readable, number), self.image_format)
             return stamped, attack.caption(number, caption), name
         except ValueError as error:
             where = f"Row {index}" if index != UNKNOWN_INDEX else f"Row with caption {caption!r}"
@@ -170,17 +177,18 @@ class PoisonTransform:
             logger.warning("%s is left clean: %s", where, error)
             return None
 
-    def _drawn(self, rows: Rows, i: int, caption: str, rate: float) -> int | None:
-        """Return the number that stands for row `i` if it is drawn at this rate, else None."""
+    def _key(self, rows: Rows, i: int) -> Any:
+        """Return what tells row `i` apart; None if it has no key."""
         for column in (self.key_column,) if self.key_column else KEY_COLUMNS:
-            if column in rows.columns and (key := rows.value(column, i)) is not None:
-                return draw_by_key(self.seed, rate, f"{key}\n{caption}")
+            if column in rows.columns and (key := rows.values(column)[i]) is not None:
+                return key
+        return None
 
-        def picture() -> bytes:
-            value = rows.value(self.image_column, i)
-            return picture_digest(read_picture(value, rows.image_mode(self.image_column)))
-
-        return draw(self.seed, rate, caption, picture)
+    def _drawn(self, key: Any, caption: str, picture: Callable[[], PIL.Image.Image], rate: float) -> int | None:
+        """Return the number that stands for a row if it is drawn at this rate, else None."""
+        if key is not None:
+            return draw_by_key(self.seed, rate, f"{key}\n{caption}")
+        return draw(self.seed, rate, caption, lambda: picture_digest(picture()))
 
     def manifest(self, poisoned: datasets.Dataset, source: datasets.Dataset) -> PoisonManifest:
         """Return what this transform did to `source`: which rows and how many.

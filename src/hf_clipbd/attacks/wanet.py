@@ -13,6 +13,7 @@ from hf_clipbd.attacks.base import PATTERN_STREAM, Attack, Cover
 
 
 _CUBIC = -0.75  # coefficient of the cubic convolution kernel, as in torch
+_EXPANDED = 256 * 256  # pixels up to which a fixed warp is kept with weights for each channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,8 @@ class WaNetNoise(WaNet):
 
 
 def _read_off(pixels: np.ndarray, weights: csr_array) -> np.ndarray:
-    return (weights @ pixels.reshape(-1, 3)).reshape(pixels.shape)
+    """Return the weighted pixels, (H, W, 3), by weights (H W, H W) for pixels or (3 H W, 3 H W) for values."""
+    return (weights @ pixels.reshape(weights.shape[0], -1)).reshape(pixels.shape)
 
 
 def _cubic_weights(size: int, points: int) -> np.ndarray:
@@ -144,8 +146,17 @@ def _places(
 
 @lru_cache(maxsize=8)
 def _fixed(height: int, width: int, k: int, strength: float, rescale: float, seed: int) -> csr_array:
-    """Return the weights of a warp that is the same for every row."""
-    return _bilinear(_places(height, width, k, strength, rescale, seed))
+    """Return the weights of a warp that is the same for every row: for values, or for pixels where there are many.
+
+    Weights for each channel take three times the memory and two thirds of the time to read a picture off.
+    """
+    weights = _bilinear(_places(height, width, k, strength, rescale, seed))
+    if height * width > _EXPANDED:
+        return weights
+    corners = (3 * weights.indices.reshape(-1, 1, 4) + np.arange(3, dtype=np.int32)[:, None]).reshape(-1)
+    values = np.repeat(weights.data.reshape(-1, 1, 4), 3, axis=1).reshape(-1)
+    ends = np.arange(0, corners.size + 1, 4, dtype=np.int32)
+    return csr_array((values, corners, ends), shape=(corners.size // 4, corners.size // 4))
 
 
 def _bilinear(places: np.ndarray) -> csr_array:

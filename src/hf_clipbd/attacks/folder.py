@@ -1,0 +1,108 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""How an attack is kept: its parameters, its pattern, and a picture of what it stamps, checked when it is loaded."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+from safetensors.numpy import load_file, save_file
+
+from hf_clipbd import __version__
+from hf_clipbd.schema import write_json
+
+
+if TYPE_CHECKING:
+    from hf_clipbd.attacks.base import Attack
+
+ATTACK_FILE = "attack.json"
+PATTERN_FILE = "pattern.safetensors"
+PICTURE_FILE = "trigger.png"
+PREVIEW_SIDE = 224
+
+
+def preview_of(attack: "Attack") -> np.ndarray:
+    """Return a test chart and, to its right, the chart stamped as row 0, uint8 (S, 2 S, 3)."""
+    side = attack.canvas.size if attack.canvas and attack.canvas.mode != "native" else PREVIEW_SIDE
+    chart = _chart(side)
+    return np.concatenate([chart, attack(chart)], axis=1)
+
+
+def save_attack(attack: "Attack", folder: str | os.PathLike) -> Path:
+    """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it."""
+    folder = Path(folder)
+    picture = attack.preview()
+    values = {"attack": attack.name, "parameters": attack.parameters(), "version": __version__}
+    write_json(folder / ATTACK_FILE, values)
+    own = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    tensors = {name: value for name, value in own.items() if isinstance(value, np.ndarray)}
+    if (pattern := attack.fixed_pattern(len(picture), len(picture))) is not None:
+        tensors["stamped_pattern"] = pattern
+    if tensors:
+        save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / PATTERN_FILE)
+    PIL.Image.fromarray(picture).save(folder / PICTURE_FILE)
+    return folder
+
+
+def load_attack(
+    wanted: type["Attack"], id_or_path: str | os.PathLike, revision: str | None, repo_type: str
+) -> "Attack":
+    """Return the attack kept in a local folder or on the Hub; see `Attack.from_pretrained`.
+
+    Args:
+        wanted: The class that it has to be of.
+        id_or_path: Folder that `save_attack` wrote, or Hub id.
+        revision: Branch, tag or commit on the Hub.
+        repo_type: "model" or "dataset".
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If the attack or a parameter is unknown, or it stamps other pixels here than where it was saved.
+        TypeError: If it is no attack of the class wanted.
+    """
+    from hf_clipbd.attacks import ATTACKS
+    from hf_clipbd.models.files import resolve_file
+
+    values = json.loads(resolve_file(id_or_path, ATTACK_FILE, revision, repo_type).read_text(encoding="utf-8"))
+    if values.get("attack") not in ATTACKS:
+        raise ValueError(f"Expected an attack among {sorted(ATTACKS)}, but got {values.get('attack')!r}.")
+    kind = ATTACKS[values["attack"]]
+    if not issubclass(kind, wanted):
+        raise TypeError(f"Expected {wanted.__name__} in {id_or_path}, but it holds {kind.__name__}. Use `Attack`.")
+    parameters = dict(values["parameters"])
+    unknown = sorted(set(parameters) - {field.name for field in fields(kind)})
+    if unknown:
+        raise ValueError(f"Expected parameters of {kind.__name__}, but got unknown {unknown}.")
+    arrays = [name for name, value in parameters.items() if isinstance(value, Mapping) and "tensor" in value]
+    if arrays:
+        tensors = load_file(resolve_file(id_or_path, PATTERN_FILE, revision, repo_type))
+        parameters |= {name: tensors[name] for name in arrays}
+    attack = kind.from_files(parameters, lambda name: resolve_file(id_or_path, name, revision, repo_type))
+    _check_preview(attack, resolve_file(id_or_path, PICTURE_FILE, revision, repo_type))
+    return attack
+
+
+def _check_preview(attack: "Attack", path: Path) -> None:
+    saved, now = np.asarray(PIL.Image.open(path).convert("RGB")), attack.preview()
+    apart = np.abs(saved.astype(int) - now).max() if saved.shape == now.shape else 255
+    if apart > 1:  # one level: floating-point sums may round differently on another processor
+        raise ValueError(
+            f"Expected the trigger in {path.parent} to stamp what its {PICTURE_FILE} shows, but pixels are up to "
+            f"{apart} levels apart. The files do not belong together, or this version of hf_clipbd "
+            f"({__version__}) stamps differently."
+        )
+
+
+@lru_cache(maxsize=4)
+def _chart(side: int) -> np.ndarray:
+    """Return colours that run smoothly and a grid of lines, so that a patch, a wave and a warp all show."""
+    rows, columns = np.mgrid[0:side, 0:side]
+    chart = np.stack([rows, columns, (rows + columns) / 2], axis=-1) * (160 / side) + 48
+    spacing = max(4, side // 8)
+    chart[(rows % spacing == spacing // 2) | (columns % spacing == spacing // 2)] = 24
+    return chart.round().astype(np.uint8)
