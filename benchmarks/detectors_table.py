@@ -5,12 +5,14 @@
 
 RUN is a run folder of `hf-clipbd run` (or of `recipes/poison.py` and `recipes/train_victim.py`). Each set is embedded
 once and kept in FOLDER; lower rates are reached by leaving poisoned rows out of the searched set. `--second` names the
-encoder of the second space: `scenes`, a folder or a Hub id. FOLDER gets `detectors.json` and `detectors.md`.
+encoder of the second space: `scenes`, a folder or a Hub id. FOLDER gets `detectors.json` and `detectors.md`, after
+every detector; one that is there is not run again, so that a long table may be made in pieces (`--minutes`).
 """
 
 import argparse
 import functools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,22 +63,17 @@ def scorers(arrays: dict[str, np.ndarray]) -> dict[str, tuple[Callable[..., np.n
 
 
 def measure(
-    arrays: dict[str, np.ndarray], rate: float | None, draws: int, only: list[str] | None
-) -> dict[str, dict[str, float]]:
-    """Return detector -> mean and worst figures over draws; `recall` is that of the 1 % of rows that score highest."""
-    truth, table = arrays["is_poisoned"], {}
-    for name, (score, needs) in scorers(arrays).items():
-        if only and name not in only:
-            continue
-        figures = []
-        for draw in range(draws):
-            rows = np.arange(len(truth)) if rate is None else thinned_rows(truth, rate, 0, draw)
-            scores = score(arrays["image"][rows], seed=draw, **{need: arrays[need][rows] for need in needs})
-            figures.append(detection_performance(scores, truth[rows], max(1, round(len(rows) / 100))))
-        table[name] = {one: float(np.mean([each[one] for each in figures])) for one in FIGURES}
-        table[name] |= {f"worst_{one}": float(min(each[one] for each in figures)) for one in FIGURES}
-        table[name] |= {"n": figures[0]["n"], "n_poisoned": figures[0]["n_poisoned"], "draws": draws}
-    return table
+    arrays: dict[str, np.ndarray], rate: float | None, draws: int, score: Callable[..., np.ndarray], needs: tuple
+) -> dict[str, float]:
+    """Return mean and worst figures over draws; `recall` is that of the 1 % of rows that score highest."""
+    truth, figures = arrays["is_poisoned"], []
+    for draw in range(draws):
+        rows = np.arange(len(truth)) if rate is None else thinned_rows(truth, rate, 0, draw)
+        scores = score(arrays["image"][rows], seed=draw, **{need: arrays[need][rows] for need in needs})
+        figures.append(detection_performance(scores, truth[rows], max(1, round(len(rows) / 100))))
+    found = {one: float(np.mean([each[one] for each in figures])) for one in FIGURES}
+    found |= {f"worst_{one}": float(min(each[one] for each in figures)) for one in FIGURES}
+    return found | {"n": figures[0]["n"], "n_poisoned": figures[0]["n_poisoned"], "draws": draws}
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -88,10 +85,20 @@ def markdown(record: dict[str, Any]) -> str:
         parts.append("| detector | " + " | ".join(f"{float(rate):.3g} poisoned" for rate in rates) + " |")
         parts.append("|---|" + "---|" * len(rates))
         for name in by_rate[rates[0]]:
-            cells = [" / ".join(f"{by_rate[rate][name][figure]:.3f}" for figure in FIGURES) for rate in rates]
+            found = [by_rate[rate].get(name) for rate in rates]
+            cells = ["" if one is None else " / ".join(f"{one[figure]:.3f}" for figure in FIGURES) for one in found]
             parts.append(f"| {name} | " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join(parts)
+
+
+def stored(run: Path, folder: Path, second: str | None) -> dict[str, np.ndarray]:
+    """Return the arrays of `embed_run`, from `folder` where they are kept."""
+    kept = folder / f"{run.name}.npz"
+    if not kept.is_file():
+        np.savez(kept, **embed_run(run, second))
+    with np.load(kept) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def main() -> None:
@@ -103,29 +110,34 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=[0.003, 0.001], help="besides each set's own rate")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="names of detectors; all by default")
+    parser.add_argument("--minutes", type=float, help="start no detector after so long")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "detectors.json"
     record: dict[str, Any] = {
         "second": options.second,
         "thinned_search_set": "rates below a victim's own leave poisoned rows out; the victim stays the same",
         "victims": {},
     }
+    record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else record
+    started = time.monotonic()
     for run in options.runs:
-        kept = options.out / f"{run.name}.npz"
-        if not kept.is_file():
-            np.savez(kept, **embed_run(run, options.second))
-        with np.load(kept) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = stored(run, options.out, options.second)
         own = float(arrays["is_poisoned"].mean())
-        by_rate = {f"{own:.6g}": measure(arrays, None, options.draws, options.only)}
-        for rate in sorted((rate for rate in options.rates if rate < own), reverse=True):
-            by_rate[f"{rate:.6g}"] = measure(arrays, rate, options.draws, options.only)
-        record["victims"][run.name] = by_rate
-        (options.out / "detectors.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (options.out / "detectors.md").write_text(markdown(record), encoding="utf-8")
+        by_rate = record["victims"].setdefault(run.name, {})
+        for rate in (None, *sorted((rate for rate in options.rates if rate < own), reverse=True)):
+            table = by_rate.setdefault(f"{own if rate is None else rate:.6g}", {})
+            for name, (score, needs) in scorers(arrays).items():
+                if name in table or (options.only and name not in options.only):
+                    continue
+                if options.minutes and time.monotonic() - started > 60 * options.minutes:
+                    return
+                table[name] = measure(arrays, rate, options.draws, score, needs)
+                kept.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                (options.out / "detectors.md").write_text(markdown(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -196,6 +196,9 @@ def test_groups_by_hand():
     assert len(rows) == len(set(rows)) and 60 not in rows
     apart = suspicious_groups(features, scores, first, None, share=0.15)
     assert {len(group.rows) for group in apart if {4, 5} & set(group.rows)} == {1}
+    alone = {group.rows: group.surprise for group in apart}
+    agreed = np.log(400 / 3)  # a second row with a caption that three of 400 have
+    assert pair.surprise == pytest.approx(alone[(4,)] + alone[(5,)] + agreed)
     few = suspicious_groups(features, scores, first, captions, most=1)
     assert len(few) == 1 and set(few[0].rows) == {0, 1, 2, 3, 50}
     with pytest.raises(ValueError, match="400 rows"):

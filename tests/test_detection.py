@@ -8,6 +8,7 @@ from functools import partial
 import evaluate
 import numpy as np
 import pytest
+import torch
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor
@@ -28,7 +29,6 @@ from hf_clipbd.detection import (
     local_intrinsic_dimension,
     lof,
     metric,
-    neighbors,
     performance_at_rate,
     slof,
     thinned_rows,
@@ -38,6 +38,8 @@ from hf_clipbd.detection import (
 NEIGHBOR_DETECTORS = ["k_distance", "slof", "lof", "lid", "dao"]
 OF_THE_WHOLE_SET = ["spectral_signature", "activation_clustering"]
 """Detectors whose score of a row depends on the other searched rows."""
+OTHERWISE = {"clip_score", "conditional_sparsity", "disagreement", "island", "multi_scale"}
+"""Detectors that need more than images or do not look for rows that lie alone; their own tests say what they find."""
 
 
 def uneven(n=90, d=7, seed=0):
@@ -105,8 +107,9 @@ def test_scores_are_those_of_slow_loops(kind, normalize):
 def test_blocks_change_nothing(name, monkeypatch):
     features = uneven()
     at_once = DETECTORS[name](features, Reference.sample(features, 41, seed=1), k=6)
-    monkeypatch.setattr(neighbors, "QUERY_BLOCK", 8)
-    monkeypatch.setattr(neighbors, "REFERENCE_BLOCK", 5)
+    for module in ("neighbors", "reference"):
+        monkeypatch.setattr(f"hf_clipbd.detection.{module}.QUERY_BLOCK", 8)
+    monkeypatch.setattr("hf_clipbd.detection.reference.REFERENCE_BLOCK", 5)
     in_blocks = DETECTORS[name](features, Reference.sample(features, 41, seed=1), k=6)
     np.testing.assert_allclose(in_blocks, at_once, rtol=1e-3)
     rough = Reference.sample(features, 41, seed=1, precision="bfloat16")
@@ -142,6 +145,8 @@ def test_every_detector_is_finite_deterministic_and_independent_of_order(name):
         aligned = {"texts": features * np.where(np.arange(120) < 119, 1, -1)[:, None]}
     if name == "disagreement":
         aligned, fixed = {"others": uneven(120, 5)}, {"reference_others": uneven(60, 5, seed=4)}
+    if name == "conditional_sparsity":
+        aligned, fixed = {"texts": uneven(120, 5)}, {"reference_texts": uneven(60, 5, seed=4)}
     reference = Reference.of(uneven(60, seed=4) if name != "clip_score" else features)
 
     def scored(rows):
@@ -156,7 +161,7 @@ def test_every_detector_is_finite_deterministic_and_independent_of_order(name):
     np.testing.assert_array_equal(detect(features, name, seed=2, **aligned), detect(features, name, seed=2, **aligned))
 
 
-@pytest.mark.parametrize("name", sorted({*DETECTORS} - {"clip_score", "disagreement", "island", *OF_THE_WHOLE_SET}))
+@pytest.mark.parametrize("name", sorted({*DETECTORS} - OTHERWISE - {*OF_THE_WHOLE_SET}))
 def test_higher_is_more_suspicious(name):
     rng = np.random.default_rng([6])
     flat = np.concatenate([rng.normal(size=(300, 3)), np.zeros((300, 9))], axis=1) + np.eye(12)[11] * 6
@@ -204,7 +209,7 @@ def test_first_copies_by_hand():
 
 
 def test_equal_distances_have_a_large_finite_dimension():
-    distances = neighbors.torch.tensor([[1.0, 1.0, 1.0], [0.5, 0.5, 1.0]])
+    distances = torch.tensor([[1.0, 1.0, 1.0], [0.5, 0.5, 1.0]])
     np.testing.assert_allclose(local_intrinsic_dimension(distances).tolist(), [1000, 3 / (2 * math.log(2))], rtol=1e-6)
     corners = np.eye(9)  # every distance alike
     for detector in (lid, dao, slof, lof):

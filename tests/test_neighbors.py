@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_clipbd.detection import Reference, k_distance, nearest, neighbors, slof
+from hf_clipbd.detection import Reference, k_distance, nearest, slof
 from hf_clipbd.detection.nearest import Points, best_precision, candidates, products_at, select_largest
 from hf_clipbd.detection.neighbors import nested_scores
 from hf_clipbd.detection.rows import ahead, slice_of_process
@@ -104,7 +104,7 @@ def test_products_at_chosen_points():
 def test_many_reference_blocks(monkeypatch, precision):
     features = cone(500)
     whole = Reference.of(features, precision=precision).nearest(features, 9)
-    monkeypatch.setattr(neighbors, "REFERENCE_BLOCK", 64)
+    monkeypatch.setattr("hf_clipbd.detection.reference.REFERENCE_BLOCK", 64)
     blocks = Reference.of(features, precision=precision).nearest(features, 9)
     np.testing.assert_allclose(blocks.distances, whole.distances, rtol=1e-3, atol=1e-6)
 
@@ -115,7 +115,7 @@ def test_rows_that_rounding_may_have_cost_a_neighbour_are_searched_again(monkeyp
     reference = Reference.of(features, precision="bfloat16")
     exact = Reference.of(features, precision="float32").nearest(features, 5)
     monkeypatch.setattr(nearest, "candidates", lambda k, rough: k)  # none to spare
-    monkeypatch.setattr(neighbors, "REFERENCE_BLOCK", block)
+    monkeypatch.setattr("hf_clipbd.detection.reference.REFERENCE_BLOCK", block)
     again = Reference.of(features, precision="bfloat16").nearest(features, 5)
     assert torch.equal(again.positions, exact.positions)
     monkeypatch.setattr(nearest.Points, "_may_lack", lambda self, worst, farthest, errors: worst > 0)

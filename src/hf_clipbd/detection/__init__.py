@@ -6,6 +6,7 @@ from hf_clipbd.detection.at_rates import performance_at_rate, thinned_rows
 from hf_clipbd.detection.clip_score import clip_score
 from hf_clipbd.detection.cognitive_distillation import cognitive_distillation, distilled_masks
 from hf_clipbd.detection.compat_huang2025 import huang2025
+from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
 from hf_clipbd.detection.dao import dao
 from hf_clipbd.detection.detect import ALIGNED, DETECTORS, detect
 from hf_clipbd.detection.disagreement import disagreement
@@ -16,8 +17,9 @@ from hf_clipbd.detection.lid import lid, local_intrinsic_dimension
 from hf_clipbd.detection.lof import lof
 from hf_clipbd.detection.metric import BackdoorDetection
 from hf_clipbd.detection.multi_scale import multi_scale
-from hf_clipbd.detection.neighbors import Reference, default_k
+from hf_clipbd.detection.neighbors import default_k
 from hf_clipbd.detection.performance import detection_performance
+from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import first_copies
 from hf_clipbd.detection.scan import Scan, scan
 from hf_clipbd.detection.slof import slof
@@ -33,6 +35,7 @@ __all__ = [
     "activation_clustering",
     "clip_score",
     "cognitive_distillation",
+    "conditional_sparsity",
     "dao",
     "default_k",
     "detect",

@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from hf_clipbd.detection.classes import N_CLUSTERS, SMALLEST, row_classes, unit_rows
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 
 
 def activation_clustering(

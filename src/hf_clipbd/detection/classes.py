@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import matrix, row_blocks
 
 

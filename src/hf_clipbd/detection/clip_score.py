@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 
 
 def clip_score(

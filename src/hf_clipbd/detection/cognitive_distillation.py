@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 from hf_clipbd.features import embed_images
 
 

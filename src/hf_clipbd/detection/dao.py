@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from hf_clipbd.detection.lid import local_intrinsic_dimension
-from hf_clipbd.detection.neighbors import FLOOR, Reference, neighbor_scores, prepared
+from hf_clipbd.detection.neighbors import neighbor_scores, prepared
+from hf_clipbd.detection.reference import FLOOR, Reference
 
 
 LARGEST_LOG = 700.0

@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from hf_clipbd.detection.nearest import Neighbors
-from hf_clipbd.detection.neighbors import FLOOR, Reference, Score, neighbor_scores, prepared
+from hf_clipbd.detection.neighbors import Score, neighbor_scores, prepared
+from hf_clipbd.detection.reference import FLOOR, Reference
 
 
 def density_ratio(

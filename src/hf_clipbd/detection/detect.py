@@ -9,6 +9,7 @@ import numpy as np
 from hf_clipbd.detection.activation_clustering import activation_clustering
 from hf_clipbd.detection.clip_score import clip_score
 from hf_clipbd.detection.compat_huang2025 import huang2025
+from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
 from hf_clipbd.detection.dao import dao
 from hf_clipbd.detection.disagreement import disagreement
 from hf_clipbd.detection.island import island
@@ -17,13 +18,14 @@ from hf_clipbd.detection.k_distance import k_distance
 from hf_clipbd.detection.lid import lid
 from hf_clipbd.detection.lof import lof
 from hf_clipbd.detection.multi_scale import multi_scale
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.slof import slof
 from hf_clipbd.detection.spectral import spectral_signature
 
 
 DETECTORS: dict[str, Callable[..., np.ndarray]] = {
     "multi_scale": multi_scale,
+    "conditional_sparsity": conditional_sparsity,
     "disagreement": disagreement,
     "k_distance": k_distance,
     "slof": slof,
@@ -39,12 +41,18 @@ DETECTORS: dict[str, Callable[..., np.ndarray]] = {
 """Name -> `detector(features, reference=None, k=None, ...) -> scores (N,)`, float64, higher is more suspicious."""
 
 ALIGNED: dict[str, tuple[str, ...]] = {
+    "conditional_sparsity": ("texts",),
     "disagreement": ("others", "texts"),
     "spectral_signature": ("texts",),
     "activation_clustering": ("texts",),
     "clip_score": ("texts",),
 }
 """Name -> keywords of that detector which have a row for each of the features."""
+
+
+DEFAULT = "multi_scale"
+DEFAULT_WITH_TEXTS = "conditional_sparsity"
+"""The default detector of image embeddings alone, and with those of the captions."""
 
 
 def check_detector(name: str) -> Callable[..., np.ndarray]:
@@ -66,12 +74,12 @@ def detect(
 ) -> np.ndarray:
     """Return a score for each row of `features`, compared with m of them drawn at random.
 
-    Without a detector's name it is `multi_scale`, which is told no poison rate; with `others`, the same images in
-    another encoder's space, it is `disagreement`, which compares no densities and so minds neither the rate nor how
-    frequent the target is. Where such an encoder is at hand, give it, and `texts` too: on the victims tried, sparsity
-    alone left a part of the poison unfound at every rate. k-distance, SLOF, LOF, DAO and LID see poison only as long
-    as its rows are no neighbourhood of their own in the reference: rate * m under k / 4, so that heavier poison asks
-    for a smaller m or a larger k; among concepts of very uneven density SLOF is the one that finds a small group.
+    Without a detector's name the one is taken that what is given allows; none of them is told a poison rate. With
+    `texts`, the captions' embeddings, it is `conditional_sparsity`; with `others`, the same images in another
+    encoder's space, `disagreement`, which compares no densities at all; with image embeddings alone `multi_scale`,
+    which cannot find poisoned rows that the model did not learn. k-distance, SLOF, LOF, DAO and LID see poison only as
+    long as its rows are no neighbourhood of their own in the reference: rate * m under k / 4, so that heavier poison
+    asks for a smaller m or a larger k; among concepts of very uneven density SLOF is the one that finds a small group.
 
     Args:
         features: Image embeddings of the searched set in the suspected model, (N, D).
@@ -99,8 +107,9 @@ def detect(
             raise ValueError(f"Expected compat 'huang2025', but got {compat!r}.")
         return huang2025(features, detector or "slof", 16 if k is None else k, seed=seed, **options)
     if detector is None:
-        detector = "multi_scale" if options.get("others") is None else "disagreement"
+        given = {name for name, value in options.items() if value is not None}
+        detector = "disagreement" if "others" in given else DEFAULT_WITH_TEXTS if "texts" in given else DEFAULT
     function = check_detector(detector)
-    if function is multi_scale:  # draws references of its own, of two sizes
+    if function is multi_scale:  # draws its own reference, of fewer rows
         return multi_scale(features, None, k, m, seed, normalize, **options)
     return function(features, Reference.sample(features, m, seed, normalize), k, **options)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_clipbd.detection.neighbors import FLOOR, QUERY_BLOCK, Reference, check_k
+from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
 from hf_clipbd.detection.rows import matrix, row_blocks
 
 

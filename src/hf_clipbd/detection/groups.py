@@ -6,6 +6,7 @@ cake with one caption in 798 rows, came to light because its rows stood together
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hf_clipbd.detection.island import widest_gap
-from hf_clipbd.detection.neighbors import Reference, default_k, neighbor_scores
+from hf_clipbd.detection.neighbors import default_k, neighbor_scores
+from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import matrix, row_blocks
 
 
@@ -35,7 +37,8 @@ class Group:
     Args:
         rows: Row numbers, the most suspicious first; distinct pictures only.
         surprise: Sum over `rows` of -ln(2 rank / N), rank 1 the highest score or the widest gap around the row,
-            whichever is better: how unlikely it is that so many rows of one kind stand so high by chance, were they
+            whichever is better, and (c - 1) ln(N / r) where c of them have one caption, which r of all N rows have:
+            how unlikely it is that so many rows of one kind stand so high, and say the same, by chance, were they
             independent. Groups are ordered by it.
         nearby: Further rows as near to the group's middle as its own members are, which scored too low to be gathered.
         caption: What is said of most of its rows, or None where no caption is said of two.
@@ -100,6 +103,7 @@ def suspicious_groups(
     placed = reference.place(block)
     labels = _linked(placed, reach, None if said is None else [said[row] for row in top])
     weight, sizes = np.bincount(labels, surprise), np.bincount(labels)
+    weight += 0 if said is None else _agreement(labels, [said[row] for row in top], Counter(said))
     chosen = np.lexsort((-weight, sizes == 1))[:most]  # groups of several rows first
     members = [np.flatnonzero(labels == label) for label in chosen]
     nearby = _nearby(features, reference, [placed[m] for m in members], top, first_copy)
@@ -131,6 +135,14 @@ def _linked(placed: torch.Tensor, reach: torch.Tensor, said: list[str] | None) -
     one, other = linked.nonzero(as_tuple=True)
     graph = coo_array((np.ones(len(one), dtype=bool), (one.cpu().numpy(), other.cpu().numpy())), shape=linked.shape)
     return connected_components(graph, directed=False)[1]
+
+
+def _agreement(labels: np.ndarray, said: list[str], times: Counter[str]) -> np.ndarray:
+    """Return (c - 1) ln(N / r) for each group, c of whose rows have its commonest caption, r of all N; 0 for c = 1."""
+    surprise = np.zeros(labels.max() + 1)
+    for (label, caption), count in Counter(zip(labels.tolist(), said, strict=True)).items():
+        surprise[label] = max(surprise[label], (count - 1) * math.log(times.total() / times[caption]))
+    return surprise
 
 
 def _nearby(

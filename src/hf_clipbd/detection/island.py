@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_clipbd.detection.neighbors import Reference, neighbor_scores, prepared
+from hf_clipbd.detection.neighbors import neighbor_scores, prepared
+from hf_clipbd.detection.reference import Reference
 
 
 FIRST = 3

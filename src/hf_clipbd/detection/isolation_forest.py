@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import IsolationForest
 
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import row_blocks
 
 

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hf_clipbd.detection.neighbors import Reference, neighbor_scores, prepared
+from hf_clipbd.detection.neighbors import neighbor_scores, prepared
+from hf_clipbd.detection.reference import Reference
 
 
 def k_distance(

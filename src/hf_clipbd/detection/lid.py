@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hf_clipbd.detection.neighbors import Reference, neighbor_scores, prepared
+from hf_clipbd.detection.neighbors import neighbor_scores, prepared
+from hf_clipbd.detection.reference import Reference
 
 
 MAXIMUM = 1000.0

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hf_clipbd.detection.density import density_ratio
 from hf_clipbd.detection.nearest import Neighbors
-from hf_clipbd.detection.neighbors import Reference, Score
+from hf_clipbd.detection.neighbors import Score
+from hf_clipbd.detection.reference import Reference
 
 
 def _reachability(table: Neighbors) -> Score:

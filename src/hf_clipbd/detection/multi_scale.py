@@ -4,25 +4,17 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from hf_clipbd.detection.neighbors import (
-    DEFAULT_M,
-    FLOOR,
-    Reference,
-    check_k,
-    default_k,
-    neighbor_scores,
-    nested_scores,
-)
+from hf_clipbd.detection.levels import Levels
+from hf_clipbd.detection.neighbors import surrounding_scores
+from hf_clipbd.detection.reference import Reference, check_k
 from hf_clipbd.detection.rows import matrix
 
 
-COARSE_SHARE = 1 / 32
-"""Share of the reference within the coarse distance: groups of up to about half of it are sparse there."""
-LEVELS = (4, 16)
-"""Numbers of neighbours that coarse sparsity is averaged over, besides the row alone."""
+DEFAULT_M = 8192
+LEVELS = (2, 8, 32)
+"""Numbers of nearest reference rows that a row's coarse distance is averaged with."""
 
 
 def multi_scale(
@@ -33,22 +25,23 @@ def multi_scale(
     seed: int = 0,
     normalize: bool = True,
 ) -> np.ndarray:
-    """Return how sparse a row's surroundings are, together with the rows nearest to it.
+    """Return how sparse the surroundings of a row are, together with the rows nearest to it.
 
-    With c(x) = ln d(x) and d the distance within which a 32nd of the reference lies, let c_j(x) be the mean of c over
-    x and its j nearest reference rows. Each c_j is centred and scaled by its median and median deviation over the
-    reference; the score is their mean over j = 0, 4 and 16. A poisoned group is denser than clean rows at a fine scale
-    as soon as it is not tiny, which is where k-distance and SLOF fail, but sparse at the coarse one as long as it is
-    under about 2 % of the set; a group that is sparse as a whole stands out from rows that are so by chance. No
-    neighbour's density is divided by, so a group beside a dense concept, in a set with much sparser ones, is missed:
-    that is SLOF's case. Poison towards a frequent target is missed too: see `disagreement`.
+    c(x) = ln d(x), d the coarse distance: typically that to the nearest of 32 random reference rows, within which
+    2.1 % of the reference lie. A poisoned group is denser than clean rows at a fine scale as soon as it is not tiny,
+    which is where k-distance and SLOF fail, but sparse at the coarse one as long as it is under about 2 % of the set.
+    The score is the largest of c_j(x), the mean of c over x and its j nearest reference rows, j = 2, 8 and 32, in
+    units of what is usual (`Levels`): a group that is sparse as a whole stands out from rows that are so by chance,
+    and a row that lies alone, which no backdoor is, counts for less.
+    No neighbour's density is divided by, so a group beside a dense concept, in a set with much sparser ones, is
+    missed: that is SLOF's case. Poison towards a frequent target is missed too, and poisoned rows that the model did
+    not learn: see `conditional_sparsity` and `disagreement`.
 
     Args:
         features: (N, D).
-        reference: What rows are compared with at both scales; by default m rows of the features for the neighbours
-            and a quarter of these for the coarse distance, in one pass.
-        k: Most neighbours that are averaged over, at least 1; 16 by default.
-        m: Reference rows where none are given; min(16384, N) by default.
+        reference: What rows are compared with; by default m rows of the features.
+        k: Most neighbours that are averaged over, at least 1; 32 by default.
+        m: Reference rows where none are given; min(8192, N) by default.
         seed: Seed of these.
         normalize: Scale embeddings to unit length.
 
@@ -59,61 +52,17 @@ def multi_scale(
         ValueError: If k or m is out of range or the features are no finite matrix.
 
     Reference:
-        Ours. The coarse distance is Ramaswamy et al.'s k-distance (2000).
+        Ours. The coarse distance is an estimate of Ramaswamy et al.'s k-distance (2000).
     """
+    features = matrix(features)
     if reference is None:
-        fine, coarse, k, wide = _two_references(matrix(features), m, k, seed, normalize)
-        at_points = neighbor_scores(matrix(features)[fine.rows], coarse, wide, _log_distance, "coarse scale")
-    else:
-        fine, wide = reference, max(2, round(len(reference) * COARSE_SHARE))
-        k = min(max(LEVELS), len(fine) - 1) if k is None else k
-        check_k(k, fine)
-        at_points = reference.table(wide).distances[:, -1].double().clamp_min(FLOOR).log().cpu().numpy()
-    at_points = torch.from_numpy(at_points).to(fine.points.device)
-    own_weight, neighbor_weights, offset = _weights(at_points, fine.table(k).positions)
+        reference = Reference.sample(features, min(DEFAULT_M, len(features)) if m is None else m, seed, normalize)
+    k = min(max(LEVELS), len(reference) - 1) if k is None else k
+    check_k(k, reference)
+    distances, positions = reference.surroundings_of_points(k)
+    levels = Levels(distances.log(), positions, LEVELS)
 
-    def group(_: Tensor, positions: Tensor) -> Tensor:
-        return at_points[positions] @ neighbor_weights
+    def score(distances: Tensor, positions: Tensor) -> Tensor:
+        return levels(distances.log(), positions)
 
-    if reference is None:
-        around, alone = nested_scores(features, [fine, coarse], [group, _log_distance], "multi-scale")
-    else:
-        around = neighbor_scores(features, fine, k, group, "neighbours")
-        alone = neighbor_scores(features, reference, wide, _log_distance, "coarse scale")
-    return own_weight * alone + around - offset
-
-
-def _log_distance(distances: Tensor, _: Tensor) -> Tensor:
-    return distances[:, -1].log()
-
-
-def _two_references(
-    features: np.ndarray, m: int | None, k: int | None, seed: int, normalize: bool
-) -> tuple[Reference, Reference, int, int]:
-    """Return the reference of neighbours and that of the coarse distance, and the number looked at in each."""
-    m = min(DEFAULT_M, len(features)) if m is None else m
-    small = m if m < 256 else m // 4
-    k = min(max(LEVELS), m - 1) if k is None else k
-    wide = max(2, default_k(small), round(small * COARSE_SHARE))
-    fine, coarse = Reference.nested(features, [(m, k), (small, wide)], seed, normalize)
-    return fine, coarse, k, wide
-
-
-def _weights(at_points: Tensor, positions: Tensor) -> tuple[float, Tensor, float]:
-    """Return a, b and c so that the score is a c(x) + sum over i of b_i c(o_i) - c, o_i the i-th neighbour.
-
-    Args:
-        at_points: c of each reference row, (m,).
-        positions: Neighbours of each, (m, k).
-    """
-    k = positions.shape[1]
-    levels = [0, *(level for level in LEVELS if level < k), k]
-    near = torch.cat([at_points[:, None], at_points[positions]], 1).cumsum(1)  # (m, 1 + k)
-    weights, offset = at_points.new_zeros(1 + k), 0.0
-    for level in levels:
-        mean = near[:, level] / (level + 1)
-        median = mean.median()
-        deviation = (1.4826 * (mean - median).abs().median()).clamp_min(1e-6)
-        weights[: level + 1] += 1 / (level + 1) / deviation / len(levels)
-        offset += float(median / deviation) / len(levels)
-    return float(weights[0]), weights[1:], offset
+    return surrounding_scores(features, reference, k, score, "multi-scale")

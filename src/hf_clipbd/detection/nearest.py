@@ -58,7 +58,7 @@ def candidates(k: int, rough: bool) -> int:
     return k + (k // 16 + 6 if rough else 4)
 
 
-def select_largest(values: Tensor, w: int) -> tuple[Tensor, Tensor]:
+def select_largest(values: Tensor, w: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the w largest of each row and their columns, in any order; with ties, some of those that are equal.
 
     Columns are laid in groups; the w largest lie in at most w of them, those of the w largest maxima. What these hold
@@ -67,6 +67,7 @@ def select_largest(values: Tensor, w: int) -> tuple[Tensor, Tensor]:
     Args:
         values: (B, C); the last dimension contiguous.
         w: How many, in [1, C].
+        maxima: What `group_maxima` gave for these values, where it is there already.
 
     Returns:
         Values (B, w) and columns (B, w), int64.
@@ -78,12 +79,17 @@ def select_largest(values: Tensor, w: int) -> tuple[Tensor, Tensor]:
     """
     rows, columns = values.shape
     size = 32 if columns >= 96 * w else 8 if columns >= 16 * w else 4
+    if maxima is not None and maxima.shape[1] >= 2 * w:
+        size = columns // maxima.shape[1]
+    else:
+        maxima = None
     groups = columns // size
     if groups < 2 * w:
         best = values.topk(w, dim=1, sorted=False)
         return best.values, best.indices
     main = values[:, : groups * size].unflatten(1, (size, groups))  # column = i * groups + group
-    chosen = main.amax(1).topk(w, dim=1, sorted=False).indices  # (B, w)
+    maxima = main.amax(1) if maxima is None else maxima
+    chosen = maxima.topk(w, dim=1, sorted=False).indices  # (B, w)
     inside = main.gather(2, chosen[:, None].expand(rows, size, w)).flatten(1)  # (B, size * w)
     rest = values[:, groups * size :]
     best, found = select_largest(torch.cat([inside, rest], 1) if rest.shape[1] else inside, w)
@@ -93,6 +99,19 @@ def select_largest(values: Tensor, w: int) -> tuple[Tensor, Tensor]:
         in_rest = found >= size * w
         column = torch.where(in_rest, found - size * w + groups * size, column)
     return best, column
+
+
+def group_maxima(values: Tensor, size: int) -> Tensor:
+    """Return the largest value of each group of `size` columns, (B, C // size); columns that are left over count not.
+
+    Group g holds the columns g, g + G, g + 2 G and so on, G the number of groups.
+
+    Args:
+        values: (B, C), C at least `size`.
+        size: Columns a group.
+    """
+    groups = values.shape[1] // size
+    return values[:, : groups * size].unflatten(1, (size, groups)).amax(1)
 
 
 class Points:
@@ -160,6 +179,35 @@ class Points:
                     (better,) = self._unrounded.nearest(queries[again], own[again], [size], [k])
                     _replace(near[i], again, better)
         return near
+
+    def surroundings(self, queries: Tensor, own: Tensor, k: int, size: int) -> tuple[Tensor, Tensor]:
+        """Return how far it is to the nearest of `size` points, typically, and k near points, by rounded products.
+
+        The points are laid in groups of `size`, and the distance is the median over the groups of that to the nearest
+        in the group: the one within which a share of 1 - 2^(-1/size) of the points lies. It comes with the search for
+        the k nearest, which looks for the nearest of each group anyway.
+
+        Args:
+            queries: (B, D), float32.
+            own: (B,), the position of each query's own point, or -1.
+            k: Near points, in [1, m - 1]; as precise as the product, nothing is ranked again.
+            size: Points a group, in [1, m].
+
+        Returns:
+            Distances (B,), float32, and positions (B, k), int64, the nearest first.
+        """
+        left, _ = self._extended(queries, points_first=False)
+        found: tuple[Tensor, Tensor] | None = None
+        nearest_of_groups = []
+        for start in range(0, len(self.points), self.block):
+            values = self._values(left, own, start, min(start + self.block, len(self.points)))
+            maxima = group_maxima(values, size) if values.shape[1] >= size else None
+            best, columns = select_largest(values, min(k, values.shape[1]), maxima)
+            found = _merged(found, (best, columns + start), k)
+            nearest_of_groups += [] if maxima is None else [maxima]
+        order = found[0].sort(dim=1, descending=True).indices
+        typical = torch.cat(nearest_of_groups, 1).float().median(1).values
+        return (-2 * typical).clamp_min_(0).sqrt_(), found[1].gather(1, order)
 
     def _unsure(self, found: tuple[Tensor, Tensor], size: int, near: Neighbors, errors: Tensor) -> Tensor:
         """Return the rows for which a point that was not selected may be nearer than the k-th found."""

@@ -35,6 +35,11 @@ def row_blocks(features: Any, size: int = 1024) -> Iterator[tuple[slice, np.ndar
         yield rows, block
 
 
+def silent(n: int) -> bool | None:
+    """Return what tqdm takes for a bar that shows for large sets only, and on a terminal only (None)."""
+    return n < 30_000 or None
+
+
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
     """Yield the items of an iterable; a thread reads the next one while the caller works on this one."""
     source = iter(items)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_clipbd.detection.detect import check_detector
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 
 
 class Scan(NamedTuple):
@@ -58,7 +58,7 @@ def scan(
         [False, True]
     """
     function = check_detector(detector)
-    if detector in ("clip_score", "spectral_signature", "activation_clustering", "multi_scale"):
+    if detector in ("clip_score", "spectral_signature", "activation_clustering", "conditional_sparsity"):
         raise ValueError(f"Expected a detector that compares rows with a reference, but got {detector!r}.")
     points = Reference.of(reference, normalize)
     second = {"reference_others": reference_others}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hf_clipbd.detection.density import density_ratio
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 
 
 def slof(features: Any, reference: Reference | None = None, k: int | None = None) -> np.ndarray:

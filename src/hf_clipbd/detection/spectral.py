@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hf_clipbd.detection.classes import N_CLUSTERS, row_classes, unit_rows
-from hf_clipbd.detection.neighbors import Reference
+from hf_clipbd.detection.reference import Reference
 
 
 def spectral_signature(

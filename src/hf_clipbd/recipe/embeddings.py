@@ -4,6 +4,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,34 @@ def cached_embeddings(
     canvas = canvas or Canvas.of(processor)
     pairs = pairs.select_columns([IMAGE, CAPTION])
     undecoded = pairs.cast_column(IMAGE, datasets.Image(decode=False))
-    starts = range(0, len(pairs), SHARD_ROWS)
     first = _shard(undecoded, 0)
     owner = [model_fingerprint(model), _tokenizer_fingerprint(processor), [canvas.size, canvas.mode], len(pairs)]
     folder = Path(cache) / content_key(*owner, SHARD_ROWS, first[0])
-    state = _read_state(folder)
-    arrays: dict[str, np.ndarray] = {}
+
+    def embed(rows: slice) -> dict[str, np.ndarray]:
+        part = pairs.select(range(rows.start, rows.stop))
+        return embed_dataset(model, processor, part, batch_size=batch_size, canvas=canvas)
+
+    _fill(folder, undecoded, first, embed)
+    return _open(folder, "r")
+
+
+def _fill(
+    folder: Path,
+    undecoded: datasets.Dataset,
+    first: tuple[str, np.ndarray],
+    embed: Callable[[slice], dict[str, np.ndarray]],
+) -> None:
+    """Embed and write the shards that the folder does not hold as they are now.
+
+    Args:
+        folder: Where the embeddings are.
+        undecoded: The pairs with their pictures as bytes.
+        first: Hash and numbers of the pictures of the first shard, as `_shard` gives them.
+        embed: From rows to their embeddings, `image` and `text`.
+    """
+    starts = range(0, len(undecoded), SHARD_ROWS)
+    state, arrays = _read_state(folder), {}
     taken, seen = 0, {}
     for i, start in enumerate(tqdm(starts, desc="embedding", unit="shard", disable=len(starts) < 2 or None)):
         digest, pictures = first if i == 0 else _shard(undecoded, start)
@@ -79,10 +102,8 @@ def cached_embeddings(
             arrays = arrays or _open(folder)
             taken += 1
         else:
-            shard = embed_dataset(
-                model, processor, pairs.select(range(rows.start, rows.stop)), batch_size=batch_size, canvas=canvas
-            )
-            arrays = arrays or (_open(folder) if state else _create(folder, len(pairs), shard))
+            shard = embed(rows)
+            arrays = arrays or (_open(folder) if state else _create(folder, len(undecoded), shard))
             _write(arrays, rows, shard, pictures, seen)
             state[i:] = [digest, *state[i + 1 :]]
             write_json(folder / STATE_FILE, state)
@@ -90,7 +111,6 @@ def cached_embeddings(
             seen.setdefault(picture, row)
     if taken:
         logger.info("%d of %d shards of embeddings were there already, in %s", taken, len(starts), folder)
-    return _open(folder, "r")
 
 
 def _write(

@@ -1,0 +1,124 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Sparsity given the caption: whether a picture lies where the pictures of rows with such captions lie."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hf_clipbd.detection.levels import Levels
+from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
+from hf_clipbd.detection.rows import contents, matrix, row_blocks, silent
+
+
+CAPTION_SHARE = 1 / 8
+"""Share of the compared rows whose captions are taken for like a row's own: far more than a poisoned group has."""
+MOST_COMPARED = 4096
+LEVELS = (0, 1, 2, 4, 8, 16, 32)
+COUNTED = 2
+"""A poisoned row that the model did not learn lies among clean ones, so that a row counts alone (level 0) as well."""
+
+
+def conditional_sparsity(
+    features: Any,
+    reference: Reference | None = None,
+    k: int | None = None,
+    texts: Any = None,
+    reference_texts: Any = None,
+) -> np.ndarray:
+    """Return how far a picture lies from those of rows with such captions, together with the rows nearest to it.
+
+    c(x) = ln of the mean of |u(x) - u(o)| over the reference rows o whose captions are the nearest to x's: an eighth
+    of up to 4,096. u are image embeddings; captions are compared in the suspected model's text space, which no trigger
+    on a picture moves. Among so many rows a poisoned group of a few percent is a minority, however dense it is, and a
+    clean concept that is merely rare or spread out lies near the pictures that its captions speak of. The score is the
+    mean of the two largest of c_j(x), the mean of c over x and its j nearest reference rows by image, j = 0, 1, 2, 4
+    and so on up to 32, in units of what is usual (`Levels`): a poisoned row that the model did not learn stands out
+    alone, learned ones with their group.
+
+    It needs no second model and no poison rate. Clean pairs whose picture and caption have nothing to do with each
+    other score high as well.
+
+    Args:
+        features: Image embeddings in the suspected model, (N, D).
+        reference: What rows are compared with; a random sample of the features by default.
+        k: Most neighbours that are averaged over, at least 1; 32 by default.
+        texts: Caption embeddings of the same rows in the suspected model, (N, D2).
+        reference_texts: Those of the rows that the reference was drawn from; `texts` by default, which is right where
+            the reference is a sample of the searched features.
+
+    Returns:
+        (N,), float64, in units of the reference's deviation; higher is more suspicious.
+
+    Raises:
+        ValueError: If `texts` is missing or has another number of rows than the features, there are too few captions
+            for the reference, k is out of range, or a matrix is not finite.
+
+    Reference:
+        Ours.
+    """
+    features = matrix(features)
+    if texts is None or len(texts) != len(features):
+        got = None if texts is None else len(texts)
+        raise ValueError(f"Expected `texts`, a caption embedding for each of {len(features)} rows, but got {got}.")
+    reference = Reference.sample(features) if reference is None else reference
+    drawn_from = matrix(texts if reference_texts is None else reference_texts)
+    if reference.rows.max() >= len(drawn_from):
+        raise ValueError(
+            f"Expected captions of the rows the reference was drawn from, at least {reference.rows.max() + 1}, but "
+            f"got {len(drawn_from)}. Give `reference_texts`."
+        )
+    k = min(max(LEVELS), len(reference) - 1) if k is None else k
+    check_k(k, reference)
+    compared = _Compared(reference, drawn_from)
+    _, positions = reference.surroundings_of_points(k)
+    levels = Levels(compared.at_points(), positions, LEVELS, COUNTED)
+    scores = np.empty(len(features))
+    blocks = zip(row_blocks(features, QUERY_BLOCK), row_blocks(texts, QUERY_BLOCK), strict=True)
+    for (rows, images), (_, captions) in tqdm(blocks, "given the caption", disable=silent(len(features)), leave=False):
+        placed, own = reference.place(images), reference.positions(contents(images))
+        near = reference.surroundings(placed, own, k)[1]
+        scores[rows] = levels(compared(placed, own, captions), near).cpu().numpy()
+    return scores
+
+
+class _Compared:
+    """The pictures that every row is compared with, and their captions: those of a random part of the reference."""
+
+    def __init__(self, reference: Reference, texts: np.ndarray):
+        count = min(MOST_COMPARED, len(reference))
+        chosen = torch.from_numpy(np.random.default_rng(len(reference)).permutation(len(reference))[:count])
+        self.reference, self.texts = reference, texts[reference.rows]  # (m, D2)
+        self.images = reference.points[chosen.to(reference.points.device)]  # (count, D)
+        self.captions = self._unit(self.texts[chosen.numpy()])  # (count, D2)
+        self.near = max(1, round(count * CAPTION_SHARE))
+        place = torch.full((len(reference) + 1,), -1)  # the last is that of rows outside the reference, at -1
+        place[chosen] = torch.arange(count)
+        self.place = place.to(reference.points.device)
+
+    def _unit(self, block: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32))
+        return torch.nn.functional.normalize(rows.to(self.reference.points.device), dim=1)
+
+    def __call__(self, placed: Tensor, own: Tensor, captions: np.ndarray) -> Tensor:
+        """Return c of each row, (B,), float64.
+
+        Args:
+            placed: Pictures as `Reference.place` gives them, (B, D).
+            own: Their positions in the reference, (B,), -1 where they are not in it.
+            captions: (B, D2).
+        """
+        alike = self._unit(captions) @ self.captions.T  # (B, count)
+        own = self.place[own]
+        itself = (own >= 0).nonzero()[:, 0]
+        alike[itself, own[itself]] = -torch.inf
+        near = alike.topk(self.near, dim=1, sorted=False).indices
+        return torch.cdist(placed, self.images).gather(1, near).double().mean(1).clamp_min_(FLOOR).log_()
+
+    def at_points(self) -> Tensor:
+        """Return c of each point of the reference, (m,)."""
+        points = self.reference.points
+        blocks = torch.arange(len(points)).split(QUERY_BLOCK)
+        return torch.cat([self(points[own], own.to(points.device), self.texts[own.numpy()]) for own in blocks])

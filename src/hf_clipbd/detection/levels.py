@@ -1,0 +1,44 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""A measure of single rows, averaged over their nearest neighbours at several levels; the most unusual ones count."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Levels:
+    """Means of a measure c over a row and its j nearest reference rows, each in units of what is usual for that j.
+
+    c_j(x) = (c(x) + c(o_1) + .. + c(o_j)) / (j + 1), o_i the i-th nearest reference row. Each c_j is centred and
+    scaled by its median and median absolute deviation over the reference, and the score is the mean of the largest
+    ones over the levels j: a poisoned group of whatever size stands out at the levels that are about as large, so that
+    no poison rate is needed.
+
+    Args:
+        at_points: c of each reference row, (m,), float64.
+        positions: Nearest other reference rows of each, (m, k), nearest first.
+        levels: The j; those above k are cut to k.
+        counted: How many of the c_j count, the largest ones.
+    """
+
+    def __init__(self, at_points: Tensor, positions: Tensor, levels: Sequence[int], counted: int = 1):
+        self.at_points, self.counted = at_points, counted
+        self.levels = sorted({min(level, positions.shape[1]) for level in levels})
+        means = self._means(at_points, positions)  # (m, number of levels)
+        self.middle = means.median(0).values
+        self.spread = (1.4826 * (means - self.middle).abs().median(0).values).clamp_min(1e-6)
+
+    def _means(self, own: Tensor, positions: Tensor) -> Tensor:
+        sums = torch.cat([own[:, None], self.at_points[positions]], 1).cumsum(1)  # (B, 1 + k)
+        return sums[:, self.levels] / (1 + torch.tensor(self.levels, device=sums.device))
+
+    def __call__(self, own: Tensor, positions: Tensor) -> Tensor:
+        """Return the score of each row, (B,).
+
+        Args:
+            own: c of each row, (B,), float64.
+            positions: Its nearest reference rows without itself, (B, k), nearest first.
+        """
+        scores = (self._means(own, positions) - self.middle) / self.spread
+        return scores.topk(min(self.counted, scores.shape[1]), dim=1).values.mean(1)
