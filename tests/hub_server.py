@@ -2,6 +2,7 @@
 """A small Hub in this process, for the real huggingface_hub client: repositories, LFS, commits, downloads, faults.
 
 It is a reading of the protocol as the pinned client uses it, not the Hub: no Xet, no pull requests, no gated models.
+It never offers Xet: no answer names a Xet hash, and no address gives out a Xet token.
 Large files lie on a second port, as the real ones lie on another host, so that a token that follows them is seen.
 """
 
@@ -10,18 +11,24 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote
 
 import pytest
+import transformers.utils.hub
 import yaml
 from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 from hub_wire import Handler, Refused
 
 
+TOKEN, STRANGER = "hf_" + 30 * "a", "hf_" + 30 * "b"
 LARGE = (".safetensors", ".parquet", ".png")
 WRITES = ("tag", "preupload", "commit", "batch")
 
@@ -66,6 +73,8 @@ class Repository:
 class HubServer:
     """The server: its state is open to the test, and `fail` breaks chosen requests.
 
+    `echoes` lets its errors repeat the token they were sent, and `unknown` lists what it was asked for in vain.
+
     Args:
         users: Token -> name of the user it belongs to.
     """
@@ -76,6 +85,9 @@ class HubServer:
         self.store: dict[str, bytes] = {}
         self.seen: list[str] = []
         self.leaked: list[str] = []
+        self.unknown: list[str] = []
+        self.echoes = False
+        self.waits: list[float] = []
         self._faults: list[list] = []
         self._lock = threading.RLock()
         handler = type("BoundHandler", (Handler,), {"hub": self})
@@ -279,6 +291,15 @@ class HubServer:
         return {"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{match['name']}/commit/{commit}"}
 
 
+@contextmanager
+def open_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
+    """Yield a server that this process talks to in the name of `tester`, with no waits between retries."""
+    with HubServer({TOKEN: "tester", STRANGER: "stranger"}) as server:
+        connect(monkeypatch, server, TOKEN, cache)
+        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=server.waits.append))
+        yield server
+
+
 def connect(monkeypatch: pytest.MonkeyPatch, hub: HubServer, token: str, cache: Path) -> None:
     """Let the Hugging Face libraries of this process talk to `hub`: they read the environment when imported."""
     for module, name, value in [
@@ -289,4 +310,5 @@ def connect(monkeypatch: pytest.MonkeyPatch, hub: HubServer, token: str, cache: 
         (constants, "HF_HUB_CACHE", str(cache)),
     ]:
         monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # it keeps the address that it was first used with
     monkeypatch.setenv("HF_TOKEN", token)

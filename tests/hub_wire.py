@@ -72,11 +72,14 @@ class Handler(BaseHTTPRequestHandler):
             return self._break()
         content = self._read_chunks() if "chunked" in self.headers.get("Transfer-Encoding", "") else body.read(length)
         self.hub.seen.append(what)
+        if match is None:
+            self.hub.unknown.append(self.path)
         if how == BEFORE:
             return self._break()
         try:
             if isinstance(how, int):
-                raise Refused(how, f"The server says {how}")
+                said = f" to {self.headers.get('Authorization')}" if self.hub.echoes else ""
+                raise Refused(how, f"The server says {how}{said}")
             self._answer(what, match, content, parse_qs(url.query), how)
         except Refused as error:
             told = {"X-Error-Message": str(error), **({"X-Error-Code": error.code} if error.code else {}), **headers}

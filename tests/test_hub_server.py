@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
-from huggingface_hub.utils import _http
 
 from fabricated_run import fabricate_run
 from hf_clipbd.attacks import Attack, BadNets
@@ -30,11 +28,10 @@ from hf_clipbd.recipe.measuring import measure
 from hf_clipbd.recipe.verify import verify
 from hf_clipbd.recipe.world import World
 from hf_clipbd.schema import RunRecord
-from hub_server import HubServer, connect
+from hub_server import STRANGER, TOKEN, open_hub
 from hub_wire import AFTER, BEFORE, HALFWAY
 
 
-TOKEN, STRANGER = "hf_" + 30 * "a", "hf_" + 30 * "b"
 REPO = "tester/defended"
 ALWAYS = 99
 LOAD = """
@@ -86,10 +83,7 @@ def run(original, tmp_path):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A server that the client of this process talks to, in the name of `tester`, with no waits between retries."""
-    with HubServer({TOKEN: "tester", STRANGER: "stranger"}) as server:
-        connect(monkeypatch, server, TOKEN, tmp_path / "hub_cache")
-        server.waits = []
-        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=server.waits.append))
+    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
         yield server
 
 

@@ -55,8 +55,10 @@ def test_the_card_and_the_app_are_whole():
     text = (SPACE / "README.md").read_text("utf-8")
     shown = detection_performance([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
     assert all(f"`{name}`" in text for name in shown) and "# 0.75" in text and shown["auroc"] == 0.75
-    app = ast.parse((SPACE / "app.py").read_text("utf-8"))
-    imported = {name.name for node in ast.walk(app) if isinstance(node, ast.Import) for name in node.names}
+    code = [ast.parse((SPACE / name).read_text("utf-8")) for name in ("app.py", "figures.py")]
+    imported = {
+        name.name for one in code for node in ast.walk(one) if isinstance(node, ast.Import) for name in node.names
+    }
     required = (SPACE / "requirements.txt").read_text("utf-8")
     assert {"evaluate", "gradio", "pandas"} <= imported
     assert all(name in required for name in ("evaluate", "gradio", "pandas", "hf-clipbd"))

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import platform
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,20 @@ RECORDED_PACKAGES = (
     "hf_clipbd", "torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "huggingface_hub",
     "numpy", "pillow", "scikit-learn",
 )  # fmt: skip
+
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Return a command line as records keep it: the script's name, the arguments, and no token of the Hub.
+
+    Example:
+        >>> command_line(["/home/eve/run.py", "--seed", "1", "--hub_token", "secret", "--x.hub_token=secret"])
+        'run.py --seed 1 --hub_token … --x.hub_token=…'
+    """
+    line = _TOKEN.sub("hf_…", "\0".join([Path(arguments[0]).name, *arguments[1:]]))
+    return re.sub(r"(--[^\0=]*token)([\0=])[^\0]*", r"\1\2…", line).replace("\0", " ")
 
 
 def package_versions() -> dict[str, str]:
@@ -242,7 +258,7 @@ class RunRecord:
         outputs: Name -> path below the stage's folder.
         seconds: Wall-clock time of the stage.
         processes: Number of processes it ran on.
-        command: Command line.
+        command: Command line, without tokens.
         versions: Package versions.
         machine: Processor architecture and number of cores.
     """
@@ -256,7 +272,7 @@ class RunRecord:
     outputs: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     processes: int = 1
-    command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command: str = field(default_factory=lambda: command_line(sys.argv))
     versions: dict[str, str] = field(default_factory=package_versions)
     machine: dict[str, Any] = field(default_factory=lambda: {"arch": platform.machine(), "cores": os.cpu_count()})
 

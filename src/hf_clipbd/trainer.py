@@ -24,6 +24,8 @@ from hf_clipbd.training.adapters import add_adapters, merge_adapters
 from hf_clipbd.training.arguments import CLIPTrainingConfig
 from hf_clipbd.training.chunks import batch_norms, encode_in_chunks
 from hf_clipbd.training.guard import ClampLogitScale, FiniteGuard
+from hf_clipbd.training.pushing import Publisher, PushOnce, check_pushing
+from hf_clipbd.training.settings import training_settings
 from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
 from hf_clipbd.training.views import Views
 
@@ -31,7 +33,7 @@ from hf_clipbd.training.views import Views
 logger = logging.getLogger(__name__)
 
 
-class CLIPTrainer(Trainer):
+class CLIPTrainer(PushOnce, Trainer):
     """Trains a dual encoder with the symmetric image-text loss; victim training and FT are this class.
 
     Args:
@@ -43,12 +45,13 @@ class CLIPTrainer(Trainer):
         evaluator: Called with the model at each evaluation; returns figures such as `{"ba1": 0.9}`, which are logged
             as `eval_ba1` and are available to `metric_for_best_model`. It is called on every process.
         canvas: Geometry of the images; the processor's size by default.
+        publisher: What `push_to_hub` pushes with, `hf_clipbd.hub.TrainedPublisher()`.
         **kwargs: Passed to `transformers.Trainer`.
 
     Raises:
         ValueError: If a column is missing, the dataset is smaller than one global batch or than K, a stream has no
-            `max_steps`, `chunk_size` meets batch normalisation in training mode, FSDP or DeepSpeed, or evaluations
-            are asked for without an evaluator.
+            `max_steps`, `chunk_size` meets batch normalisation in training mode, FSDP or DeepSpeed, evaluations
+            are asked for without an evaluator, or `push_to_hub` would send what must not go up.
         NonFiniteLossError: In training, see `FiniteGuard`.
 
     Example:
@@ -66,8 +69,13 @@ class CLIPTrainer(Trainer):
         processing_class: Any,
         evaluator: Callable[[nn.Module], dict[str, float]] | None = None,
         canvas: Canvas | None = None,
+        publisher: Publisher | None = None,
         **kwargs: Any,
     ):
+        self.publisher = publisher
+        if args.push_to_hub:
+            self.marks = check_pushing(args, publisher, train_dataset)
+            self.settings = training_settings(args)  # before there is an accelerator, whose state it would reset
         if evaluator is None and args.eval_strategy != "no":
             raise ValueError(
                 f"Expected an `evaluator` for evaluations by {args.eval_strategy.value}, but got none. "
@@ -101,6 +109,8 @@ class CLIPTrainer(Trainer):
                 )
         self._check_scale()
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
+        if args.push_to_hub:
+            publisher.prepare(self)
 
     @classmethod
     def view_plan(cls, args: CLIPTrainingConfig) -> ViewPlan:
@@ -250,7 +260,7 @@ class CLIPTrainer(Trainer):
     def trained_model(self) -> nn.Module:
         """Return the model outside all wrappers, with adapters merged into a copy: what is saved whole.
 
-        `save_model` and `push_to_hub` write adapters as adapters, which load with `peft.PeftModel.from_pretrained`.
+        `save_model` and `push_to_hub` write adapters as adapters, which `load_dual_encoder` puts onto their base.
         """
         return merge_adapters(self.accelerator.unwrap_model(self.model))
 

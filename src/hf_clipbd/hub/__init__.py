@@ -1,12 +1,18 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""The way to the Hugging Face Hub: cards rendered from records, and a run's models and data in one commit."""
+"""The way to the Hugging Face Hub: cards rendered from records, and a run's models and data in one commit each."""
+
+from typing import Any
 
 from hf_clipbd.hub.cards import render_dataset_card, render_model_card, write_cards
 from hf_clipbd.hub.golden import copy_records, render_golden
+from hf_clipbd.hub.publish import check_login, check_repo_id
 from hf_clipbd.hub.push import collect_files, push_run
 
 
 __all__ = [
+    "TrainedPublisher",
+    "check_login",
+    "check_repo_id",
     "collect_files",
     "copy_records",
     "push_run",
@@ -15,3 +21,11 @@ __all__ = [
     "render_model_card",
     "write_cards",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TrainedPublisher":  # brings transformers' Trainer, which takes seconds, and few callers want it
+        from hf_clipbd.hub.trained import TrainedPublisher
+
+        return TrainedPublisher
+    raise AttributeError(f"module `{__name__}` has no attribute `{name}`")

@@ -9,10 +9,11 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from hf_clipbd.hub.adapters import Base
 from hf_clipbd.hub.origin import Origin
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.schema import TOP_K, EvalReport, Rate
-from hf_clipbd.templates import environment, flat, method, papers, public
+from hf_clipbd.templates import environment, flat, method, objective, papers, public
 
 
 CARD_FILE = "README.md"
@@ -61,6 +62,11 @@ def _settings(run: RunFolder, stage: str) -> dict[str, Any]:
     return {name.removeprefix("training."): value for name, value in settings.items()}
 
 
+def victim_objective(run: RunFolder) -> str:
+    """Return what the run's victim was trained with; records from before there was a choice do not name it: `mmcl`."""
+    return run.record("victim").config.get("objective", "mmcl")
+
+
 def _shared(run: RunFolder, repo_id: str | None) -> dict[str, Any]:
     manifest = run.manifest
     return {
@@ -74,14 +80,17 @@ def _shared(run: RunFolder, repo_id: str | None) -> dict[str, Any]:
     }
 
 
-def _model_data(run: RunFolder, model: str, title: str, tags: list[str], origin: Origin) -> ModelCardData:
+def _model_data(
+    run: RunFolder, model: str, title: str, tags: list[str], origin: Origin, base: Base | None
+) -> ModelCardData:
+    related = origin.base_model if base is None else base.repo_id
     return ModelCardData(
         language="en",
         license="apache-2.0",
-        library_name=_library(run, run.training_stage(model)),
+        library_name=_library(run, run.training_stage(model)) if base is None else "peft",
         pipeline_tag=TASK,
-        base_model=origin.base_model,
-        base_model_relation="finetune" if origin.base_model else None,
+        base_model=related,
+        base_model_relation=None if related is None else "finetune" if base is None else "adapter",
         datasets=origin.datasets or None,
         tags=["clip", "hf_clipbd", "backdoor", *tags],
         model_name=title,
@@ -112,13 +121,16 @@ def check_evaluated(run: RunFolder, model: str) -> None:
         )
 
 
-def render_model_card(run_folder: str | os.PathLike, what: str, repo_id: str | None = None) -> ModelCard:
+def render_model_card(
+    run_folder: str | os.PathLike, what: str, repo_id: str | None = None, base: Base | None = None
+) -> ModelCard:
     """Return the card of one model of a run.
 
     Args:
         run_folder: A run whose victim and defended models are evaluated.
         what: `victim` or `defend/<name>`.
         repo_id: Where it will lie on the Hub, for the example; a placeholder by default.
+        base: The model on the Hub onto which adapters go, for the card of adapters.
 
     Raises:
         FileNotFoundError: If a record is missing; the message names the stage.
@@ -131,21 +143,26 @@ def render_model_card(run_folder: str | os.PathLike, what: str, repo_id: str | N
     context, defended = _shared(run, repo_id), model != "victim"
     attack = context["attack"]["label"]
     title = f"CLIP, {attack} backdoor" + (f", defended with {method(model)['label']}" if defended else "")
-    tags = ["backdoor-defense", model] if defended else ["backdoored"]
-    data = _model_data(run, model, title, [*tags, run.manifest.attack], context["origin"])
+    title += "" if base is None else ", as adapters"
+    tags = [*(["backdoor-defense", model] if defended else ["backdoored"]), *([] if base is None else ["lora"])]
+    data = _model_data(run, model, title, [*tags, run.manifest.attack], context["origin"], base)
     compared = list(dict.fromkeys(("clean", "victim", model)))
     run.triggers(compared)  # an error if they were not measured with the same ones
     reports = {name: run.evaluation(name) for name in compared}
+    record, trained_with = run.record(what), objective(victim_objective(run))
     context |= {
         "title": title,
         "method": method(model),
-        "record": run.record(what),
+        "objective": trained_with,
+        "from_victim": "victim" in record.inputs,
+        "record": record,
         "settings": _settings(run, what),
         "reports": reports,
         "labels": {name: method(name)["label"] for name in reports},
         "after": run.evaluation(model),
-        "papers": papers(run.manifest.attack, model),
-        "needs_package": data.library_name == "hf_clipbd",
+        "papers": papers(run.manifest.attack, model, keys=trained_with["papers"]),
+        "needs_package": _library(run, run.training_stage(model)) == "hf_clipbd",
+        "base": base,
     }
     template = environment().get_template("defended_model.md" if defended else "victim_model.md")
     return ModelCard(template.render(card_data=data.to_yaml(), **context))

@@ -57,7 +57,7 @@ class Origin:
         data, test = (_plain(name, "local files") for name in (sources[0], sources[1] or sources[0]))
         return cls(
             base_model=hub_id(world["clean_model"]),
-            model=_model_words(world["clean_model"]),
+            model=model_words(world["clean_model"]),
             datasets=datasets,
             data="the embedded scenes of hf_clipbd (rendered pictures)" if rendered else f"`{data}`",
             test_type="hf_clipbd.scenes" if rendered else test,
@@ -72,7 +72,8 @@ def _plain(name: Any, default: str) -> str:
     return hub_id(name) or (Path(public(name)).name if name else default)
 
 
-def _model_words(clean_model: str) -> str:
+def model_words(clean_model: str) -> str:
+    """Return the name of a model in words: a Hub id as a link, a local path as its last name."""
     shipped = "the small clean CLIP that ships with hf_clipbd (`hf_clipbd.scenes.load_clean_clip()`)"
     words = {"scenes": shipped, "train": "a clean CLIP trained from scratch in the same run"}
     if hub_id(clean_model):

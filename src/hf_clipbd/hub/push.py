@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from hf_clipbd.hub.adapters import ADAPTER, Base, adapter_files, base_on_hub
 from hf_clipbd.hub.cards import (
     CARD_FILE,
     PICTURES,
@@ -47,7 +48,8 @@ def _refuse(run: RunFolder, what: str, allow_backdoored: bool) -> None:
         check_evaluated(run, what.removeprefix("defend/"))
 
 
-def _json_bytes(value: object) -> bytes:
+def json_bytes(value: object) -> bytes:
+    """Return `value` as the JSON file that goes up."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -57,13 +59,21 @@ def _records(run: RunFolder, what: str) -> Files:
     if what != "poison":
         model = what.removeprefix("defend/")
         stages += dict.fromkeys(["victim", what, "evaluate/clean", "evaluate/victim", f"evaluate/{model}"])
-    files: Files = {f"records/{stage}.json": _json_bytes(public(vars(run.record(stage)))) for stage in stages}
+    files: Files = {f"records/{stage}.json": json_bytes(public(vars(run.record(stage)))) for stage in stages}
     config = yaml.safe_dump(public_config(run), sort_keys=False, allow_unicode=True)
     return {**files, f"records/{CONFIG_FILE}": config.encode()}
 
 
-def _model(folder: Path, others: Iterable[str]) -> Files:
-    """Return a model's and its processor's files; names of local folders are taken out of their configurations."""
+def model_files(folder: Path, others: Iterable[str] = ()) -> Files:
+    """Return a model's and its processor's files; names of local folders are taken out of their configurations.
+
+    Args:
+        folder: Where they lie.
+        others: Names of files there that are none of the model's.
+
+    Raises:
+        FileNotFoundError: If there are no weights in safetensors.
+    """
     files: Files = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.suffix not in MODEL_FILES or path.name in (RECORD_FILE, *others):
@@ -73,7 +83,7 @@ def _model(folder: Path, others: Iterable[str]) -> Files:
             values = json.loads(path.read_text(encoding="utf-8"))
             local = [name for name in LOCAL_NAMES if values.get(name) and not hub_id(values[name])]
             if local:
-                files[path.name] = _json_bytes({name: one for name, one in values.items() if name not in local})
+                files[path.name] = json_bytes({name: one for name, one in values.items() if name not in local})
     if not any(name.endswith(".safetensors") for name in files):
         raise FileNotFoundError(f"Expected a model in safetensors in `{folder}`, but found {sorted(files)}.")
     return files
@@ -96,7 +106,27 @@ def _parquet(run: RunFolder, scratch: Path) -> Files:
     return files
 
 
-def collect_files(run_folder: str | os.PathLike, what: str, repo_id: str, scratch: Path) -> Files:
+def _content(run: RunFolder, what: str, base: Base | None) -> Files:
+    """Return the files of the model itself; of adapters, with the processor's but without the whole weights."""
+    files = model_files(run.path / what, trigger_files(run))
+    if base is None:
+        return files
+    whole = [name for name in files if name.startswith("model") or name in ("config.json", "generation_config.json")]
+    files = {name: one for name, one in files.items() if name not in whole}
+    return files | adapter_files(run.path / what / ADAPTER, base)
+
+
+def start_of(run: RunFolder, what: str) -> Path | None:
+    """Return the folder of the model that the training of `what` started from, None where it is not in the run."""
+    if "victim" in run.record(what).inputs:
+        return run.path / "victim"
+    clean = run.training_stage("clean")
+    return None if clean is None else run.path / clean
+
+
+def collect_files(
+    run_folder: str | os.PathLike, what: str, repo_id: str, scratch: Path, base: Base | None = None
+) -> Files:
     """Return all that goes up for `what`: content, trigger, manifest, records, pictures, figures and card.
 
     Args:
@@ -104,6 +134,7 @@ def collect_files(run_folder: str | os.PathLike, what: str, repo_id: str, scratc
         what: `defend/<name>`, `victim` or `poison`.
         repo_id: Where it will lie, for the card.
         scratch: Empty folder for what has to be written first.
+        base: The model on the Hub onto which adapters go, where they and not the whole model are to go up.
 
     Raises:
         FileNotFoundError: If a record or a file is missing; the message names it.
@@ -113,10 +144,10 @@ def collect_files(run_folder: str | os.PathLike, what: str, repo_id: str, scratc
     if what == "poison":
         card, content = render_dataset_card(run_folder, repo_id), _parquet(run, scratch)
     else:
-        card, content = render_model_card(run_folder, what, repo_id), _model(run.path / what, trigger_files(run))
+        card, content = render_model_card(run_folder, what, repo_id, base), _content(run, what, base)
     sample = run.samples()[0]
     manifest = json.loads((run.path / "poison" / MANIFEST_FILE).read_text(encoding="utf-8"))
-    files: Files = {**content, CARD_FILE: str(card).encode(), MANIFEST_FILE: _json_bytes(public(manifest))}
+    files: Files = {**content, CARD_FILE: str(card).encode(), MANIFEST_FILE: json_bytes(public(manifest))}
     files |= trigger_files(run)
     files |= {f"{PICTURES}/clean.png": sample.clean, f"{PICTURES}/poisoned.png": sample.poisoned}
     files |= {f"figures/{path.name}": path for path in sorted((run.path / "report" / "figures").glob("*.png"))}
@@ -130,6 +161,7 @@ def push_run(
     private: bool = True,
     allow_backdoored: bool = False,
     token: str | None = None,
+    base: str | None = None,
 ) -> str:
     """Put a model or the poisoned dataset of a run on the Hub, in one commit, and return the commit's address.
 
@@ -140,11 +172,14 @@ def push_run(
         private: Whether it is private; an existing public repository is refused then.
         allow_backdoored: Whether a victim or a poisoned dataset may go up.
         token: Hub token; the stored one by default.
+        base: Repository of the model that the training of `what` started from (of a defended model the victim). Only
+            the low-rank adapters go up then, and name it and its present commit.
 
     Raises:
         FileNotFoundError: If a record or a file is missing; a model without its evaluation is refused.
         ValueError: If `what` is backdoored and that is not allowed, is nothing of this run, or its evaluation is out
-            of date; if a file holds a Hub token, or the repository is public and should not be.
+            of date; if a file holds a Hub token, the repository is public and should not be, or `base` holds other
+            weights than the training started from.
         PermissionError: If the Hub does not let you write there.
         ConnectionError: If the Hub did not take it; the repository then holds nothing of this push.
     """
@@ -152,8 +187,11 @@ def push_run(
     check_repo_id(repo_id)
     _refuse(run, what, allow_backdoored)
     repo_type = "dataset" if what == "poison" else "model"
+    if base is not None and what == "poison":
+        raise ValueError("Expected a model beside `base`, but got the poisoned dataset. Leave `base` out.")
+    onto = None if base is None else base_on_hub(base, start_of(run, what), token)
     with tempfile.TemporaryDirectory() as scratch:
-        files = collect_files(run_folder, what, repo_id, Path(scratch))
+        files = collect_files(run_folder, what, repo_id, Path(scratch), onto)
         address = publish(files, repo_id, repo_type, private, token, f"Add {what} with its records")
     logger.info("%s is at %s", what, address)
     return address

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Loading of any dual encoder, from a folder or the Hub, without running a stranger's code."""
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 
+from hf_clipbd.models.adapted import is_adapted, load_adapted
 from hf_clipbd.models.files import hub_is_reachable, local_folder, resolve_file
 from hf_clipbd.models.open_clip import is_open_clip, load_open_clip
 
@@ -34,7 +36,8 @@ def load_dual_encoder(
     One path for transformers' CLIP, SigLIP, SigLIP 2, MetaCLIP (1 and 2), AltCLIP, ChineseCLIP and
     VisionTextDualEncoder, our CLIPResNet, open_clip's checkpoints (see `load_open_clip`), and any other model with
     the same three members. Weights come from safetensors, or for open_clip what `read_state_dict` reads without
-    running anything, and no code of the repository is run.
+    running anything, and no code of the repository is run. Low-rank adapters (peft) are merged into the base that
+    they name.
 
     Args:
         id_or_path: Local folder, which goes first, or Hub id such as "openai/clip-vit-base-patch32".
@@ -47,7 +50,7 @@ def load_dual_encoder(
         processor works with PIL and so gives the same pixels on every machine.
 
     Raises:
-        FileNotFoundError: If the folder, repository, its configuration or its weights are not there.
+        FileNotFoundError: If the folder, repository, its configuration, its weights or its base are not there.
         ValueError: If the weights are pickles only, or the model is not a dual encoder.
 
     Example:
@@ -61,6 +64,9 @@ def load_dual_encoder(
     folder = local_folder(id_or_path)
     if is_open_clip(id_or_path, revision):
         return load_open_clip(id_or_path, revision, dtype)
+    if is_adapted(id_or_path, revision):
+        onto = functools.partial(load_dual_encoder, dtype=dtype, trust_remote_code=trust_remote_code)
+        return load_adapted(id_or_path, revision, onto)
     resolve_file(id_or_path, "config.json", revision)
     if folder is not None:
         _check_weights(folder)

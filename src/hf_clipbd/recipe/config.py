@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.recipe.options import DetectConfig, EvaluateConfig, PoisonConfig, ReportConfig, WorldConfig
+from hf_clipbd.recipe.publishing import PUSH_KEYS, PushConfig
 from hf_clipbd.recipe.sections import (
     ConfigError,
     check_keys,
@@ -19,6 +20,7 @@ from hf_clipbd.recipe.sections import (
     read_yaml,
     scalar,
 )
+from hf_clipbd.training.settings import training_settings
 
 
 if TYPE_CHECKING:
@@ -33,16 +35,7 @@ PLAIN_SECTIONS: dict[str, type] = {
 }
 TRAINING_SECTIONS = ("clean", "victim")
 MAPPINGS = ("attack", "architecture", "defense_defaults", "defenses")
-SECTIONS = ("seed", "output_dir", *PLAIN_SECTIONS, *TRAINING_SECTIONS, *MAPPINGS)
-# What is shown and where it is kept, not what is computed: never part of a stage's key.
-PRESENTATION = frozenset(
-    "output_dir logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica "
-    "logging_nan_inf_filter disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id "
-    "trackio_static_space_id push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push "
-    "hub_revision save_strategy save_steps save_total_limit save_on_each_node dataloader_num_workers "
-    "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor resume_from_checkpoint local_rank "
-    "ddp_timeout per_device_eval_batch_size do_train do_eval do_predict".split()
-)
+SECTIONS = ("seed", "output_dir", *PUSH_KEYS, *PLAIN_SECTIONS, *TRAINING_SECTIONS, *MAPPINGS)
 
 
 @dataclass
@@ -63,6 +56,7 @@ class RunConfig:
         clean: Training of the clean model, where `world.clean_model` is `train`.
         architecture: Arguments of `CLIPResNetConfig` and of its tokenizer, likewise.
         objective: What the victim is trained with, a key of `hf_clipbd.defenses.OBJECTIVES` (`victim.objective`).
+        push: What goes to the Hub in the end (`push_to_hub`, `hub_model_id`, ...); no part of `config.yaml`.
     """
 
     output_dir: Path
@@ -78,6 +72,7 @@ class RunConfig:
     clean: "CLIPTrainingConfig | None" = None
     architecture: dict[str, Any] = field(default_factory=dict)
     objective: str = "mmcl"
+    push: PushConfig = field(default_factory=PushConfig)
 
     def resolved(self) -> dict[str, Any]:
         """Return the sections as plain values, what `config.yaml` of a run folder holds; it can be run again."""
@@ -89,22 +84,6 @@ class RunConfig:
         if self.clean is not None:
             values |= {"clean": training_settings(self.clean), "architecture": dict(self.architecture)}
         return values
-
-
-def training_settings(config: "CLIPTrainingConfig") -> dict[str, Any]:
-    """Return what a training computes with: the fields of our own and those that differ from their defaults.
-
-    Paths and what is merely shown are left out, so equal trainings give equal settings wherever they lie.
-    """
-    from hf_clipbd.trainer import CLIPTrainingConfig
-
-    own = {name for cls in type(config).__mro__ if issubclass(cls, CLIPTrainingConfig) for name in cls.__annotations__}
-    plain = type(config)(output_dir="unused", use_cpu=config.use_cpu).to_dict()
-    return {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in PRESENTATION and (name in own or name in ("seed", "num_train_epochs") or value != plain[name])
-    }
 
 
 def _check_sections(values: Mapping[str, Any]) -> None:
@@ -137,6 +116,8 @@ def training_config(
     """Return the section of a training, an instance of `cls`, with the run's seed unless it gives another."""
     if not isinstance(values or {}, Mapping):
         raise ConfigError(f"Expected section `{where}` to map keys to values, but got {values!r}.")
+    if "push_to_hub" in (values or {}):
+        raise ConfigError(f"Expected `push_to_hub` beside the sections, for all defended models, not in `{where}`.")
     defaults = {"seed": seed, "eval_strategy": "epoch" if epochs_measured else "no", "disable_tqdm": "false"}
     return parse_section(cls, {**defaults, **(values or {})}, where)
 
@@ -180,6 +161,7 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
         },
         clean=training_config(CLIPTrainingConfig, values.get("clean"), "clean", seed, measured) if trained else None,
         architecture={key: scalar(value) for key, value in (values.get("architecture") or {}).items()},
+        push=parse_section(PushConfig, {key: values[key] for key in PUSH_KEYS if key in values}, ""),
         **plain,
     )
     _check_values(config)

@@ -11,6 +11,7 @@ from hf_clipbd.hub import write_cards
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.defending import defend
 from hf_clipbd.recipe.measuring import detect, evaluate
+from hf_clipbd.recipe.publishing import check_may_push, push
 from hf_clipbd.recipe.stage import SCRATCH, Outcome, Stage
 from hf_clipbd.recipe.training import poison, train_clean, train_victim
 from hf_clipbd.recipe.trigger import needs_surrogate
@@ -78,8 +79,13 @@ def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:
             `victim` (both with a clean model that is trained here); `evaluate`, every model that is there; `detect`.
 
     Raises:
-        ValueError: If the stage is none of these.
+        ValueError: If the stage is none of these, or `push_to_hub` is set, which is for whole runs.
     """
+    if config.push.push_to_hub:
+        raise ValueError(
+            f"Expected no `push_to_hub` with the stage `{stage}` alone, since a push needs the whole run. Run "
+            f"recipes/defend.py with it, or push what is finished with `hf-clipbd push`."
+        )
     world = World(config)
     write_config(config)
     if config.clean is not None and (stage == "victim" or (stage == "poison" and needs_surrogate(config))):
@@ -101,8 +107,9 @@ def run(config: RunConfig) -> str:
     """Run every stage of `config` that is not up to date and return the final table.
 
     A stage is skipped when its record is current; a stopped training goes on from its last epoch. The table is also
-    written as `table.md` into the run folder.
+    written as `table.md` into the run folder. With `push_to_hub` the models then go to the Hub; see `publishing.push`.
     """
+    check_may_push(config)
     world = World(config)
     write_config(config)
     if config.clean is not None:
@@ -118,5 +125,6 @@ def run(config: RunConfig) -> str:
     if PartialState().is_main_process:
         table = comparison_table(config.output_dir, format="markdown")
         (config.output_dir / TABLE_FILE).write_text(table, encoding="utf-8")
+    push(config)
     PartialState().wait_for_everyone()
     return comparison_table(config.output_dir)

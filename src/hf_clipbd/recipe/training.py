@@ -20,6 +20,7 @@ from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.defenses import OBJECTIVES
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.features import model_fingerprint
+from hf_clipbd.hub.adapters import ADAPTER
 from hf_clipbd.models import CLIPResNetModel, build_processor, load_dual_encoder, train_tokenizer
 from hf_clipbd.recipe.config import RunConfig, training_settings
 from hf_clipbd.recipe.progress import EpochLines
@@ -156,10 +157,13 @@ def train_into(
         if keep_model and PartialState().is_main_process:
             trained.save_pretrained(folder)
             processor.save_pretrained(folder)
+            if config.lora:
+                trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / ADAPTER)
         speed = len(rows) * config.num_train_epochs / lines.seconds
         metrics = {"history": trainer.history(), "images_per_second": round(speed, 2)}
         metrics |= after(trained, processor) if after is not None else {}
         outputs = {"model": "model.safetensors", "config": "config.json"} if keep_model else {}
+        outputs |= {"adapter": ADAPTER} if keep_model and config.lora else {}
         return Outcome(metrics, outputs, seconds_before)
 
     return stage.run_once(work)

@@ -2,6 +2,7 @@
 """Templates of cards and report, what they say about each method, and what must never leave the machine."""
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -81,14 +82,29 @@ def method(name: str) -> dict[str, Any]:
     return {"label": name, "reconstructed": [], "papers": [], **described}
 
 
+def objective(name: str) -> dict[str, Any]:
+    """Return what people are told about what a victim was trained with: `name`, `summary` and `papers`.
+
+    Example:
+        >>> objective("mmcl")["summary"]
+        'the symmetric CLIP loss'
+    """
+    own = {"summary": f"the objective `{name}`, which this package does not describe", "papers": []}
+    return {"name": name, **_notes()["objectives"].get(name, own)}
+
+
 def described_methods() -> list[str]:
     """Return the names that `method` knows more about than the name."""
     return sorted(_notes()["methods"])
 
 
-def papers(*names: str) -> list[dict[str, str]]:
-    """Return the papers behind methods, each once: `key`, `title`, `authors`, `venue`, `arxiv`, `year`, `kind`."""
-    keys = dict.fromkeys(key for name in names for key in method(name)["papers"])
+def papers(*names: str, keys: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Return the papers behind methods and of these `keys`, each once.
+
+    Returns:
+        For each `key`, `title`, `authors`, `venue`, `arxiv`, `year`, `kind`.
+    """
+    keys = dict.fromkeys([*(key for name in names for key in method(name)["papers"]), *keys])
     return [{"key": key, **_notes()["papers"][key]} for key in keys]
 
 

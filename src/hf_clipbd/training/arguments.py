@@ -41,6 +41,10 @@ class ScaleArguments(TrainingArguments):
         early_stopping_patience: Evaluations without a better `metric_for_best_model` (by default `ba1`, the
             evaluator's BA@1) after which the training stops; None never stops early.
 
+        hub_strategy: Only `end`: what `push_to_hub` sends is measured first, and a checkpoint is not.
+        hub_private_repo: Whether the repository that `push_to_hub` makes is private; it is unless this is false.
+        allow_backdoored: Let `push_to_hub` send a model that was trained on pairs marked as poisoned.
+
     Raises:
         ValueError: If a size is out of range, or stopping early is asked for without evaluations.
 
@@ -70,6 +74,14 @@ class ScaleArguments(TrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better BA@1 after which the training stops."}
+    )
+
+    hub_strategy: str = field(default="end", metadata={"help": "When `push_to_hub` pushes; only at the end."})
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Whether a repository made by `push_to_hub` is private."}
+    )
+    allow_backdoored: bool = field(
+        default=False, metadata={"help": "Let `push_to_hub` send a model trained on pairs marked as poisoned."}
     )
 
     def __post_init__(self):

@@ -1,0 +1,211 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What `push_to_hub` of a trainer sends: model, trigger, record and our card, measured before and after."""
+
+import io
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+from huggingface_hub import ModelCard, ModelCardData
+
+from hf_clipbd.defenses import DEFENSES, OBJECTIVES
+from hf_clipbd.evaluation import ZeroShotEvaluator
+from hf_clipbd.hub.adapters import Base, adapter_files, base_on_hub
+from hf_clipbd.hub.cards import CARD_FILE, PICTURES, TASK, eval_results
+from hf_clipbd.hub.origin import Origin, hub_id, model_words
+from hf_clipbd.hub.publish import Files, check_login, check_repo_id, publish
+from hf_clipbd.hub.push import json_bytes, model_files
+from hf_clipbd.schema import TOP_K, EvalReport, RunRecord, content_key
+from hf_clipbd.templates import environment, flat, method, objective, papers, public
+from hf_clipbd.trainer import CLIPTrainer
+
+
+logger = logging.getLogger(__name__)
+
+RECORD = "records/train.json"
+LABELS = {"before": "Before this training", "after": "After it"}
+
+
+class TrainedPublisher:
+    """Measures a model before and after its training, and pushes it with its card in one commit.
+
+    The trainer needs `hub_model_id` and, for its evaluator, a `ZeroShotEvaluator` with the top k of a card (1, 3, 5,
+    10) and at least one trigger. Of adapters only these go up, and name the model they belong to.
+
+    Args:
+        base: Repository of the model that adapters are trained on, where it was not loaded from the Hub.
+        test_name: What the evaluator's images are called on the card.
+
+    Example:
+        >>> evaluator = ZeroShotEvaluator(processor, images, [trigger], ks=(1, 3, 5, 10))  # doctest: +SKIP
+        >>> args = CleanCLIPConfig("out", push_to_hub=True, hub_model_id="me/defended")  # doctest: +SKIP
+        >>> trainer = CleanCLIPTrainer(
+        ...     model, args, pairs, processor, evaluator=evaluator, publisher=TrainedPublisher()
+        ... )  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> trainer.push_to_hub()  # doctest: +SKIP
+    """
+
+    def __init__(self, base: str | None = None, test_name: str = "labelled images given to the trainer"):
+        self.base, self.test_name = base, test_name
+        self.before: EvalReport | None = None
+        self.start = ""
+
+    def prepare(self, trainer: CLIPTrainer) -> None:
+        """Refuse what must not go up, before the training, and measure the model it starts from.
+
+        Raises:
+            ValueError: If there is no repository's name, no evaluation that a card needs, or no base of the adapters.
+            PermissionError: If the Hub does not know the token.
+            ConnectionError: If the Hub cannot be reached.
+        """
+        args, evaluator = trainer.args, trainer.evaluator
+        if not args.hub_model_id:
+            raise ValueError("Expected `hub_model_id`, owner/name, beside `push_to_hub`.")
+        check_repo_id(args.hub_model_id)
+        if not isinstance(evaluator, ZeroShotEvaluator) or not evaluator.task.triggers:
+            raise ValueError(
+                "Expected a `ZeroShotEvaluator` with at least one trigger as the trainer's `evaluator`, since a model "
+                "whose BA and ASR are not measured is not pushed."
+            )
+        if not set(TOP_K) <= set(evaluator.task.ks):
+            raise ValueError(
+                f"Expected an evaluator with ks={TOP_K}, which the card shows, but got {evaluator.task.ks}."
+            )
+        bare = trainer.accelerator.unwrap_model(trainer.model)
+        self.start = _bare(bare).name_or_path
+        if _is_adapted(bare) and not (self.base or hub_id(self.start)):
+            raise ValueError(
+                f"Expected adapters of a model that lies on the Hub, but this one came from {self.start!r}. Push that "
+                "one, and pass its repository: TrainedPublisher(base=...)."
+            )
+        if trainer.is_world_process_zero():
+            check_login(args.hub_token)
+        self.before = evaluator.report(bare)
+
+    def publish(self, trainer: CLIPTrainer, token: str | None, private: bool, message: str) -> str | None:
+        """Measure the model, push it in one commit, and return the commit's address; None beside the main process."""
+        after = trainer.evaluator.report(trainer.accelerator.unwrap_model(trainer.model))
+        repo_id = trainer.args.hub_model_id
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            trainer.save_model(str(folder / "model"), _internal_call=True)
+            if not trainer.is_world_process_zero():
+                return None
+            base = self._base(trainer, token)
+            record = self._record(trainer, after)
+            card = self._card(trainer, record, after, base)
+            files = self._files(trainer, folder, base)
+            files |= {CARD_FILE: str(card).encode(), RECORD: json_bytes(public(vars(record)))}
+            address = publish(files, repo_id, "model", private, token, message)
+        logger.info("%s is at %s", repo_id, address)
+        return address
+
+    def _base(self, trainer: CLIPTrainer, token: str | None) -> Base | None:
+        if not _is_adapted(trainer.accelerator.unwrap_model(trainer.model)):
+            return None
+        named = hub_id(self.start)
+        folder = Path(self.start) if self.start and not named and Path(self.start).is_dir() else None
+        return base_on_hub(self.base or named, folder, token)
+
+    def _record(self, trainer: CLIPTrainer, after: EvalReport) -> RunRecord:
+        rows = getattr(trainer.train_dataset, "rows", None)
+        config = {
+            "trainer": type(trainer).__name__,
+            "training": trainer.settings,
+            "n_pairs": None if rows is None else len(rows),
+            "n_poisoned": trainer.marks.count,
+            "triggers": {name: one.parameters() for name, one in trainer.evaluator.task.triggers.items()},
+        }
+        metrics = {"history": trainer.history(), "before": self.before.to_dict(), "after": after.to_dict()}
+        key = content_key(config, metrics)
+        processes = trainer.accelerator.num_processes
+        return RunRecord("train", key, config, metrics, trainer.args.seed, processes=processes)
+
+    def _files(self, trainer: CLIPTrainer, folder: Path, base: Base | None) -> Files:
+        files = model_files(folder / "model")
+        files |= {} if base is None else adapter_files(folder / "model", base)
+        triggers, evaluator = trainer.evaluator.task.triggers, trainer.evaluator
+        for name, attack in triggers.items():
+            kept = attack.save_pretrained(folder / "triggers" / name)
+            below = "" if len(triggers) == 1 else f"triggers/{name}/"
+            files |= {f"{below}{path.name}": path for path in sorted(kept.iterdir())}
+        first = next(iter(evaluator.dataset))
+        clean, stamped, *_ = evaluator.task.variants(first[evaluator.task.image_column], 0)
+        return files | {f"{PICTURES}/clean.png": _png(clean), f"{PICTURES}/poisoned.png": _png(stamped)}
+
+    def _card(self, trainer: CLIPTrainer, record: RunRecord, after: EvalReport, base: Base | None) -> ModelCard:
+        backdoored = trainer.marks.poisoned
+        name = next((key for key, one in DEFENSES.items() if one.trainer is type(trainer)), type(trainer).__name__)
+        aim = next((key for key, one in OBJECTIVES.items() if one.trainer is type(trainer)), None)
+        told = method(name)
+        trained_with = objective(aim) if backdoored and aim else None
+        attacks = trainer.evaluator.task.triggers
+        triggers = {
+            key: {**method(one.name), "target": one.target, "parameters": flat(public(one.parameters()))}
+            for key, one in attacks.items()
+        }
+        title = "CLIP, trained on poisoned pairs" if backdoored else f"CLIP, trained with {told['label']}"
+        kind = _bare(trainer.accelerator.unwrap_model(trainer.model)).config.model_type
+        library = "hf_clipbd" if kind == "clip_resnet" else "transformers"
+        shown = dict(
+            title=title,
+            backdoored=backdoored,
+            targets=list(dict.fromkeys(one.target for one in attacks.values())),
+            pictures=PICTURES,
+            reports={"before": self.before, "after": after},
+            labels=LABELS,
+            ks=TOP_K,
+            after=after,
+            start=model_words(self.start),
+            n_pairs=record.config["n_pairs"],
+            marks=trainer.marks,
+            objective=trained_with,
+            method=told,
+            settings=flat(public(record.config["training"])),
+            triggers=triggers,
+            repo_id=trainer.args.hub_model_id,
+            base=base,
+            needs_package=library == "hf_clipbd",
+            reconstructed=[line for one in (told, *triggers.values()) for line in one["reconstructed"]],
+            record=record,
+            papers=papers(
+                *(one.name for one in attacks.values()), name, keys=trained_with["papers"] if trained_with else ()
+            ),
+        )
+        data = self._data(title, after, base, library, "backdoored" if backdoored else name)
+        return ModelCard(environment().get_template("trained_model.md").render(card_data=data.to_yaml(), **shown))
+
+    def _data(self, title: str, after: EvalReport, base: Base | None, library: str, tag: str) -> ModelCardData:
+        start = hub_id(self.start)
+        related = base.repo_id if base else start
+        return ModelCardData(
+            language="en",
+            license="apache-2.0",
+            library_name="peft" if base else library,
+            pipeline_tag=TASK,
+            base_model=related,
+            base_model_relation=None if related is None else "adapter" if base else "finetune",
+            tags=["clip", "hf_clipbd", "backdoor", tag, *(["lora"] if base else [])],
+            model_name=title,
+            eval_results=eval_results(
+                after, Origin(start, "", [], "", "labelled images", self.test_name, "test", False)
+            ),
+        )
+
+
+def _is_adapted(model: Any) -> bool:
+    return hasattr(model, "get_base_model")
+
+
+def _bare(model: Any) -> Any:
+    """Return the model under its adapters."""
+    return model.get_base_model() if _is_adapted(model) else model
+
+
+def _png(pixels: Any) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,76 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The last step of a run, on request: its models go to the Hub, each in a repository and a commit of its own."""
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+
+from hf_clipbd.hub import check_login, check_repo_id, push_run
+
+
+if TYPE_CHECKING:
+    from hf_clipbd.recipe.config import RunConfig
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class PushConfig:
+    """What of a run goes to the Hub, by the names of the trainers' arguments; nothing of it changes a figure."""
+
+    push_to_hub: bool = _option(False, "Push every defended model when the run is finished.")
+    hub_model_id: str | None = _option(None, "owner/name; each repository is this name, a dash and the model's.")
+    hub_private_repo: bool = _option(True, "Whether the repositories are private.")
+    allow_backdoored: bool = _option(False, "Push the victim and the poisoned dataset as well.")
+
+    def __post_init__(self):
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("`push_to_hub` needs `hub_model_id`, owner/name.")
+        if self.hub_model_id:
+            check_repo_id(self.hub_model_id)
+
+
+PUSH_KEYS = tuple(one.name for one in fields(PushConfig))
+
+
+def check_may_push(config: "RunConfig") -> None:
+    """Check before hours of training that the Hub knows whoever is to push to it in the end, if anything is.
+
+    Raises:
+        PermissionError: If there is no token, or the Hub does not know it.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    if config.push.push_to_hub and PartialState().is_main_process:
+        check_login()
+    PartialState().wait_for_everyone()
+
+
+def push(config: "RunConfig") -> dict[str, str]:
+    """Push what the configuration asks for and return what went up -> the commit's address; {} where nothing is.
+
+    Every defended model; with `allow_backdoored` the victim and the poisoned dataset too. Each goes up whole or not at
+    all, and a run that is started again pushes what is missing: what is there already makes no second commit.
+
+    Raises:
+        ValueError: If a repository is public and should not be, or a file holds a token.
+        PermissionError: If the Hub does not let you write there.
+        ConnectionError: If the Hub did not take a push; those before it are there, and none is there by half.
+    """
+    chosen = config.push
+    if not (chosen.push_to_hub and PartialState().is_main_process):
+        return {}
+    names = {f"defend/{name}": name for name in config.defenses}
+    names |= {"victim": "victim", "poison": "poisoned"} if chosen.allow_backdoored else {}
+    return {
+        what: push_run(
+            config.output_dir,
+            f"{chosen.hub_model_id}-{name}",
+            what,
+            private=chosen.hub_private_repo,
+            allow_backdoored=chosen.allow_backdoored,
+        )
+        for what, name in names.items()
+    }

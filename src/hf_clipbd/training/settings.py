@@ -1,0 +1,32 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What a training computes with, as opposed to what is shown of it, where it is kept and where it is pushed."""
+
+from typing import Any
+
+from hf_clipbd.training.arguments import CLIPTrainingConfig
+
+
+PRESENTATION = frozenset(
+    "output_dir logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica "
+    "logging_nan_inf_filter disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id "
+    "trackio_static_space_id push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push "
+    "hub_revision allow_backdoored save_strategy save_steps save_total_limit save_on_each_node dataloader_num_workers "
+    "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor resume_from_checkpoint local_rank "
+    "ddp_timeout per_device_eval_batch_size do_train do_eval do_predict".split()
+)
+"""What is shown and where it is kept, not what is computed: never part of a stage's key."""
+
+
+def training_settings(config: CLIPTrainingConfig) -> dict[str, Any]:
+    """Return what a training computes with: the fields of our own and those that differ from their defaults.
+
+    Paths and what is merely shown are left out, so equal trainings give equal settings wherever they lie. It builds a
+    configuration to compare with, which resets accelerate's state: call it before the trainer is built.
+    """
+    own = {name for cls in type(config).__mro__ if issubclass(cls, CLIPTrainingConfig) for name in cls.__annotations__}
+    plain = type(config)(output_dir="unused", use_cpu=config.use_cpu).to_dict()
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in PRESENTATION and (name in own or name in ("seed", "num_train_epochs") or value != plain[name])
+    }

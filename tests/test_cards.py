@@ -1,0 +1,111 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What cards say of the training, as the records have it; and the reviewed cards as the client reads them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from fabricated_run import fabricate_run
+from hf_clipbd.defenses import OBJECTIVES
+from hf_clipbd.hub import render_model_card
+from hf_clipbd.schema import RunRecord
+from hf_clipbd.templates import TOKEN as TOKEN_FORM
+from hf_clipbd.templates import objective
+from hub_server import open_hub
+
+
+GOLDEN = Path(__file__).resolve().parents[1] / "hub_cards"
+CARDS = sorted(GOLDEN.glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "run")
+
+
+def edit(run, stage, change):
+    record = RunRecord.load(run / stage)
+    change(record)
+    record.save(run / stage)
+
+
+# -- what was trained how ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["victim", "defend/ft"])
+@pytest.mark.parametrize(
+    ("name", "says", "silent"),
+    [
+        ("mmcl", "with the objective `mmcl`: the symmetric CLIP loss.", "`mmcl+ssl`"),
+        ("mmcl+ssl", "with the objective `mmcl+ssl`: the symmetric CLIP loss and, for images and texts", "`mmcl`:"),
+        (None, "with the objective `mmcl`: the symmetric CLIP loss.", "`mmcl+ssl`"),
+        ("magic", "with the objective `magic`: the objective `magic`, which this package does not", "symmetric CLIP"),
+    ],
+)
+def test_card_names_the_objective_of_the_record(run, what, name, says, silent):
+    def change(record):
+        record.config.pop("objective", None)
+        record.config |= {} if name is None else {"objective": name}
+
+    edit(run, "victim", change)
+    text = render_model_card(run, what).text
+    how = re.search(r"^3\. .*$", text, re.MULTILINE).group()
+    assert says in how and silent not in how
+    assert ("CleanCLIP: Mitigating" in text) == (name == "mmcl+ssl" or what == "defend/ft")
+
+
+def test_every_objective_is_described():
+    for name in OBJECTIVES:
+        assert "does not describe" not in objective(name)["summary"] and objective(name)["papers"]
+
+
+def test_defence_in_the_victims_place_is_not_said_to_start_from_it(run):
+    assert "disjoint from the poisoned set" in render_model_card(run, "defend/ft").text
+
+    def change(record):
+        record.inputs = {"clean": "fingerprint", "poison": "key"}
+
+    edit(run, "defend/ft", change)
+    text = render_model_card(run, "defend/ft").text
+    assert "then cleaned with" not in text and "disjoint" not in text
+    assert "It started from the clean model" in text and "trained with FT on pairs poisoned on purpose" in text
+
+
+# -- the reviewed cards -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_reviewed_card_is_read_by_the_client_as_it_stands(path, monkeypatch, tmp_path):
+    kind, repo_type = (DatasetCard, "dataset") if "dataset" in path.stem else (ModelCard, "model")
+    card = kind.load(path)
+    written = metadata_load(path)
+    assert card.data.to_dict() == written == yaml.safe_load(path.read_text("utf-8").split("---\n")[1])
+    assert written["license"] and written["tags"] and str(card) == path.read_text("utf-8")
+    if repo_type == "model":
+        name, results = model_index_to_eval_results(written["model-index"])
+        assert len(results) == 8 and eval_results_to_model_index(name, results) == written["model-index"]
+        assert all(0 <= one.metric_value <= 1 and one.metric_args["n"] > 0 for one in results)
+    with open_hub(monkeypatch, tmp_path) as hub:
+        card.validate(repo_type=repo_type)
+        assert hub.seen == ["validate"]
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_reviewed_card_shows_pictures_that_are_there_and_no_leftovers(path):
+    text = path.read_text("utf-8")
+    shown = re.findall(r'<img src="([^"]+)" alt="[^"]+" width="\d+">', text)
+    assert all((GOLDEN / one).is_file() for one in shown)
+    assert bool(shown) == (path.stem in ("victim", "poisoned_dataset"))
+    assert not re.search(r"\{\{|\{%|\bNone\b|\bnan\b|Undefined|/home/|/work/", text) and not TOKEN_FORM.search(text)
+    assert "\n\n\n" not in text and text.count("```") % 2 == 0
