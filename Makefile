@@ -21,7 +21,7 @@ INSTALLED := $(VENV)/.installed
 LAUNCH := $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test cards check format clean
+.PHONY: help venv demo test cards docs results check format clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -38,6 +38,13 @@ test: $(INSTALLED)  ## run all tests and docstring examples
 
 cards: $(INSTALLED)  ## render hub_cards/ again from the committed records
 	$(VENV)/bin/python -m hf_clipbd.hub recipes/scenes/records/seed0 hub_cards
+
+results: $(INSTALLED)  ## render RESULTS.md again from the committed records
+	$(VENV)/bin/python recipes/reproduce.py results
+
+docs: $(INSTALLED)  ## build the site into build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet $(ARGS)
+	@echo "build/site/index.html"
 
 check: $(INSTALLED)  ## ruff: rules and format
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,8 @@ stages, each with its record in the run folder:
     report      model cards and one HTML page, both rendered from the records
 
 A finished stage with the same configuration is not run again; a stopped training goes on from its last epoch. Add
-`--traceback` to see where an error came from.
+`--dry_run` to see the stages, which are finished and how many steps are left, `--quiet` or `--json` for the result
+alone, `--traceback` to see where an error came from.
 """
 
 import sys

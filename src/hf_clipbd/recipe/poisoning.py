@@ -145,7 +145,7 @@ def poison_data(data: Data, shares: Mapping[str, Share], handling: Handling, out
     pairs = data.pairs()
     if TRIGGER not in pairs.column_names:
         pairs = pairs.select_columns([IMAGE, CAPTION])
-    settings = {"triggers": {name: _settings(share) for name, share in shares.items()}, **_kept(handling)}
+    settings = {"triggers": {name: share_settings(share) for name, share in shares.items()}, **_kept(handling)}
     stage = stage_at(out, "poison", settings, data.seed, {"data": data_fingerprint(pairs)})
     return stage.run_once(partial(_write, pairs, shares, data.seed, handling), main_only=True)
 
@@ -196,7 +196,7 @@ def poison_streaming(data: Data, share: Share, handling: Handling, out: Path) ->
         )
     except ValueError as error:
         raise ConfigError(f"{error} Or leave out `--streaming`.") from error
-    settings = {"triggers": {share.attack.name: _settings(share)}, "streaming": True, **_kept(handling)}
+    settings = {"triggers": {share.attack.name: share_settings(share)}, "streaming": True, **_kept(handling)}
     source = content_key(data.source, data.split, data.image_column, data.caption_column, data.n)
     stage = stage_at(out, "poison", settings, data.seed, {"data": source})
 
@@ -213,7 +213,7 @@ def _kept(handling: Handling) -> dict[str, Any]:
     return {"on_error": handling.on_error, "image_format": handling.image_format}
 
 
-def _settings(share: Share) -> dict[str, Any]:
+def share_settings(share: Share) -> dict[str, Any]:
     """Return what the poisoned rows depend on; a picture of the user's own by a hash of its pixels."""
     own = {field.name: getattr(share.attack, field.name) for field in fields(share.attack)}
     pictures = {

@@ -1,0 +1,216 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What each subcommand does with its arguments: it delegates to the stages and shows what they return."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hf_clipbd.cli.console import Console
+from hf_clipbd.cli.finished import CARD, COMPARE, CONVERT, PUSH, REPORT, VERIFY
+from hf_clipbd.cli.jobs import run_job
+
+
+if TYPE_CHECKING:
+    from hf_clipbd.recipe.single import Data
+
+
+def _console(options: argparse.Namespace) -> Console:
+    return Console(options.quiet, options.json)
+
+
+def _run(options: argparse.Namespace, extra: list[str]) -> int:
+    after = options.arguments[options.arguments.index("run") + 1 :]
+    return run_job([argument for argument in after if argument != "--traceback"])
+
+
+def data_of(options: argparse.Namespace, source: str, default_split: str) -> "Data":
+    """Return the rows that the group `data` of the arguments describes.
+
+    Args:
+        options: The arguments.
+        source: Where the rows come from.
+        default_split: Their split where the arguments name none.
+    """
+    from hf_clipbd.recipe.single import Data
+
+    return Data(
+        source,
+        options.split or default_split,
+        options.image_column,
+        options.caption_column,
+        options.label_column,
+        options.n,
+        options.size,
+        options.seed,
+        getattr(options, "target", "banana"),
+    )
+
+
+def flags_of(extra: list[str], example: str) -> dict[str, Any]:
+    """Return the configuration's keys among the arguments left over; raises `ConfigError` for anything else."""
+    from hf_clipbd.recipe.sections import ConfigError, read_flags
+
+    positional, flags = read_flags(extra)
+    if positional:
+        raise ConfigError(f"Expected flags such as {example}, but got {positional}.")
+    return flags
+
+
+def _poison(options: argparse.Namespace, extra: list[str]) -> int:
+    console = _console(options)
+    with console.working():
+        from hf_clipbd.cli.results import after_poison, record_values
+        from hf_clipbd.recipe.poisoning import Handling, poison_data, poison_streaming, shares_of
+        from hf_clipbd.recipe.sections import ConfigError, check_keys
+        from hf_clipbd.recipe.shown import record_lines
+
+        flags = flags_of(extra, "--attack.place corner")
+        check_keys(flags, ["attack"], "")
+        if options.size is None:
+            options.size = 64 if options.source == "scenes" else 224
+        shares = shares_of(options, flags.get("attack", {}))
+        handling = Handling(options.on_error, options.num_proc, options.image_format)
+        data = data_of(options, options.source, "train")
+        if options.streaming and len(shares) > 1:
+            raise ConfigError("Expected one trigger beside `--streaming`. Poison the result once more for another.")
+        if options.dry_run:
+            from hf_clipbd.cli.plans import plan_poison, show_plan
+
+            plan = plan_poison(data, shares, options.streaming, options.out)
+        elif options.streaming:
+            record = poison_streaming(data, next(iter(shares.values())), handling, options.out)
+        else:
+            record = poison_data(data, shares, handling, options.out)
+    if options.dry_run:
+        return show_plan(console, plan)
+    console.show(record_lines(record, options.out), record_values(record, options.out), after_poison(options))
+    return 0
+
+
+def _train_with(options: argparse.Namespace, extra: list[str], defense: str, model: str, source: str) -> int:
+    console = _console(options)
+    with console.working():
+        from hf_clipbd.cli.results import after_training, record_values
+        from hf_clipbd.defenses import DEFENSES
+        from hf_clipbd.recipe.sections import check_names, parse_section
+        from hf_clipbd.recipe.shown import record_lines
+        from hf_clipbd.recipe.single import Data, Probe, train_model
+
+        flags = flags_of(extra, "--learning_rate 1e-4")
+        check_names([defense], DEFENSES, "--defense")
+        if DEFENSES[defense].needs:
+            stages = ", ".join(DEFENSES[defense].needs)
+            raise ValueError(f"Expected a defence of its own, but `{defense}` needs {stages}. Use `hf-clipbd run`.")
+        given = {"seed": options.seed, "eval_strategy": "epoch" if options.test else "no", "disable_tqdm": "false"}
+        config = parse_section(DEFENSES[defense].config, {**given, **flags}, "")
+        probe = None
+        if options.test:
+            columns = {"image_column": options.image_column, "label_column": options.label_column}
+            probe = Probe(Data(options.test, "test", **columns, size=options.size), tuple(options.trigger))
+        defending = source == "scenes" and options.command == "defend"
+        pairs = data_of(options, source, "defense" if defending else "train")
+        if options.dry_run:
+            from hf_clipbd.cli.plans import plan_training, show_plan
+
+            plan = plan_training(pairs, DEFENSES[defense].trainer, config, options.out)
+        else:
+            record = train_model(model, pairs, DEFENSES[defense].trainer, config, probe, None, options.out)
+    if options.dry_run:
+        return show_plan(console, plan)
+    following = after_training(options, source)
+    console.show(record_lines(record, options.out), record_values(record, options.out), following)
+    return 0
+
+
+def _train(options: argparse.Namespace, extra: list[str]) -> int:
+    objectives = {"mmcl": "ft", "mmcl+ssl": "cleanclip"}  # victims are trained with these defences' losses
+    return _train_with(options, extra, objectives[options.objective], options.model, options.dataset)
+
+
+def _defend(options: argparse.Namespace, extra: list[str]) -> int:
+    return _train_with(options, extra, options.defense, options.model, options.data)
+
+
+def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
+    console = _console(options)
+    with console.working():
+        from dataclasses import replace
+
+        from hf_clipbd.cli.results import after_evaluate
+        from hf_clipbd.recipe.assess import Question, record_of
+        from hf_clipbd.recipe.shown import evaluation_lines
+
+        data = data_of(options, options.data, "test")
+        train = None
+        if options.train:
+            train = replace(data, source=options.train, split=options.train_split, n=options.train_n)
+        prompts, ks = (None if given is None else tuple(given) for given in (options.prompts, options.ks))
+        question = Question(
+            options.protocol,
+            tuple(options.trigger),
+            options.include_target,
+            prompts,
+            options.class_names,
+            options.templates,
+            ks,
+            options.l2,
+        )
+        figures = record_of(options.model, data, question, train, options.cache, options.out)
+    lines = list(evaluation_lines(figures, options.model))
+    if options.out is not None:
+        lines.append(f"written to {options.out}")
+    console.show(lines, {"model": options.model, **figures, "out": options.out}, after_evaluate(options))
+    return 0
+
+
+def _detect(options: argparse.Namespace, extra: list[str]) -> int:
+    console = _console(options)
+    with console.working():
+        from hf_clipbd.cli.results import after_detect, record_values
+        from hf_clipbd.detection import DETECTORS
+        from hf_clipbd.recipe.embeddings import default_cache
+        from hf_clipbd.recipe.options import DetectConfig
+        from hf_clipbd.recipe.sections import check_names
+        from hf_clipbd.recipe.shown import record_lines
+        from hf_clipbd.recipe.single import detect_in
+        from hf_clipbd.recipe.suspects import Review
+
+        detectors = options.detectors or ["disagreement" if options.second else "conditional_sparsity"]
+        check_names(detectors, DETECTORS, "--detectors")
+        chosen = DetectConfig(detectors=detectors, k=options.k, reference=options.reference, rates=options.rates)
+        review = Review(options.remove, options.shown, not options.no_filtered)
+        data = data_of(options, options.dataset, "train")
+        if options.dry_run:
+            from hf_clipbd.cli.plans import plan_detect, show_plan
+
+            plan = plan_detect(data, chosen, review, options.out)
+        else:
+            cache = options.cache or default_cache()
+            record = detect_in(options.model, options.second, data, chosen, review, cache, options.out)
+    if options.dry_run:
+        return show_plan(console, plan)
+    cut = record.metrics["cut"]
+    lines = [
+        *record_lines(record, options.out),
+        f"removed  {cut['n_removed']} of {cut['n']} pictures, with a score of {cut['threshold']:.4g} or more; "
+        f"{cut['expected_clean']:.1f} expected in a clean set",
+        f"page     {options.out / record.outputs['page']}",
+    ]
+    console.show(lines, record_values(record, options.out), after_detect(options, record.outputs))
+    return 0
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "run": _run,
+    "poison": _poison,
+    "train": _train,
+    "defend": _defend,
+    "evaluate": _evaluate,
+    "convert": CONVERT,
+    "compare": COMPARE,
+    "detect": _detect,
+    "report": REPORT,
+    "card": CARD,
+    "push": PUSH,
+    "verify": VERIFY,
+}

@@ -1,0 +1,87 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""From a command line to an exit status: help, usage, one line for an error."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from hf_clipbd.cli.parser import Listed, build_parser
+
+
+OK, DIFFERS, WRONG, STOPPED = 0, 1, 2, 130
+"""Exit statuses: done; a verification found a difference; usage, input, data or files are wrong; stopped by Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit status.
+
+    Args:
+        arguments: The command line; that of the process by default.
+
+    Returns:
+        0, 1 if a verification failed, 2 for an error in usage, input, data or files, 130 if it was stopped. Wrong
+        usage and `--help` leave by `SystemExit`, with 2 and 0.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser)
+    if not arguments:
+        parser.print_help()
+        return WRONG
+    try:
+        options, extra = parser.parse_known_args(arguments)
+    except Listed as asked:
+        lines = asked.lines
+        return _guarded("hf-clipbd", lambda: _print_lines(lines), False)
+    options.parser.check_extra(extra)
+    options.arguments = arguments
+    from hf_clipbd.cli.actions import ACTIONS
+
+    name = f"hf-clipbd {options.command}"
+    return _guarded(name, lambda: ACTIONS[options.command](options, extra), options.traceback)
+
+
+def script(name: str, text: str, act: Callable[[list[str]], int], arguments: Sequence[str]) -> int:
+    """Return the exit status of a recipe: help on `-h`, `act` on the other arguments, one line for an error.
+
+    Args:
+        name: Name of the script.
+        text: Its help.
+        act: What it does.
+        arguments: Its command line; `--traceback` shows where an error came from.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(text)
+        return OK
+    given = [argument for argument in arguments if argument != "--traceback"]
+    return _guarded(name, lambda: act(given), len(given) < len(arguments))
+
+
+def _guarded(name: str, act: Callable[[], int], traceback: bool) -> int:
+    """Return what `act` returns, or 2 after one line on standard error for what is wrong with input, data or files."""
+    try:
+        return act()
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if traceback:
+            raise
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        message = "stopped. Finished stages stay, and the same command goes on after the last finished epoch."
+        print(f"\n{name}: {message}", file=sys.stderr)
+        return STOPPED
+
+
+def _print_lines(lines: Callable[[], Sequence[str]]) -> int:
+    print("\n".join(lines()))
+    return OK
+
+
+def _complete(parser: object) -> None:
+    """Answer the shell, where `argcomplete` (extra `completion`) is installed; it then leaves the process."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(parser)

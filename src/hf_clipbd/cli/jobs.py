@@ -1,0 +1,130 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Whole configurations: every stage of a run, one of them, or a grid; what the recipes call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_clipbd.cli.console import Console, take_modes
+
+
+if TYPE_CHECKING:
+    from hf_clipbd.recipe import RunConfig
+
+
+def run_job(arguments: Sequence[str], default: Path | None = None) -> int:
+    """Run a whole configuration (a YAML, then flags), print the final table and where things lie, and return 0.
+
+    Args:
+        arguments: A YAML, then flags, and any of `--dry_run`, `--quiet`, `--json`.
+        default: The YAML where the arguments name none.
+    """
+    modes, rest = take_modes(arguments)
+    console = Console(modes["quiet"], modes["json"])
+    with console.working():
+        from hf_clipbd.recipe import load_config
+
+        config = load_config(rest, default)
+    if modes["dry_run"]:
+        return _plan(console, config)
+    with console.working():
+        from hf_clipbd.recipe import run
+
+        table = run(config)
+    if _is_main():
+        _show_run(console, config, table)
+    return 0
+
+
+def run_stage(stage: str, arguments: Sequence[str], default: Path | None = None) -> int:
+    """Run one stage of a configuration, the stages before it having been run, and return 0.
+
+    Args:
+        stage: `clean`, `poison`, `victim`, `evaluate` or `detect`.
+        arguments: A YAML, then flags, and any of `--dry_run`, `--quiet`, `--json`.
+        default: The YAML where the arguments name none.
+    """
+    modes, rest = take_modes(arguments)
+    console = Console(modes["quiet"], modes["json"])
+    with console.working():
+        from hf_clipbd.recipe import load_config
+
+        config = load_config(rest, default)
+    if modes["dry_run"]:
+        return _plan(console, config, stage)
+    with console.working():
+        from hf_clipbd.recipe.job import run_stage as run_one
+
+        records = run_one(config, stage)
+    if _is_main():
+        from hf_clipbd.cli.results import record_values
+        from hf_clipbd.recipe.shown import record_lines
+
+        shown = [(record, config.output_dir / record.stage) for record in records]
+        lines = [line for record, folder in shown for line in record_lines(record, folder)]
+        console.show(lines, [record_values(record, folder) for record, folder in shown])
+    return 0
+
+
+def run_grid(arguments: Sequence[str], default: Path | None = None) -> int:
+    """Train the cells of a grid on finished runs (a YAML, then flags), print the table and where it lies, return 0.
+
+    Args:
+        arguments: A YAML, then flags, and any of `--quiet` and `--json`.
+        default: The YAML where the arguments name none.
+    """
+    modes, rest = take_modes(arguments)
+    if modes["dry_run"]:
+        raise ValueError("Expected no `--dry_run` with a grid: it takes the runs and cells that its YAML lists.")
+    console = Console(modes["quiet"], modes["json"])
+    with console.working():
+        from hf_clipbd.recipe import load_grid
+        from hf_clipbd.recipe import run_grid as run_cells
+
+        grid = load_grid(rest, default)
+        table = run_cells(grid)
+    if _is_main():
+        path = Path(grid.options.output_dir) / "table.md"
+        console.show([f"\n{table}", f"written to {path}"], {"table": str(path), "cells": [c.name for c in grid.cells]})
+    return 0
+
+
+def _is_main() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def _plan(console: Console, config: "RunConfig", stage: str | None = None) -> int:
+    from hf_clipbd.cli.plan_run import plan_run
+    from hf_clipbd.cli.plans import show_plan
+
+    stages = [one for one in plan_run(config) if stage is None or one.name.split("/")[0] == stage]
+    if _is_main():
+        show_plan(console, stages)
+    return 0
+
+
+def _show_run(console: Console, config: "RunConfig", table: str) -> None:
+    from hf_clipbd.schema import RunRecord
+
+    out = config.output_dir
+    models = ["victim", *(f"defend/{name}" for name in config.defenses)]
+    lines = [f"\n{table}", f"table    {out / 'table.md'}"]
+    if config.report.html:
+        lines.append(f"report   {out / 'report' / 'report.html'}")
+    lines += [
+        "models   " + ", ".join(str(out / name) for name in models),
+        f"poison   {out / 'poison'} (manifest, trigger, dataset)",
+    ]
+    reports = {name: RunRecord.load(out / "evaluate" / name).metrics for name in ["clean", "victim", *config.defenses]}
+    values = {
+        "output_dir": str(out),
+        "models": [str(out / name) for name in models],
+        "evaluate": {name: one["report"] for name, one in reports.items()},
+        "detect": RunRecord.load(out / "detect").metrics,
+    }
+    following = [f"hf-clipbd verify {out}"]
+    if config.defenses:
+        following.append(f"hf-clipbd push {out} --repo_id OWNER/NAME --what defend/{list(config.defenses)[-1]}")
+    console.show(lines, values, following)

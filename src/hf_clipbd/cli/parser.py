@@ -1,0 +1,124 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The parser of `hf-clipbd` and of its subcommands; it imports nothing heavy, so that help comes at once."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from hf_clipbd.cli.texts import DESCRIPTION, EPILOG, GROUPS, TEXTS
+
+
+Lines = Callable[[], Sequence[str]]
+TAKES_FLAGS = ("run", "poison", "train", "defend")
+"""Subcommands whose further flags are keys of a configuration."""
+PLANNED = ("run", "poison", "train", "defend", "detect")
+"""Subcommands that show their plan with `--dry_run`."""
+
+
+class Listed(Exception):
+    """A flag that lists something was met: nothing else on the command line matters."""
+
+    def __init__(self, lines: Lines):
+        super().__init__()
+        self.lines = lines
+
+
+class Listing(argparse.Action):
+    """A flag that shows a list and stops, whatever else is missing.
+
+    Args:
+        lines: Gives the list.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, lines: Lines, help: str | None = None):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+        self.lines = lines
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Leave the parser."""
+        raise Listed(self.lines)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2 after one line on standard error."""
+        end = "" if message.endswith(("?", ".")) else "."
+        self.exit(2, f"{self.prog}: error: {message}{end} See `{self.prog} --help`.\n")
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """Return the group of options of this title, made where it is not there yet."""
+        there = [group for group in self._action_groups if group.title == title]
+        return there[0] if there else self.add_argument_group(title)
+
+    def check_extra(self, extra: Sequence[str]) -> None:
+        """Leave with status 2 where arguments are left over that are no keys of a configuration."""
+        if not extra or self.prog.split()[-1] in TAKES_FLAGS:
+            return
+        known = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(extra[0].split("=")[0], known, n=1)
+        hint = f"; did you mean `{close[0]}`?" if close else ""
+        self.error(f"unknown arguments: {' '.join(extra)}{hint}")
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of all subcommands."""
+    from hf_clipbd.cli.options import ADD
+
+    width = max(map(len, TEXTS))
+    listed = "\n\n".join(
+        "\n".join([f"{title}:", *(f"  {name:{width}}  {TEXTS[name].summary}" for name in names)])
+        for title, names in GROUPS.items()
+    )
+    parser = CommandParser(
+        "hf-clipbd",
+        usage="hf-clipbd COMMAND [options]     (hf-clipbd COMMAND --help says more)",
+        description=f"{DESCRIPTION}\n\n{listed}",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=_version(), help="show the version and stop")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="hf-clipbd"
+    )
+    for names in GROUPS.values():
+        for name in names:
+            command = _command(commands, name)
+            ADD[name](command)
+            _add_output(command, name)
+    return parser
+
+
+def _version() -> str:
+    from hf_clipbd import __version__
+
+    return f"hf-clipbd {__version__}"
+
+
+def _command(commands: Any, name: str) -> CommandParser:
+    text = TEXTS[name]
+    shown = "\n".join(["examples:", *(f"  {example}" for example in text.examples)])
+    parser = commands.add_parser(
+        name,
+        description=text.description,
+        epilog=shown,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+def _add_output(parser: CommandParser, name: str) -> None:
+    output = parser.group("output")
+    if name in PLANNED:
+        output.add_argument("--dry_run", action="store_true", help="show what would be done, and write nothing")
+    output.add_argument("--quiet", action="store_true", help="the result alone: no headlines, bars or next steps")
+    output.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+    output.add_argument(
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error came from"
+    )

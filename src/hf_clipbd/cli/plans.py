@@ -1,0 +1,199 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""`--dry_run`: what a command would do, told from its configuration and from records, with nothing read but these."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_clipbd.cli.console import Console
+
+
+if TYPE_CHECKING:
+    from hf_clipbd.attacks import Share
+    from hf_clipbd.recipe.options import DetectConfig
+    from hf_clipbd.recipe.single import Data
+    from hf_clipbd.recipe.suspects import Review
+    from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
+
+FINISHED, STOPPED, TO_RUN = "finished", "stopped", "to run"
+NOTE = (
+    "Nothing was written. Settings and records were compared; whether data and models are the same as then is seen "
+    "when the command runs."
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan.
+
+    Args:
+        name: The stage.
+        state: `finished`, `stopped` (a checkpoint is there) or `to run`.
+        folder: Where its outputs lie.
+        rows: Rows or pictures that it works on; None where they are counted only when the data are read.
+        steps: Optimiser steps of a training.
+        about: What it does, or why it has to run.
+    """
+
+    name: str
+    state: str
+    folder: Path
+    rows: int | None = None
+    steps: int | None = None
+    about: str = ""
+
+
+def state_of(folder: Path, expected: Mapping[str, Any], seed: int | None = None) -> tuple[str, str]:
+    """Return the state of the stage that lies in a folder, and why it is not finished.
+
+    Args:
+        folder: The stage's folder.
+        expected: Settings that its record must have, as far as they are known before the data are read.
+        seed: Seed that its record must have.
+    """
+    from hf_clipbd import __version__
+    from hf_clipbd.recipe.stage import CHECKPOINTS
+    from hf_clipbd.schema import RECORD_FILE, RunRecord
+
+    steps = [path.name.removeprefix("checkpoint-") for path in (folder / CHECKPOINTS).glob("checkpoint-*")]
+    if steps:
+        return STOPPED, f"after step {max(map(int, steps))}"
+    if not (folder / RECORD_FILE).is_file():
+        return TO_RUN, ""
+    record = RunRecord.load(folder)
+    wanted = json.loads(json.dumps(expected))
+    differs = [name for name, value in wanted.items() if record.config.get(name) != value]
+    differs += ["seed"] if seed not in (None, record.seed) else []
+    if differs:
+        return TO_RUN, f"its record has other {', '.join(differs)}"
+    if record.versions.get("hf_clipbd", __version__) != __version__:
+        return TO_RUN, f"its record is of version {record.versions['hf_clipbd']}"
+    missing = [path for path in record.outputs.values() if not (folder / path).exists()]
+    return (TO_RUN, f"`{missing[0]}` is missing") if missing else (FINISHED, "")
+
+
+def training_steps(trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig", rows: int) -> int:
+    """Return the optimiser steps of a training.
+
+    Args:
+        trainer: The trainer, whose extra batches count.
+        config: Its configuration.
+        rows: Pairs it trains on.
+
+    Raises:
+        ValueError: If the rows are fewer than one batch or than the pairs drawn for extra batches.
+    """
+    from accelerate import PartialState
+
+    from hf_clipbd.data.pairs import PairBatchSampler
+
+    if config.max_steps > 0:
+        return config.max_steps
+    processes = PartialState().num_processes
+    batch = config.per_device_train_batch_size * max(1, config.n_gpu)
+    drawn = trainer.view_plan(config).subset_size
+    sampler = PairBatchSampler(rows, batch, processes, config.seed, drawn, config.dataloader_drop_last)
+    each = -(-(len(sampler) // processes) // config.gradient_accumulation_steps)
+    return int(-(-each * config.num_train_epochs // 1))
+
+
+def training_line(trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig") -> str:
+    """Return who trains, how long, and with how large global batches."""
+    from hf_clipbd.recipe.training import global_batch
+
+    epochs = "1 epoch" if config.num_train_epochs == 1 else f"{config.num_train_epochs:g} epochs"
+    return f"{trainer.__name__}, {epochs}, batches of {global_batch(config)}"
+
+
+def count_rows(data: "Data") -> int | None:
+    """Return how many rows data of one's own have, or None where that takes reading more than a header."""
+    import datasets
+    import pyarrow.parquet
+
+    from hf_clipbd.recipe.single import SCENES
+    from hf_clipbd.recipe.training import POISONED_DATASET
+    from hf_clipbd.schema import MANIFEST_FILE
+
+    if data.source == SCENES:
+        return data.n
+    path = Path(data.source)
+    if (path / MANIFEST_FILE).is_file() and (path / POISONED_DATASET).is_dir():
+        path = path / POISONED_DATASET
+    if (path / "state.json").is_file():
+        n = len(datasets.load_from_disk(str(path)))
+    elif path.suffix == ".parquet" and path.is_file():
+        n = pyarrow.parquet.read_metadata(path).num_rows
+    else:
+        return data.n
+    return n if data.n is None else min(n, data.n)
+
+
+def plan_poison(data: "Data", shares: "Mapping[str, Share]", streaming: bool, out: Path) -> list[Planned]:
+    """Return the plan of `hf-clipbd poison`: a line a trigger; raises `ValueError` for more rows than there are."""
+    from hf_clipbd.recipe.poisoning import share_settings
+
+    rows = count_rows(data)
+    expected = {"kind": "poison", "triggers": {name: share_settings(share) for name, share in shares.items()}}
+    state, why = state_of(out, expected, data.seed)
+    planned = []
+    for name, share in shares.items():
+        if share.count is not None:
+            amount = f"{share.count} rows"
+            if rows is not None and share.count > rows:
+                raise ValueError(
+                    f"Expected at most {rows} poisoned rows, the size of the data, but got {share.count}."
+                )
+        else:
+            about = "" if rows is None else f", about {round(share.rate * rows)} rows"
+            amount = f"a share of {share.rate:g}{about}"
+        about = f"{share.attack.name} -> {share.attack.target}, {amount}{', streamed' if streaming else ''}"
+        planned.append(Planned(f"poison {name}", state, out, rows, about="; ".join(filter(None, [about, why]))))
+    return planned
+
+
+def plan_training(
+    data: "Data", trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig", out: Path
+) -> list[Planned]:
+    """Return the plan of `hf-clipbd train` and `defend`."""
+    from hf_clipbd.recipe.config import training_settings
+
+    rows = count_rows(data)
+    expected = {"kind": "train", "trainer": trainer.__name__, "training": training_settings(config)}
+    state, why = state_of(out, expected, config.seed)
+    steps = None if rows is None else training_steps(trainer, config, rows)
+    about = training_line(trainer, config)
+    return [Planned("train", state, out, rows, steps, "; ".join(filter(None, [about, why])))]
+
+
+def plan_detect(data: "Data", options: "DetectConfig", review: "Review", out: Path) -> list[Planned]:
+    """Return the plan of `hf-clipbd detect`."""
+    rows = count_rows(data)
+    state, why = state_of(out, {"kind": "detect", **asdict(options), **asdict(review)}, data.seed)
+    removed = f"about {round(review.remove * rows)} rows" if rows is not None else f"a share of {review.remove:g}"
+    about = f"{', '.join(options.detectors)}; {removed} filtered out"
+    return [Planned("detect", state, out, rows, about="; ".join(filter(None, [about, why])))]
+
+
+def plan_lines(plan: Iterable[Planned]) -> list[str]:
+    """Return a plan as a table."""
+    plan = list(plan)
+    cells = [["stage", "state", "rows", "steps", "folder", ""]]
+    for one in plan:
+        counts = ["" if n is None else f"{n:,}" for n in (one.rows, one.steps)]
+        cells.append([one.name, one.state, *counts, str(one.folder), one.about])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(x.rjust(w) if i in (2, 3) else x.ljust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
+    done = sum(one.state == FINISHED for one in plan)
+    return [*(line.rstrip() for line in lines), "", f"{done} of {len(plan)} finished. {NOTE}"]
+
+
+def show_plan(console: Console, plan: Iterable[Planned]) -> int:
+    """Show a plan and return 0."""
+    plan = list(plan)
+    console.show(plan_lines(plan), [{**asdict(one), "folder": str(one.folder)} for one in plan])
+    return 0
