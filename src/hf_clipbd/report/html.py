@@ -49,7 +49,7 @@ def _samples_plate(run: RunFolder, folder: Path) -> Plate:
     caption = (
         f"{len(samples)} of the {manifest.count:,} poisoned rows (of {manifest.n_rows:,}; seed {manifest.seed}): the "
         f"clean picture, the poisoned one, and their absolute difference, stretched to full range in each. Captions: "
-        f"the original in grey, what the poisoned row says instead in red."
+        f"the original in grey, what the poisoned row says instead in orange."
     )
     alt = f"Pictures before and after the {method(manifest.attack)['label']} trigger, which differ only where it is."
     return Plate(path, "What was poisoned", caption, alt)

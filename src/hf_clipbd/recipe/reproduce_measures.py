@@ -1,0 +1,126 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What a reproduction measures on the models of a finished job beside the job's own: other domains, linear probes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import datasets
+
+from hf_clipbd import scenes
+from hf_clipbd.evaluation import evaluate_zero_shot, linear_probe
+from hf_clipbd.evaluation.protocol import class_names_of
+from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.job import models, training_stages
+from hf_clipbd.recipe.measuring import load_model
+from hf_clipbd.recipe.sections import ConfigError, parse_section
+from hf_clipbd.recipe.single import SCENES, Data
+from hf_clipbd.recipe.stage import Outcome, Stage
+from hf_clipbd.recipe.training import load_trigger
+from hf_clipbd.recipe.world import VALIDATION_SEED, World, data_fingerprint
+from hf_clipbd.schema import LABEL, TOP_K, RunRecord
+
+
+FOLDER = "measured"
+
+
+@dataclass
+class Measure:
+    """One further measurement of every model of a job.
+
+    The job's trigger is measured too where its target is one of the classes.
+
+    Args:
+        protocol: `zero_shot` or `linear_probe`.
+        data: `scenes`, or what `hf_clipbd.data.sources.load_source` takes: labelled images.
+        style: Drawing of the scenes, a value of `hf_clipbd.scenes.STYLES`.
+        split: Split of the images that are measured on.
+        train_split: Split that a linear probe is fitted on.
+        n_test: Images measured on; the run's number of scenes, or the whole split, by default.
+        n_train: Images a linear probe is fitted on.
+        label_column: Column of labels.
+    """
+
+    protocol: Literal["zero_shot", "linear_probe"] = field(default="zero_shot", metadata={"help": "What is measured."})
+    data: str = field(default=SCENES, metadata={"help": "`scenes`, a Hub id, a folder or a file."})
+    style: str = field(default="default", metadata={"help": "Drawing of the scenes."})
+    split: str = field(default="test", metadata={"help": "Split that is measured on."})
+    train_split: str = field(default="train", metadata={"help": "Split that a probe is fitted on."})
+    n_test: int | None = field(default=None, metadata={"help": "Images measured on."})
+    n_train: int | None = field(default=None, metadata={"help": "Images a probe is fitted on."})
+    label_column: str = field(default="label", metadata={"help": "Column of labels."})
+
+    def __post_init__(self):
+        if self.style not in scenes.STYLES or (self.style != "default" and self.data != SCENES):
+            raise ValueError(f"`style` is one of {scenes.STYLES}, of scenes alone, but got {self.style!r}.")
+        if self.protocol == "linear_probe" and self.data == SCENES and self.n_train is None:
+            raise ValueError("a linear probe on scenes needs `n_train`, a number of them.")
+
+    def test(self, config: RunConfig) -> datasets.Dataset:
+        """Return the labelled images that are measured on."""
+        return self._images(config, self.split, self.n_test or (config.world.n_test if self.data == SCENES else None))
+
+    def train(self, config: RunConfig) -> datasets.Dataset:
+        """Return the labelled images that a probe is fitted on: scenes of a seed of their own, or the train split."""
+        return self._images(config, self.train_split, self.n_train, VALIDATION_SEED)
+
+    def _images(self, config: RunConfig, split: str, n: int | None, apart: int = 0) -> datasets.Dataset:
+        if self.data == SCENES:
+            return scenes.load_scenes("test", config.world.size, config.seed + apart, n, style=self.style)
+        return Data(self.data, split, n=n, label_column=self.label_column).labelled()
+
+
+def measures_from(values: Any) -> dict[str, Measure]:
+    """Return name -> measurement of the section `measures`; raises `ConfigError` for what is not understood."""
+    if not isinstance(values or {}, Mapping):
+        raise ConfigError(f"Expected `measures` to map names to their settings, but got {values!r}.")
+    return {name: parse_section(Measure, one or {}, f"measures.{name}") for name, one in (values or {}).items()}
+
+
+def _stage(config: RunConfig, name: str, measure: Measure, model: str) -> Stage:
+    """Return the stage `measured/<name>/<model>`; the records that it depends on have to be there."""
+    trained = {stage.rsplit("/", 1)[-1]: stage for stage in training_stages(config)}
+    inputs = {"poison": RunRecord.load(config.output_dir / "poison").key, "model": config.world.clean_model}
+    if model in trained:
+        inputs["model"] = RunRecord.load(config.output_dir / trained[model]).key
+    settings = {key: value for key, value in asdict(measure).items() if value != getattr(Measure, key)}
+    settings |= {} if measure.data != SCENES else {"n_test": measure.n_test or config.world.n_test}
+    return Stage(config.output_dir, f"{FOLDER}/{name}/{model}", settings, config.seed, inputs)
+
+
+def missing(config: RunConfig, measures: Mapping[str, Measure]) -> bool:
+    """Return whether a measurement of a finished job is not there yet."""
+    return any(_stage(config, name, one, model).current() is None
+               for name, one in measures.items() for model in models(config))  # fmt: skip
+
+
+def measure_all(config: RunConfig, measures: Mapping[str, Measure]) -> list[RunRecord]:
+    """Measure every model of a job whose weights are there (stages `measured/<name>/<model>`); return the records."""
+    world = World(config)
+    return [
+        _stage(config, name, one, model).run_once(lambda _, m=model, o=one: Outcome(_figures(config, world, o, m), {}))
+        for name, one in measures.items()
+        for model in models(config)
+    ]
+
+
+def _figures(config: RunConfig, world: World, measure: Measure, name: str) -> dict[str, Any]:
+    model, processor = load_model(config, name, world)[1]()
+    test = measure.test(config)
+    classes = class_names_of(test, LABEL)
+    triggers = load_trigger(config) if world.target in classes else {}
+    ks = [k for k in TOP_K if k <= len(classes)]
+    common = {
+        "ks": ks,
+        "batch_size": config.evaluate.batch_size,
+        "include_target": config.evaluate.include_target,
+        "canvas": world.canvas,
+    }
+    fingerprints = {"test": data_fingerprint(test)}
+    if measure.protocol == "zero_shot":
+        prompts = world.prompts if measure.data == SCENES else None
+        report = evaluate_zero_shot(model, processor, test, triggers, prompts, **common)
+        return {"report": report.to_dict(), "fingerprints": fingerprints}
+    train = measure.train(config)
+    probe = linear_probe(model, processor, train, test, triggers, seed=config.seed, **common).to_dict()
+    return {**probe, "fingerprints": {**fingerprints, "train": data_fingerprint(train)}}

@@ -1,0 +1,120 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The records of a reproduction, read as figures: a list with a value a seed for whatever is asked."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from hf_clipbd.schema import RECORD_FILE, EvalReport, RunRecord
+from hf_clipbd.templates import percent
+
+
+NOT_RUN = "not run"
+ORDER = ("clean", "victim", "ft", "cleanclip", "cleanerclip", "par")
+"""Order of the models in every table; others come after these."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells below a folder, `ATTACK/seedN`: those of a reproduction, or a copy of their records.
+
+    Args:
+        root: The folder; it may have some of the cells, or none.
+        attacks: Names of the attacks, in order.
+        seeds: Seeds, in order.
+        layout: Where a cell lies below the folder.
+    """
+
+    root: Path
+    attacks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    layout: str = "{attack}/seed{seed}"
+
+    @cached_property
+    def _records(self) -> dict[tuple[str, int, str], RunRecord]:
+        found = {}
+        for attack in self.attacks:
+            for seed in self.seeds:
+                folder = self.root / self.layout.format(attack=attack, seed=seed)
+                for path in sorted(folder.rglob(RECORD_FILE)):
+                    found[attack, seed, path.parent.relative_to(folder).as_posix()] = RunRecord.load(path)
+        return found
+
+    def records(self, attack: str, stage: str) -> list[RunRecord]:
+        """Return the records of a stage that are there, in the order of the seeds."""
+        asked = [(attack, seed, stage) for seed in self.seeds]
+        return [self._records[one] for one in asked if one in self._records]
+
+    def models(self) -> list[str]:
+        """Return the models that were measured in some cell: clean and victim first, then in the order of a job."""
+        stages = dict.fromkeys(stage for _, _, stage in self._records)
+        measured = [stage.removeprefix("evaluate/") for stage in stages if stage.startswith("evaluate/")]
+        return sorted(measured, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+    def measures(self) -> list[str]:
+        """Return the names of the further measurements (stages `measured/NAME/MODEL`) that some cell has."""
+        stages = [stage.split("/") for _, _, stage in self._records]
+        return sorted({parts[1] for parts in stages if parts[0] == "measured" and len(parts) == 3})
+
+    def reports(self, attack: str, model: str, measure: str = "") -> list[EvalReport]:
+        """Return the evaluations of a model: the job's own, or those of a further measurement."""
+        stage = f"measured/{measure}/{model}" if measure else f"evaluate/{model}"
+        return [EvalReport.from_dict(one.metrics["report"]) for one in self.records(attack, stage)]
+
+    def ba(self, attack: str, model: str, k: int, measure: str = "") -> list[float]:
+        """Return BA@k, in [0, 1]."""
+        return [report.ba[k].value for report in self.reports(attack, model, measure) if k in report.ba]
+
+    def asr(self, attack: str, model: str, k: int, measure: str = "") -> list[float]:
+        """Return ASR@k, in [0, 1], the mean over triggers where there are several."""
+        rates = [
+            [one.asr[k].value for one in report.triggers.values() if k in one.asr]
+            for report in self.reports(attack, model, measure)
+        ]
+        return [mean(values) for values in rates if values]
+
+    def asr_by_epoch(self, attack: str, model: str) -> list[list[float]]:
+        """Return ASR@1 after each epoch of a model's training, a list a seed."""
+        stage = "victim" if model == "victim" else f"defend/{model}"
+        runs = []
+        for record in self.records(attack, stage):
+            entries = [
+                [value for name, value in entry.items() if name.startswith("eval_asr1_")]
+                for entry in record.metrics["history"]
+            ]
+            runs.append([mean(values) for values in entries if values])
+        return [run for run in runs if run]
+
+    def detectors(self, attack: str) -> dict[tuple[str, str], list[float]]:
+        """Return (detector, rate) -> AUROC, in [0, 1]; the rate is "" for the one that the victim was trained at."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for record in self.records(attack, "detect"):
+            tables = {"": record.metrics.get("detectors", {}), **record.metrics.get("rates", {})}
+            for rate, by_detector in tables.items():
+                for detector, figures in by_detector.items():
+                    found.setdefault((detector, rate), []).append(figures["auroc"])
+        return found
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return shares in [0, 1] as percent: the mean and, of several, "(lowest to highest)"; "not run" for none.
+
+    Example:
+        >>> spread([0.5, 0.75]), spread([0.5]), spread([])
+        ('62.5 (50.0 to 75.0)', '50.0', 'not run')
+    """
+    if not values:
+        return NOT_RUN
+    return percent(mean(values)) + (f" ({percent(min(values))} to {percent(max(values))})" if len(values) > 1 else "")
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """Return a Markdown table whose first columns are text and whose others are figures."""
+    ruler = [":--" if column < text_columns else "--:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ruler, *rows])

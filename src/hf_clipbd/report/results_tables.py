@@ -1,0 +1,143 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The tables of a reproduction: BA and ASR of every model under every attack, and how well the poison is found."""
+
+from collections.abc import Iterator, Sequence
+
+from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown, mean, spread
+from hf_clipbd.schema import TOP_K
+from hf_clipbd.templates import method, percent
+
+
+def label(name: str) -> str:
+    """Return the heading of an attack or model; an entry such as `badnets_sketch` is its own."""
+    return method(name)["label"]
+
+
+def pair(ba: Sequence[float], asr: Sequence[float]) -> str:
+    """Return "BA / ASR" in percent, means over seeds.
+
+    Example:
+        >>> pair([0.95, 0.94], [0.02, 0.04]), pair([], [])
+        ('94.5 / 3.0', 'not run')
+    """
+    return f"{percent(mean(ba))} / {percent(mean(asr))}" if ba and asr else NOT_RUN
+
+
+def overview(cells: Cells, models: Sequence[str], ks: Sequence[int] = TOP_K) -> str:
+    """Return the table of CleanerCLIP's Table 1: a row a k and model, a column an attack, "BA / ASR" in each cell."""
+    rows = [
+        [str(k), label(model), *(pair(cells.ba(one, model, k), cells.asr(one, model, k)) for one in cells.attacks)]
+        for k in ks
+        for model in models
+    ]
+    return markdown(["top", "model", *map(label, cells.attacks)], rows, text_columns=2)
+
+
+def attack_table(cells: Cells, attack: str, models: Sequence[str], ks: Sequence[int] = TOP_K) -> str:
+    """Return every figure of one attack: mean over the seeds and the range."""
+    header = ["model", *(f"BA@{k}" for k in ks), *(f"ASR@{k}" for k in ks), "seeds"]
+    rows = [
+        [
+            label(model),
+            *(spread(cells.ba(attack, model, k)) for k in ks),
+            *(spread(cells.asr(attack, model, k)) for k in ks),
+            str(len(cells.reports(attack, model))),
+        ]
+        for model in models
+    ]
+    return markdown(header, rows)
+
+
+def detection_table(cells: Cells) -> str | None:
+    """Return AUROC, a row a detector and poison rate, a column an attack; None where nothing was searched."""
+    by_attack = {attack: cells.detectors(attack) for attack in cells.attacks}
+    keys = dict.fromkeys(key for found in by_attack.values() for key in found)
+    if not keys:
+        return None
+    ordered = sorted(keys, key=lambda key: (key[1] != "", key[1], list(keys).index(key)))
+    rows = [
+        [
+            label(detector),
+            f"{percent(float(rate), 2)} %" if rate else "as trained",
+            *(spread(by_attack[attack].get((detector, rate), [])) for attack in cells.attacks),
+        ]
+        for detector, rate in ordered
+    ]
+    return markdown(["detector", "poison rate", *map(label, cells.attacks)], rows, text_columns=2)
+
+
+def counts(cells: Cells, models: Sequence[str]) -> str:
+    """Return a sentence: how many cells are there, and the sizes that the rates were measured on."""
+    whole = [len(cells.attacks) * len(cells.seeds), 0]
+    sizes = set()
+    for attack in cells.attacks:
+        done = [len(cells.reports(attack, model)) for model in models]
+        whole[1] += min(done, default=0)
+        for model in models:
+            for report in cells.reports(attack, model):
+                sizes |= {(report.ba[1].n, one.asr[1].n) for one in report.triggers.values()}
+    measured = "; ".join(f"BA on {n} images, ASR on {m} of other classes" for n, m in sorted(sizes))
+    seeds = ", ".join(map(str, cells.seeds))
+    said = f"{whole[1]} of {whole[0]} cells (attack and seed) are there; seeds {seeds}, means over those that are."
+    return f"{said} {measured}." if measured else said
+
+
+def curves_table(cells: Cells, models: Sequence[str]) -> str:
+    """Return ASR@1 after each epoch of every defence, means over the seeds, and how much of the drop came at once.
+
+    The last column is (ASR of the victim - ASR after the first epoch) / (ASR of the victim - ASR after the last), all
+    measured on the images of the epochs' measurements; "-" where the ASR did not fall.
+    """
+    trained = [model for model in models if model not in ("clean", "victim")]
+    runs = {(attack, model): cells.asr_by_epoch(attack, model) for attack in cells.attacks for model in trained}
+    epochs = max((len(run) for found in runs.values() for run in found), default=1)
+    rows = []
+    for (attack, model), found in runs.items():
+        start = [run[-1] for run in cells.asr_by_epoch(attack, "victim")]
+        if not found or not start:
+            rows.append([label(attack), label(model), *[NOT_RUN] * (epochs + 2)])
+            continue
+        means = [mean([run[epoch] for run in found if epoch < len(run)]) for epoch in range(max(map(len, found)))]
+        fall = mean(start) - means[-1]
+        share = f"{percent((mean(start) - means[0]) / fall, 0)} %" if fall > 0 else "-"
+        shown = [*map(percent, means), *["-"] * (epochs - len(means))]
+        rows.append([label(attack), label(model), percent(mean(start)), *shown, share])
+    header = ["attack", "model", "victim", *(f"epoch {epoch + 1}" for epoch in range(epochs)), "in the first"]
+    return markdown(header, rows, text_columns=2)
+
+
+def measured_table(cells: Cells, measure: str, models: Sequence[str]) -> str:
+    """Return the figures of a further measurement: BA@1 and ASR@1 of every attack and model, and the images behind."""
+    rows = []
+    for attack in cells.attacks:
+        for model in models:
+            ba, asr = cells.ba(attack, model, 1, measure), cells.asr(attack, model, 1, measure)
+            sizes = sorted({report.ba[1].n for report in cells.reports(attack, model, measure)})
+            shown = [spread(ba), spread(asr) if asr or not ba else "-", ", ".join(map(str, sizes)) or "-"]
+            rows.append([label(attack), label(model), *shown, str(len(ba))])
+    return markdown(["attack", "model", "BA@1", "ASR@1", "images", "seeds"], rows, text_columns=2)
+
+
+def sections(cells: Cells, models: Sequence[str]) -> Iterator[str]:
+    """Yield the parts of a reproduction's page: overview, curves, detection, measurements, then attack by attack."""
+    yield counts(cells, models)
+    yield "BA / ASR in percent."
+    yield overview(cells, models)
+    yield "ASR@1 by epoch, in percent."
+    yield curves_table(cells, models)
+    found = detection_table(cells)
+    if found is not None:
+        yield "AUROC in percent, mean (lowest to highest) over the seeds."
+        yield found
+    for measure in cells.measures():
+        yield f"Measured besides: {measure}"
+        yield measured_table(cells, measure, models)
+    yield from attack_sections(cells, models)
+
+
+def attack_sections(cells: Cells, models: Sequence[str], level: str = "###") -> Iterator[str]:
+    """Yield a heading and every figure of each attack that has a record."""
+    for attack in cells.attacks:
+        if any(cells.reports(attack, model) for model in models):
+            yield f"{level} {label(attack)}"
+            yield attack_table(cells, attack, models)

@@ -1,0 +1,293 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Reproductions: what a cell's job is, who works on it, what is skipped, resumed, measured, deleted and planned."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hf_clipbd.recipe import ConfigError, reproduce
+from hf_clipbd.recipe.reproduce import finished, run_reproduction
+from hf_clipbd.recipe.reproduce_config import load_reproduction, reproduction_from
+from hf_clipbd.recipe.reproduce_locks import LOCK_FILE, CellLock, this_host
+from hf_clipbd.recipe.reproduce_plan import plan
+from hf_clipbd.recipe.reproduce_results import collect
+from hf_clipbd.schema import RECORD_FILE, RunRecord
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "recipes" / "reproduce"
+TRAINING = {"per_device_train_batch_size": 16, "learning_rate": "1e-3", "num_train_epochs": 1}
+
+
+def values(**changes):
+    """Return a reproduction of two attacks on 64 scenes."""
+    whole = {
+        "seeds": [0],
+        "world": {"size": 32, "n_train": 64, "n_defense": 64, "n_test": 90, "num_proc": 1},
+        "attack": {"name": "badnets", "target": "banana", "patch_size": 4, "captions": ["a {}"]},
+        "attacks": {"badnets": {}, "blended": {"attack": {"alpha": 0.3}, "poison": {"count": 12}}},
+        "poison": {"count": 8},
+        "victim": TRAINING,
+        "defense_defaults": TRAINING,
+        "defenses": {"ft": {}},
+        "evaluate": {"epoch_images": 45},
+        "detect": {"rates": [0.05], "detectors": ["slof"], "map_points": 40},
+        "report": {"html": False, "cards": False},
+    }
+    return {**whole, **changes}
+
+
+# -- what a cell is ---------------------------------------------------------------------------------------------------
+
+
+def test_sections_lie_over_each_other_and_flags_over_all():
+    made = reproduction_from(values(seeds=[1, 0]), flags={"poison": {"count": 20}, "only": "blended/*"})
+    assert [cell.name for cell in made.cells] == ["badnets/seed1", "blended/seed1", "badnets/seed0", "blended/seed0"]
+    assert [cell.name for cell in made.chosen] == ["blended/seed1", "blended/seed0"]
+    badnets, blended = (cell.config for cell in made.cells[:2])
+    assert badnets.attack == {"name": "badnets", "target": "banana", "patch_size": 4, "captions": ["a {}"]}
+    assert blended.attack == {"name": "blended", "target": "banana", "captions": ["a {}"], "alpha": 0.3}  # no patch
+    assert badnets.poison.count == blended.poison.count == 20
+    assert badnets.seed == badnets.victim.seed == 1 and str(blended.output_dir) == "runs/reproduce/blended/seed1"
+    assert reproduction_from(values()).cells[1].config.poison.count == 12
+
+
+def test_a_reproduction_over_another_shares_its_cells(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"seed": 5, "output_dir": "x", "poison": {"count": 9}}))
+    below = {**values(), "base": "run.yaml", "output_dir": "cells"}
+    del below["poison"]
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump(below))
+    over = {"base": "below.yaml", "select": ["blended", "more"], "attacks": {"more": {"attack": {"name": "badnets"}}}}
+    (tmp_path / "over.yaml").write_text(yaml.safe_dump(over))
+    first, second = (load_reproduction([str(tmp_path / name)]) for name in ("below.yaml", "over.yaml"))
+    assert first.cells[0].config.poison.count == 9
+    assert second.attacks == ["blended", "more"] and second.cells[1].config.attack["patch_size"] == 4
+    assert second.cells[0].settings == first.cells[1].settings and second.folder == first.folder
+
+
+def test_settings_leave_out_what_changes_no_figure():
+    plain = reproduction_from(values()).cells[0].settings
+    handled = {"world": {"num_proc": 2}, "evaluate": {"batch_size": 8}, "report": {"html": True}}
+    assert reproduction_from(values(), flags=handled).cells[0].settings == plain
+    for changed in ({"world": {"n_test": 91}}, {"victim": {"learning_rate": "2e-3"}}, {"attack": {"patch_size": 5}}):
+        one = reproduction_from(values(select=["badnets"]), flags=changed).cells[0]
+        assert one.settings != plain, changed
+    assert json.loads(json.dumps(plain)) == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"viktim": {}}, "Unknown section `viktim`; did you mean `victim`"),
+        ({"attacks": {}}, "`attacks` to map at least one name"),
+        ({"attacks": {"badnets": {"viktim": {}}}}, "`attacks.badnets.viktim`; did you mean `attacks.badnets.victim`"),
+        ({"attacks": {"badnest": {}}}, "'badnest'; did you mean `badnets`"),
+        ({"attacks": {"sig": {"attack": {"patch_size": 3}}}}, r"`attack.patch_size`.*\(in `attacks.sig`\)"),
+        ({"attacks": {"sig": []}}, None),
+        ({"attacks": {"sig": [1]}}, "`attacks.sig` to map sections"),
+        ({"seeds": [0, 0]}, "different whole numbers"),
+        ({"only": ["wanet/*"]}, "match at least one cell"),
+        ({"select": ["badnest"]}, "`attacks.badnest`; did you mean `attacks.badnets`"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"measures": {"far": {"styel": "night"}}}, "`measures.far.styel`; did you mean `measures.far.style`"),
+        ({"measures": {"far": {"style": "day"}}}, "measures.far.*'day'"),
+        ({"measures": {"far": {"protocol": "linear_probe"}}}, "`n_train`"),
+        ({"measures": [1]}, "`measures` to map"),
+    ],
+)
+def test_what_is_not_understood_is_named(changes, says):
+    if says is None:
+        assert reproduction_from(values(**changes)).attacks == ["sig"]
+        return
+    with pytest.raises(ConfigError, match=says):
+        reproduction_from(values(**changes))
+
+
+def test_a_command_line_names_one_file(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(yaml.safe_dump(values()))
+    made = load_reproduction(["--config", str(path), "--seeds", "3", "4", "--keep_models", "--world.n_test=95"])
+    assert made.options.seeds == [3, 4] and made.options.keep_models and made.cells[0].config.world.n_test == 95
+    with pytest.raises(ConfigError, match="one YAML"):
+        load_reproduction([str(path), "--config", str(path)])
+
+
+# -- who works on it --------------------------------------------------------------------------------------------------
+
+
+def hold(folder, host, pid, age=0.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOCK_FILE).write_text(json.dumps({"host": host, "pid": pid, "token": "theirs"}))
+    stamp = (folder / LOCK_FILE).stat().st_mtime - age
+    os.utime(folder / LOCK_FILE, (stamp, stamp))
+
+
+def gone():
+    """Return the number of a process that has ended."""
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_a_cell_has_one_owner(tmp_path):
+    first, second = CellLock(tmp_path), CellLock(tmp_path)
+    assert first.take() and not second.take()
+    with first:
+        assert not second.take()
+    assert not (tmp_path / LOCK_FILE).exists() and second.take()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FILE]
+
+
+def test_a_dead_owner_is_succeeded(tmp_path):
+    hold(tmp_path, this_host(), gone())
+    lock = CellLock(tmp_path)
+    assert lock.take() and lock.owner()["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(("age", "ours"), [(0.0, False), (400.0, True)])
+def test_an_owner_elsewhere_counts_as_dead_when_it_is_silent(tmp_path, age, ours):
+    hold(tmp_path, "elsewhere", os.getpid(), age)
+    assert CellLock(tmp_path, stale_after=300).take() is ours
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+def test_a_lock_whose_writing_was_cut_short_is_waited_for_and_then_succeeded(tmp_path):
+    (tmp_path / LOCK_FILE).touch()
+    assert not CellLock(tmp_path).take()
+    os.utime(tmp_path / LOCK_FILE, (0, 0))
+    assert CellLock(tmp_path).take()
+
+
+def test_the_quicker_successor_keeps_the_cell(tmp_path):
+    hold(tmp_path, this_host(), gone())
+    quick, slow = CellLock(tmp_path), CellLock(tmp_path)
+    seen = slow.owner()["token"]
+    assert quick.take()
+    slow._remove(seen)  # it had judged the dead owner's file
+    assert quick.owner()["token"] == quick.token and not slow.take()
+
+
+def test_an_owner_that_lost_its_cell_stops(tmp_path, monkeypatch):
+    interrupted = []
+    monkeypatch.setattr("_thread.interrupt_main", lambda: interrupted.append(True))
+    lock = CellLock(tmp_path, stale_after=1e-3)
+    assert lock.take()
+    hold(tmp_path, "elsewhere", 1)
+    lock._beat()
+    assert interrupted and lock.lost
+    with pytest.raises(RuntimeError, match="took the cell over"):
+        lock.__exit__(None, None, None)
+    assert lock.owner()["token"] == "theirs"
+
+
+# -- a whole one ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, _untouched_model, tiny_processor):
+    """Return a folder with a small random model and its processor."""
+    folder = tmp_path_factory.mktemp("clean")
+    _untouched_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+def test_cells_are_resumed_shared_measured_and_cleaned_up(clean, tmp_path, monkeypatch):
+    def made(**flags):
+        flags = {"world": {"clean_model": str(clean)}, "output_dir": str(tmp_path / "cells"), **flags}
+        return reproduction_from(values(), flags=flags)
+
+    def fail(config):
+        if config.attack["name"] == "badnets":
+            raise RuntimeError("the power went")
+        return embeddings(config)
+
+    embeddings = reproduce.embeddings
+    monkeypatch.setattr(reproduce, "embeddings", fail)
+    with pytest.raises(ValueError, match="1 did not.*badnets/seed0: the power went"):
+        run_reproduction(made())
+    badnets, blended = made().cells
+    one, other = badnets.config.output_dir, blended.config.output_dir
+    assert finished(blended) and not finished(badnets) and not (one / LOCK_FILE).exists()
+    for large in ("victim/model.safetensors", "defend/ft/model.safetensors", "poison/dataset"):
+        assert not (other / large).exists() and (one / large).exists(), large
+    assert (other / "poison" / "trigger").is_dir() and (other / "detect" / "scores.parquet").is_file()
+    text = np.load(other / "embeddings" / "text.npy")
+    assert text.dtype == np.float16 and len(text) == 64
+
+    hold(one, this_host(), gone())
+    monkeypatch.undo()
+    trained = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob(f"*/{RECORD_FILE}"))}
+    table = run_reproduction(made(keep_models="true"))
+    assert finished(badnets) and (one / "victim" / "model.safetensors").is_file()
+    assert trained == {path: path.stat().st_mtime_ns for path in trained}  # nothing was done twice
+    assert table == (tmp_path / "cells" / "table.md").read_text() and "2 of 2 cells" in table
+    assert (tmp_path / "cells" / "figures" / "epochs_badnets.png").is_file()
+
+    measured = made(measures={"sketch": {"style": "sketch", "n_test": 70}}, only="badnets/*")
+    assert not finished(measured.chosen[0])
+    assert "Measured besides: sketch" in run_reproduction(measured) and finished(measured.chosen[0])
+    report = RunRecord.load(one / "measured" / "sketch" / "ft").metrics["report"]
+    assert report["ba"]["1"]["n"] == 70 and "badnets" in report["triggers"]
+    assert trained == {path: path.stat().st_mtime_ns for path in trained}
+
+    copied = collect(tmp_path / "cells", tmp_path / "records")
+    assert [path.relative_to(tmp_path / "records").as_posix() for path in copied] == ["badnets/seed0", "blended/seed0"]
+    assert (copied[0] / "measured" / "sketch" / "victim" / RECORD_FILE).is_file()
+    assert str(tmp_path) not in "".join(path.read_text() for path in copied[0].rglob("*.json"))
+    assert "finished" in plan(made()).text and "will be run again" in plan(made(poison={"count": 9})).text
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_plans_of_the_committed_reproductions_touch_nothing(name, tmp_path, monkeypatch):
+    if "attacks" not in (given := yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) and "base" not in given:
+        pytest.skip("a grid or data")
+    monkeypatch.chdir(tmp_path)
+    home = Path(os.environ["HF_HOME"])
+    before = sorted(home.rglob("*"))
+    made = plan(load_reproduction([str(FOLDER / f"{name}.yaml"), "--dry_run"]))
+    assert list(tmp_path.iterdir()) == [] and sorted(home.rglob("*")) == before
+    here = name not in ("paper_scale", "vit", "captions")
+    assert made.ok is here and ("MISSING" in made.text) is not here
+    assert "badnets/seed0" in made.text and "Nothing was run" in made.text and "learning rate" in made.text
+
+
+def test_a_plan_looks_for_the_target_among_the_classes(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"image": [0], "label": [1]})
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["cup", "red_kite"]))
+    rows.to_parquet(tmp_path / "test.parquet")
+    here = str(tmp_path)
+    world = {"kind": "captioned", "path": here, "clean_model": here, "test_path": here, "n_train": 64, "n_defense": 64}
+    for target, ok in (("red kite", True), ("banana", False)):
+        attack = {"target": target, "patch_size": 4}
+        made = plan(reproduction_from(values(world=world, attack=attack, select=["badnets"]), flags={"dry_run": True}))
+        assert made.ok is ok and f"`{target}` is {'' if ok else 'not '}one of" in made.text, made.text
+
+
+def test_other_captions_keep_the_pictures(tmp_path):
+    import datasets
+
+    from hf_clipbd.scenes import load_scenes
+
+    write = runpy.run_path(str(FOLDER / "other_captions.py"))["write"]
+    assert write([str(tmp_path), *"--n_train 3 --n_defense 20 --n_test 5 --size 32 --styles nouns".split()]) == 0
+    splits = {name: str(tmp_path / f"{name}.parquet") for name in ("defense", "test")}
+    rows, test = (datasets.load_dataset("parquet", data_files=splits, split=name) for name in splits)
+    plain = load_scenes("defense", 32, 0, 20, "long_tailed", "banana")
+    assert [one.tobytes() for one in rows["image"]] == [one.tobytes() for one in plain["image"]]
+    assert len(set(rows["caption"]) & set(plain["caption"])) < 5
+    assert len(test) == 5
+    with pytest.raises(ConfigError, match="'noun'; did you mean `nouns`"):
+        write([str(tmp_path), "--styles", "noun"])
