@@ -283,8 +283,10 @@ def test_other_captions_keep_the_pictures(tmp_path):
 
     write = runpy.run_path(str(FOLDER / "other_captions.py"))["write"]
     assert write([str(tmp_path), *"--n_train 3 --n_defense 20 --n_test 5 --size 32 --styles nouns".split()]) == 0
-    splits = {name: str(tmp_path / f"{name}.parquet") for name in ("defense", "test")}
-    rows, test = (datasets.load_dataset("parquet", data_files=splits, split=name) for name in splits)
+    rows, test = (
+        datasets.load_dataset("parquet", data_files={name: str(tmp_path / f"{name}.parquet")}, split=name)
+        for name in ("defense", "test")
+    )
     plain = load_scenes("defense", 32, 0, 20, "long_tailed", "banana")
     assert [one.tobytes() for one in rows["image"]] == [one.tobytes() for one in plain["image"]]
     assert len(set(rows["caption"]) & set(plain["caption"])) < 5

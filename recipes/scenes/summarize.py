@@ -1,17 +1,15 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Prints one Markdown table over runs of one configuration that differ in their seed: mean and range, from records.
 
-python recipes/scenes/summarize.py runs/seed0 runs/seed1 runs/seed2
+python recipes/scenes/summarize.py runs/seed0 runs/seed1 runs/seed2 [--top 1 10]
 """
 
+import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from hf_clipbd.schema import EvalReport, RunRecord
-
-
-SHOWN = (1, 10)
 
 
 def spread(values: Iterable[float]) -> str:
@@ -29,13 +27,13 @@ def models(runs: list[Path]) -> list[str]:
     return [*(name for name in first if name in names), *(name for name in names if name not in first)]
 
 
-def evaluation_rows(runs: list[Path]) -> Iterable[list[str]]:
-    """Yield one row a model: its name, then BA and ASR at the shown k."""
+def evaluation_rows(runs: list[Path], shown: list[int]) -> Iterable[list[str]]:
+    """Yield one row a model: its name, then BA and ASR at the k `shown`."""
     for name in models(runs):
         records = [RunRecord.load(run / "evaluate" / name) for run in runs]
         reports = [EvalReport.from_dict(record.metrics["report"]) for record in records]
-        benign = [spread(report.ba[k].value for report in reports) for k in SHOWN]
-        attacks = [[next(iter(report.triggers.values())).asr[k].value for report in reports] for k in SHOWN]
+        benign = [spread(report.ba[k].value for report in reports) for k in shown]
+        attacks = [[next(iter(report.triggers.values())).asr[k].value for report in reports] for k in shown]
         yield [name, *benign, *map(spread, attacks)]
 
 
@@ -55,15 +53,15 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def main(folders: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Print both tables and return the exit status."""
-    if not folders or {"-h", "--help"} & set(folders):
-        print(__doc__)
-        return 0 if folders else 2
-    runs = [Path(folder) for folder in folders]
-    header = ["model", *(f"BA@{k} %" for k in SHOWN), *(f"ASR@{k} %" for k in SHOWN)]
-    print(table(header, evaluation_rows(runs)), end="\n\n")
-    print(table(["detector", "poison rate", "AUROC %"], detection_rows(runs)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="Finished runs, or folders of their records.")
+    parser.add_argument("--top", nargs="+", type=int, default=[1, 10], help="The k of BA@k and ASR@k.")
+    given = parser.parse_args(arguments)
+    header = ["model", *(f"BA@{k} %" for k in given.top), *(f"ASR@{k} %" for k in given.top)]
+    print(table(header, evaluation_rows(given.runs, given.top)), end="\n\n")
+    print(table(["detector", "poison rate", "AUROC %"], detection_rows(given.runs)))
     return 0
 
 

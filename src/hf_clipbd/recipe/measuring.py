@@ -85,7 +85,8 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
         "poison": RunRecord.load(config.output_dir / "poison").key,
     }
     options = config.detect
-    settings = {name: getattr(options, name) for name in ("detectors", "k", "reference", "rates", "map_points")}
+    names = ("detectors", "k", "reference", "rates", "draws", "map_points")
+    settings = {name: getattr(options, name) for name in names}
     second = None
     if options.second is not None:
         given = options.second, functools.partial(load_dual_encoder, options.second)
@@ -169,7 +170,7 @@ def _performance(
     for rate in options.rates:
         rates[f"{rate:g}"] = {}
         for name, score in scorers.items():
-            found = performance_at_rate(score, features, poisoned, rate, seed=seed, aligned=aligned[name])
+            found = performance_at_rate(score, features, poisoned, rate, options.draws, seed, aligned=aligned[name])
             extra = {key: found[key] for key in ("worst", "n_draws", "thinned_search_set")}
             rates[f"{rate:g}"][name] = {**found["mean"], **extra}
     return {"detectors": own, "rates": rates}

@@ -110,6 +110,7 @@ class DetectConfig:
     reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
     second: str | None = _option(None, "Encoder whose space `disagreement` compares: `clean`, a folder or a Hub id.")
     rates: list[float] = _option([0.001], "Further poison rates, reached by leaving poisoned rows out.")
+    draws: int = _option(5, "Random choices of the poisoned rows that stay at each of those rates.")
     batch_size: int = _option(256, "Rows a forward pass.")
     map_points: int = _option(2000, "Rows of the embedding map.")
 

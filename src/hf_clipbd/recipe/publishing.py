@@ -4,10 +4,6 @@
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-
-from hf_clipbd.hub import check_login, check_repo_id, push_run
-
 
 if TYPE_CHECKING:
     from hf_clipbd.recipe.config import RunConfig
@@ -30,6 +26,8 @@ class PushConfig:
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("`push_to_hub` needs `hub_model_id`, owner/name.")
         if self.hub_model_id:
+            from hf_clipbd.hub import check_repo_id  # here and below: reading a configuration does not import torch
+
             check_repo_id(self.hub_model_id)
 
 
@@ -43,6 +41,10 @@ def check_may_push(config: "RunConfig") -> None:
         PermissionError: If there is no token, or the Hub does not know it.
         ConnectionError: If the Hub cannot be reached.
     """
+    from accelerate import PartialState
+
+    from hf_clipbd.hub import check_login
+
     if config.push.push_to_hub and PartialState().is_main_process:
         check_login()
     PartialState().wait_for_everyone()
@@ -59,6 +61,10 @@ def push(config: "RunConfig") -> dict[str, str]:
         PermissionError: If the Hub does not let you write there.
         ConnectionError: If the Hub did not take a push; those before it are there, and none is there by half.
     """
+    from accelerate import PartialState
+
+    from hf_clipbd.hub import push_run
+
     chosen = config.push
     if not (chosen.push_to_hub and PartialState().is_main_process):
         return {}

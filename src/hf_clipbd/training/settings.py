@@ -1,10 +1,11 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a training computes with, as opposed to what is shown of it, where it is kept and where it is pushed."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_clipbd.training.arguments import CLIPTrainingConfig
 
+if TYPE_CHECKING:
+    from hf_clipbd.training.arguments import CLIPTrainingConfig
 
 PRESENTATION = frozenset(
     "output_dir logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica "
@@ -17,12 +18,14 @@ PRESENTATION = frozenset(
 """What is shown and where it is kept, not what is computed: never part of a stage's key."""
 
 
-def training_settings(config: CLIPTrainingConfig) -> dict[str, Any]:
+def training_settings(config: "CLIPTrainingConfig") -> dict[str, Any]:
     """Return what a training computes with: the fields of our own and those that differ from their defaults.
 
     Paths and what is merely shown are left out, so equal trainings give equal settings wherever they lie. It builds a
     configuration to compare with, which resets accelerate's state: call it before the trainer is built.
     """
+    from hf_clipbd.training.arguments import CLIPTrainingConfig  # here: reading a configuration does not import torch
+
     own = {name for cls in type(config).__mro__ if issubclass(cls, CLIPTrainingConfig) for name in cls.__annotations__}
     plain = type(config)(output_dir="unused", use_cpu=config.use_cpu).to_dict()
     return {
