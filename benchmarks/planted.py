@@ -12,6 +12,9 @@ the command with its defaults and the shipped clean CLIP, which never saw the dr
 import argparse
 import io
 import json
+import os
+import platform
+import sys
 from pathlib import Path
 
 import datasets
@@ -20,7 +23,7 @@ import PIL.Image
 
 from hf_clipbd import scenes
 from hf_clipbd.cli import main as command
-from hf_clipbd.schema import RunRecord
+from hf_clipbd.schema import RunRecord, command_line, package_versions
 
 
 CAPTION = "the birthday cake with candles in the form of number icon"
@@ -75,6 +78,9 @@ def main() -> None:
     groups = metrics["groups"]
     rows = set(np.flatnonzero(kinds == 1).tolist())
     record = {
+        "command": command_line(sys.argv),
+        "versions": package_versions(),
+        "machine": {"arch": platform.machine(), "cores": os.cpu_count()},
         "n": given.n,
         "seed": given.seed,
         "ranked_by": metrics["ranked_by"],

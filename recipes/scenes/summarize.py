@@ -9,13 +9,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from hf_clipbd.report.results_cells import markdown, spread
 from hf_clipbd.schema import EvalReport, RunRecord
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return "mean (lowest to highest)" in percent."""
-    values = [100 * value for value in values]
-    return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def models(runs: list[Path]) -> list[str]:
@@ -32,25 +27,19 @@ def evaluation_rows(runs: list[Path], shown: list[int]) -> Iterable[list[str]]:
     for name in models(runs):
         records = [RunRecord.load(run / "evaluate" / name) for run in runs]
         reports = [EvalReport.from_dict(record.metrics["report"]) for record in records]
-        benign = [spread(report.ba[k].value for report in reports) for k in shown]
+        benign = [[report.ba[k].value for report in reports] for k in shown]
         attacks = [[next(iter(report.triggers.values())).asr[k].value for report in reports] for k in shown]
-        yield [name, *benign, *map(spread, attacks)]
+        yield [name, *map(spread, benign + attacks)]
 
 
 def detection_rows(runs: list[Path]) -> Iterable[list[str]]:
     """Yield one row a detector and poison rate: their names, then AUROC."""
     found = [RunRecord.load(run / "detect").metrics for run in runs]
     for detector in found[0]["detectors"]:
-        yield [detector, "as trained", spread(one["detectors"][detector]["auroc"] for one in found)]
+        yield [detector, "as trained", spread([one["detectors"][detector]["auroc"] for one in found])]
         for rate in found[0]["rates"]:
             thinned = [one["rates"][rate][detector]["auroc"] for one in found]
             yield [detector, f"{100 * float(rate):g} % (thinned)", spread(thinned)]
-
-
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def main(arguments: list[str]) -> int:
@@ -60,8 +49,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--top", nargs="+", type=int, default=[1, 10], help="The k of BA@k and ASR@k.")
     given = parser.parse_args(arguments)
     header = ["model", *(f"BA@{k} %" for k in given.top), *(f"ASR@{k} %" for k in given.top)]
-    print(table(header, evaluation_rows(given.runs, given.top)), end="\n\n")
-    print(table(["detector", "poison rate", "AUROC %"], detection_rows(given.runs)))
+    print(markdown(header, evaluation_rows(given.runs, given.top)), end="\n\n")
+    print(markdown(["detector", "poison rate", "AUROC %"], detection_rows(given.runs), text_columns=2))
     return 0
 
 

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from hf_clipbd.recipe import RunConfig
 
 
+def _configured(arguments: Sequence[str], default: Path | None) -> "tuple[Console, RunConfig, bool]":
+    """Return where to print, the configuration, and whether it is only to be planned."""
+    modes, rest = take_modes(arguments)
+    console = Console(modes["quiet"], modes["json"])
+    with console.working():
+        from hf_clipbd.recipe import load_config
+
+        return console, load_config(rest, default), modes["dry_run"]
+
+
 def run_job(arguments: Sequence[str], default: Path | None = None) -> int:
     """Run a whole configuration (a YAML, then flags), print the final table and where things lie, and return 0.
 
@@ -19,13 +29,8 @@ def run_job(arguments: Sequence[str], default: Path | None = None) -> int:
         arguments: A YAML, then flags, and any of `--dry_run`, `--quiet`, `--json`.
         default: The YAML where the arguments name none.
     """
-    modes, rest = take_modes(arguments)
-    console = Console(modes["quiet"], modes["json"])
-    with console.working():
-        from hf_clipbd.recipe import load_config
-
-        config = load_config(rest, default)
-    if modes["dry_run"]:
+    console, config, dry_run = _configured(arguments, default)
+    if dry_run:
         return _plan(console, config)
     with console.working():
         from hf_clipbd.recipe import run
@@ -44,13 +49,8 @@ def run_stage(stage: str, arguments: Sequence[str], default: Path | None = None)
         arguments: A YAML, then flags, and any of `--dry_run`, `--quiet`, `--json`.
         default: The YAML where the arguments name none.
     """
-    modes, rest = take_modes(arguments)
-    console = Console(modes["quiet"], modes["json"])
-    with console.working():
-        from hf_clipbd.recipe import load_config
-
-        config = load_config(rest, default)
-    if modes["dry_run"]:
+    console, config, dry_run = _configured(arguments, default)
+    if dry_run:
         return _plan(console, config, stage)
     with console.working():
         from hf_clipbd.recipe.job import run_stage as run_one

@@ -4,9 +4,10 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from hf_clipbd.report.figures import save
-from hf_clipbd.report.results_cells import Cells, mean
+from hf_clipbd.report.results_cells import Cells
 from hf_clipbd.report.results_tables import label, sections
 from hf_clipbd.report.sweeps import draw_epochs
 
@@ -42,5 +43,5 @@ def draw_curves(cells: Cells, folder: Path) -> list[Path]:
         curves = {label(model): runs for model in trained if (runs := cells.asr_by_epoch(attack, model))}
         victim = cells.asr(attack, "victim", 1)
         if curves and victim:
-            paths.append(save(draw_epochs(curves, mean(victim)), folder / f"epochs_{attack}.png"))
+            paths.append(save(draw_epochs(curves, fmean(victim)), folder / f"epochs_{attack}.png"))
     return paths

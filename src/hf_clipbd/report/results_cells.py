@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from hf_clipbd.schema import RECORD_FILE, EvalReport, RunRecord
 from hf_clipbd.templates import percent
@@ -72,7 +73,7 @@ class Cells:
             [one.asr[k].value for one in report.triggers.values() if k in one.asr]
             for report in self.reports(attack, model, measure)
         ]
-        return [mean(values) for values in rates if values]
+        return [fmean(values) for values in rates if values]
 
     def asr_by_epoch(self, attack: str, model: str) -> list[list[float]]:
         """Return ASR@1 after each epoch of a model's training, a list a seed."""
@@ -83,7 +84,7 @@ class Cells:
                 [value for name, value in entry.items() if name.startswith("eval_asr1_")]
                 for entry in record.metrics["history"]
             ]
-            runs.append([mean(values) for values in entries if values])
+            runs.append([fmean(values) for values in entries if values])
         return [run for run in runs if run]
 
     def detectors(self, attack: str) -> dict[tuple[str, str], list[float]]:
@@ -97,11 +98,6 @@ class Cells:
         return found
 
 
-def mean(values: Sequence[float]) -> float:
-    """Return the mean of at least one value."""
-    return sum(values) / len(values)
-
-
 def spread(values: Sequence[float]) -> str:
     """Return shares in [0, 1] as percent: the mean and, of several, "(lowest to highest)"; "not run" for none.
 
@@ -111,7 +107,7 @@ def spread(values: Sequence[float]) -> str:
     """
     if not values:
         return NOT_RUN
-    return percent(mean(values)) + (f" ({percent(min(values))} to {percent(max(values))})" if len(values) > 1 else "")
+    return percent(fmean(values)) + (f" ({percent(min(values))} to {percent(max(values))})" if len(values) > 1 else "")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:

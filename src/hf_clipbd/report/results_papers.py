@@ -5,11 +5,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import yaml
 
-from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown, mean
+from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown
 from hf_clipbd.report.results_tables import label, pair
 
 
@@ -128,12 +129,12 @@ def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
                 yield Verdict(claim, attack, None, NOT_RUN, said)
                 continue
             seeds = sum(a <= b for a, b in zip(low, high, strict=False))
-            sign = "≤" if mean(low) <= mean(high) else ">"
+            sign = "≤" if fmean(low) <= fmean(high) else ">"
             victim = cells.asr(attack, "victim", 1)
-            start = f"victim {100 * mean(victim):.2f}: " if victim else ""
-            both = f"{100 * mean(low):.2f} {sign} {100 * mean(high):.2f}"
+            start = f"victim {100 * fmean(victim):.2f}: " if victim else ""
+            both = f"{100 * fmean(low):.2f} {sign} {100 * fmean(high):.2f}"
             ours = f"{start}{both}, on {seeds} of {min(len(low), len(high))} seeds"
-            yield Verdict(claim, attack, mean(low) <= mean(high), ours, said)
+            yield Verdict(claim, attack, fmean(low) <= fmean(high), ours, said)
 
 
 def _ba_margin(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
@@ -147,7 +148,7 @@ def _ba_margin(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
             if not before or not after or allowed is None:
                 yield Verdict(claim, attack, None, NOT_RUN, said)
                 continue
-            change = mean(after) - mean(before)
+            change = fmean(after) - fmean(before)
             yield Verdict(claim, attack, -change <= allowed, f"{100 * change:+.2f}", said)
 
 
@@ -163,8 +164,8 @@ def _hardest(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
         if not all(ours.values()):
             yield Verdict(claim, "", None, NOT_RUN, said)
             continue
-        top = max(ours, key=lambda one: mean(ours[one]))
-        yield Verdict(claim, "", top == "badclip", f"{label(top)} {100 * mean(ours[top]):.2f}", said)
+        top = max(ours, key=lambda one: fmean(ours[one]))
+        yield Verdict(claim, "", top == "badclip", f"{label(top)} {100 * fmean(ours[top]):.2f}", said)
 
 
 def verdicts(cells: Cells, paper: PaperTable) -> list[Verdict]:

@@ -2,8 +2,9 @@
 """The tables of a reproduction: BA and ASR of every model under every attack, and how well the poison is found."""
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
-from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown, mean, spread
+from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown, spread
 from hf_clipbd.schema import TOP_K
 from hf_clipbd.templates import method, percent
 
@@ -20,7 +21,7 @@ def pair(ba: Sequence[float], asr: Sequence[float]) -> str:
         >>> pair([0.95, 0.94], [0.02, 0.04]), pair([], [])
         ('94.5 / 3.0', 'not run')
     """
-    return f"{percent(mean(ba))} / {percent(mean(asr))}" if ba and asr else NOT_RUN
+    return f"{percent(fmean(ba))} / {percent(fmean(asr))}" if ba and asr else NOT_RUN
 
 
 def overview(cells: Cells, models: Sequence[str], ks: Sequence[int] = TOP_K) -> str:
@@ -97,11 +98,11 @@ def curves_table(cells: Cells, models: Sequence[str]) -> str:
         if not found or not start:
             rows.append([label(attack), label(model), *[NOT_RUN] * (epochs + 2)])
             continue
-        means = [mean([run[epoch] for run in found if epoch < len(run)]) for epoch in range(max(map(len, found)))]
-        fall = mean(start) - means[-1]
-        share = f"{percent((mean(start) - means[0]) / fall, 0)} %" if fall > 0 else "-"
+        means = [fmean([run[epoch] for run in found if epoch < len(run)]) for epoch in range(max(map(len, found)))]
+        fall = fmean(start) - means[-1]
+        share = f"{percent((fmean(start) - means[0]) / fall, 0)} %" if fall > 0 else "-"
         shown = [*map(percent, means), *["-"] * (epochs - len(means))]
-        rows.append([label(attack), label(model), percent(mean(start)), *shown, share])
+        rows.append([label(attack), label(model), percent(fmean(start)), *shown, share])
     header = ["attack", "model", "victim", *(f"epoch {epoch + 1}" for epoch in range(epochs)), "in the first"]
     return markdown(header, rows, text_columns=2)
 
