@@ -37,7 +37,7 @@ test: $(INSTALLED)  ## run all tests and docstring examples
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 cards: $(INSTALLED)  ## render hub_cards/ again from the committed records
-	$(VENV)/bin/python -m hf_clipbd.hub recipes/scenes/records/seed0 hub_cards
+	$(VENV)/bin/python -m hf_clipbd.hub recipes/scenes/records/seed0 hub_cards spaces/backdoor_detection/README.md
 
 results: $(INSTALLED)  ## render RESULTS.md again from the committed records
 	$(VENV)/bin/python recipes/reproduce.py results

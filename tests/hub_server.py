@@ -105,9 +105,9 @@ class HubServer:
             server.shutdown()
             server.server_close()
 
-    def fail(self, what: str, how: int | str, times: int = 1, **headers: str) -> None:
-        """Let the next `times` requests of the kind `what` (a name of `PROTOCOL`) end in a status or a break."""
-        self._faults.append([what, how, times, headers])
+    def fail(self, what: str, how: int | str, times: int = 1, after: int = 0, **headers: str) -> None:
+        """Let `times` requests of the kind `what` (a name of `PROTOCOL`), `after` others, end in a status or break."""
+        self._faults.append([what, how, times, headers, after])
 
     def heal(self) -> None:
         """Take the faults away that have not come up."""
@@ -117,7 +117,9 @@ class HubServer:
         """Return how the present request is to fail, if it is."""
         with self._lock:
             for one in self._faults:
-                if one[0] == what and one[2] > 0:
+                if one[0] == what and one[4] > 0:
+                    one[4] -= 1
+                elif one[0] == what and one[2] > 0:
                     one[2] -= 1
                     return one[1], one[3]
         return None, {}

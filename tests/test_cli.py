@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from hf_clipbd.cli import main, run_stage, script
+from hf_clipbd.hub import render_model_card
 from hf_clipbd.recipe import config_from
 from hf_clipbd.schema import EvalReport, RunRecord, write_json
 
@@ -82,7 +83,7 @@ def test_help_of_every_subcommand_comes_without_torch():
         ("report {work}", "`config.yaml`"),
         ("card {work}", "`config.yaml`"),
         ("push {work} --repo_id a/b", "`config.yaml`"),
-        ("verify {work}/clean", "records/config.yaml"),
+        ("verify {work}/clean", "README.md"),
     ],
 )
 def test_an_error_is_one_line_and_status_2(work, tmp_path, capsys, arguments, says):
@@ -219,8 +220,9 @@ def test_verify_reads_a_published_model(run_folder, tmp_path, capsys):
         (published / "records" / stage).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run_folder / stage / "record.json", published / "records" / f"{stage}.json")
     shutil.copyfile(run_folder / "config.yaml", published / "records" / "config.yaml")
+    render_model_card(run_folder, "defend/ft").save(published / "README.md")
     assert main(["verify", str(published)]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["ft", "ft"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == 8 * ["ft"]
 
 
 def test_report_and_card_of_a_run(run_folder, tmp_path, capsys):

@@ -3,70 +3,25 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
-import torch
-import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
 from fabricated_run import fabricate_run
-from hf_clipbd.attacks import Attack, BadNets
 from hf_clipbd.cli import main
-from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.hub import push_run
-from hf_clipbd.models import load_dual_encoder, resolve_file
-from hf_clipbd.recipe.config import config_from
-from hf_clipbd.recipe.measuring import measure
-from hf_clipbd.recipe.verify import verify
-from hf_clipbd.recipe.world import World
-from hf_clipbd.schema import RunRecord
+from hf_clipbd.models import resolve_file
 from hub_server import STRANGER, TOKEN, open_hub
 from hub_wire import AFTER, BEFORE, HALFWAY
 
 
 REPO = "tester/defended"
 ALWAYS = 99
-LOAD = """
-import sys, datasets, numpy, torch, PIL.Image
-from huggingface_hub import constants
-from hf_clipbd.attacks import Attack, BadNets
-from hf_clipbd.models import CLIPResNetModel, load_dual_encoder
-
-repo, data, local, out = sys.argv[1:]
-picture = PIL.Image.open(out + "/picture.png")
-
-
-def predict(model, processor):
-    inputs = processor(text=["a red boat", "a dog"], images=picture, return_tensors="pt", padding=True)
-    with torch.inference_mode():
-        return model.eval()(**inputs).logits_per_image
-
-
-for when in ("online", "offline"):
-    constants.HF_HUB_OFFLINE = when == "offline"
-    model, processor = load_dual_encoder(repo)
-    mine, _ = load_dual_encoder(local)
-    weights = mine.state_dict()
-    assert all(torch.equal(one, weights[name]) for name, one in model.state_dict().items())
-    logits = predict(model, processor)
-    assert torch.equal(logits, predict(mine, processor))
-    assert torch.equal(logits, predict(CLIPResNetModel.from_pretrained(repo), processor))
-    stamped = numpy.asarray(Attack.from_pretrained(repo)(picture, 3))
-    numpy.savez(out + "/" + when, logits=logits.numpy(), stamped=stamped)
-constants.HF_HUB_OFFLINE = False
-rows = datasets.load_dataset(data, split="train", cache_dir=out + "/cache")
-stamped = numpy.asarray(Attack.from_pretrained(data, repo_type="dataset")(picture, 3))
-pixels = numpy.stack([numpy.asarray(row["image"]) for row in rows])
-numpy.savez(out + "/data", pixels=pixels, is_poisoned=rows["is_poisoned"][:], stamped=stamped)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +58,6 @@ def with_dataset(run, tmp_path):
     return pixels
 
 
-def valid_config(run, **world):
-    """Give the run a configuration that `hf-clipbd run` takes, and return it: the invented one has invented keys."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["world"] |= world
-    config["defenses"] = {name: {"num_train_epochs": 3} for name in config["defenses"]}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    return config
-
-
 # -- push, list, download ---------------------------------------------------------------------------------------------
 
 
@@ -137,6 +83,20 @@ def test_one_private_commit_with_all_that_belongs_together(run, hub, tmp_path):
     folder = Path(snapshot_download(REPO))
     assert {name: (folder / name).read_bytes() for name in files} == files
     assert len(ModelCard.load(REPO).data.eval_results) == 8
+
+
+def test_command_pushes_in_private_and_says_what_comes_next(run, hub, capsys):
+    assert main(["push", str(run), "--repo_id", REPO, "--what", "defend/ft"]) == 0
+    shown = capsys.readouterr().out
+    repository = hub.repos["model", REPO]
+    assert f"defend/ft is at {hub.url}/{REPO}/commit/{repository.refs['main']}" in shown
+    assert f"hf-clipbd verify {REPO}" in shown and repository.private
+    victim = ["push", str(run), "--repo_id", "tester/victim", "--what", "victim"]
+    assert main(victim) == 2 and ("model", "tester/victim") not in hub.repos
+    assert main([*victim, "--allow-backdoored", "--public"]) == 0
+    assert not hub.repos["model", "tester/victim"].private
+    assert main(["push", str(run), "--repo_id", "stranger/it", "--what", "defend/ft"]) != 0
+    assert "status 403" in capsys.readouterr().err
 
 
 def test_same_push_again_makes_no_commit(run, hub):
@@ -183,69 +143,6 @@ def test_nothing_private_goes_into_a_public_repository(run, hub):
     assert published(hub) == {} and hub.store == {}
     push_run(run, REPO, private=False)
     assert "model.safetensors" in published(hub)
-
-
-# -- load and predict -------------------------------------------------------------------------------------------------
-
-
-def test_loaded_model_trigger_and_dataset_are_what_was_pushed(run, hub, tmp_path, tiny_model, tiny_processor):
-    tiny_model.save_pretrained(run / "defend" / "cleanerclip")
-    tiny_processor.save_pretrained(run / "defend" / "cleanerclip")
-    pixels = with_dataset(run, tmp_path)
-    push_run(run, REPO)
-    push_run(run, "tester/poisoned", "poison", allow_backdoored=True)
-    picture = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    picture.save(tmp_path / "picture.png")
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-    }  # fmt: skip
-    local = str(run / "defend" / "cleanerclip")
-    job = [sys.executable, "-c", LOAD, REPO, "tester/poisoned", local, str(tmp_path)]
-    done = subprocess.run(job, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    inputs = tiny_processor(text=["a red boat", "a dog"], images=picture, return_tensors="pt", padding=True)
-    with torch.inference_mode():
-        logits = tiny_model(**inputs).logits_per_image
-    stamped = np.asarray(Attack.from_pretrained(run / "poison" / "trigger")(picture, 3))
-    assert not np.array_equal(stamped, np.asarray(picture))
-    for when in ("online", "offline"):
-        got = np.load(tmp_path / f"{when}.npz")
-        assert np.allclose(got["logits"], logits.numpy(), atol=1e-4) and np.array_equal(got["stamped"], stamped)
-    data = np.load(tmp_path / "data.npz")
-    assert np.array_equal(data["pixels"], pixels) and data["is_poisoned"].tolist() == [True] + 4 * [False]
-    assert np.array_equal(data["stamped"], stamped)
-    assert hub.leaked == [] and TOKEN not in done.stdout + done.stderr
-
-
-def test_published_model_is_measured_again(run, hub, tiny_model, tiny_processor, capsys):
-    folder = run / "defend" / "cleanerclip"
-    tiny_model.save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    config = valid_config(run, kind="scenes", path=None, size=32, n_test=70, clean_model="scenes")
-    BadNets(target="banana", seed=7, patch_size=4, canvas=Canvas(32)).save_pretrained(run / "poison" / "trigger")
-    parsed = config_from({**config, "output_dir": str(run)})
-    measured = measure(parsed, World(parsed), *load_dual_encoder(folder))
-    record = RunRecord.load(run / "evaluate" / "cleanerclip")
-    record.metrics["report"] = measured.to_dict()
-    record.save(run / "evaluate" / "cleanerclip")
-    push_run(run, REPO)
-    first = hub.repos["model", REPO].refs["main"]
-    record.metrics["report"]["ba"]["1"]["value"] = 0.9
-    record.save(run / "evaluate" / "cleanerclip")
-    push_run(run, REPO)
-    rates = {"BA@1": measured.ba[1].value, "ASR@1 badnets": measured.triggers["badnets"].asr[1].value}
-    shown = {one.figure: (one.model, one.recorded, one.measured) for one in verify(REPO, revision=first)}
-    assert shown == {figure: ("cleanerclip", rate, rate) for figure, rate in rates.items()}
-    assert main(["verify", REPO]) == 1
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == ["DIFFERS", "recorded"]
-
-
-def test_images_of_another_machine_have_to_be_given(run, hub):
-    valid_config(run)
-    push_run(run, REPO)
-    with pytest.raises(FileNotFoundError, match=r"…/invented_photographs.*`--data`"):
-        list(verify(REPO))
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def _verify(verify: CommandParser) -> None:
     verify.add_argument("run_or_repo", help="run folder, or folder or Hub id of a published model")
     verify.add_argument("--model", nargs="+", help="models of the run; all by default")
     verify.add_argument("--revision", help="branch, tag or commit of a published model")
-    verify.add_argument("--data", help="labelled images of a published model, where its own are not to be had")
+    verify.add_argument("--data", help="labelled images, or `scenes`, in the place of a published model's own")
     verify.add_argument("--tolerance", type=float, default=0.005, help="largest difference (default: 0.005)")
 
 

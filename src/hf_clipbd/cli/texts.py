@@ -167,10 +167,14 @@ What is backdoored goes up with --allow-backdoored only.""",
     ),
     "verify": Text(
         "measure a model again and compare with its record",
-        "Measure BA and ASR at top 1 again and say whether they are as recorded; the exit status is 1 if one differs.",
+        """\
+Measure BA and ASR again and say whether they are as recorded: of a run at top 1, of a published model every figure of
+its card. The model, its trigger and the base of adapters, at its commit, are downloaded. The exit status is 1 if a
+figure differs.""",
         (
             "hf-clipbd verify runs/scenes --model victim cleanerclip",
             "hf-clipbd verify owner/cleanerclip --revision v1",
+            "hf-clipbd verify owner/lora --data photos/",
         ),
     ),
 }

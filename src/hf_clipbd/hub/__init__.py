@@ -3,21 +3,30 @@
 
 from typing import Any
 
-from hf_clipbd.hub.cards import render_dataset_card, render_model_card, write_cards
+from hf_clipbd.hub.cards import CARD_FILE, card_rates, render_dataset_card, render_model_card, write_cards
+from hf_clipbd.hub.download import TRAINED_RECORD, load_triggers
 from hf_clipbd.hub.golden import copy_records, render_golden
+from hf_clipbd.hub.metric_card import render_metric_card
+from hf_clipbd.hub.processes import by_main_process
 from hf_clipbd.hub.publish import check_login, check_repo_id
 from hf_clipbd.hub.push import collect_files, push_run
 
 
 __all__ = [
+    "CARD_FILE",
+    "TRAINED_RECORD",
     "TrainedPublisher",
+    "by_main_process",
+    "card_rates",
     "check_login",
     "check_repo_id",
     "collect_files",
     "copy_records",
+    "load_triggers",
     "push_run",
     "render_dataset_card",
     "render_golden",
+    "render_metric_card",
     "render_model_card",
     "write_cards",
 ]

@@ -20,6 +20,8 @@ CARD_FILE = "README.md"
 PICTURES = "pictures"
 TASK = "zero-shot-image-classification"
 HERE = "path/or/repo_id"
+STILL = 0.1
+"""ASR@1 above the clean model's from which the card of a defended model says that it is still backdoored."""
 
 
 def eval_results(report: EvalReport, origin: Origin) -> list[EvalResult]:
@@ -47,6 +49,29 @@ def eval_results(report: EvalReport, origin: Origin) -> list[EvalResult]:
         stamped = f"{origin.test_name}, stamped with {method(name)['label']} towards {trigger.target}"
         results += [entry("asr", "Attack success rate", k, trigger.asr[k], name, stamped) for k in TOP_K]
     return results
+
+
+def card_rates(path: str | os.PathLike) -> dict[str, float]:
+    """Return the figures of a card's `model-index`, shares in [0, 1], by names such as `BA@1` and `ASR@10 badnets`.
+
+    Args:
+        path: The card's file.
+
+    Raises:
+        ValueError: If its metadata have no BA and ASR as `eval_results` writes them.
+    """
+    results = ModelCard.load(path).data.eval_results or []
+    rates = {
+        " ".join([one.metric_type.upper(), *([] if one.dataset_config == "clean" else [one.dataset_config])]): one
+        for one in results
+        if one.metric_type.split("@")[0] in ("ba", "asr") and one.dataset_config
+    }
+    if not {name.split("@")[0] for name in rates} >= {"BA", "ASR"}:
+        raise ValueError(
+            f"Expected BA and ASR in the metadata (`model-index`) of the card `{Path(path).name}`, but found "
+            f"{sorted(rates) or 'neither'}. Only models that hf_clipbd pushed have them."
+        )
+    return {name: float(one.metric_value) for name, one in rates.items()}
 
 
 def _library(run: RunFolder, stage: str) -> str:
@@ -159,6 +184,7 @@ def render_model_card(
         "settings": _settings(run, what),
         "reports": reports,
         "labels": {name: method(name)["label"] for name in reports},
+        "still": STILL,
         "after": run.evaluation(model),
         "papers": papers(run.manifest.attack, model, keys=trained_with["papers"]),
         "needs_package": _library(run, run.training_stage(model)) == "hf_clipbd",

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from hf_clipbd.hub.cards import PICTURES, copy_pictures, render_dataset_card, render_model_card
+from hf_clipbd.hub.metric_card import render_metric_card
 from hf_clipbd.hub.origin import hub_id
 from hf_clipbd.run_folder import CONFIG_FILE, RunFolder
 from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE, write_json
@@ -21,12 +22,15 @@ def render_golden(run_folder: str | os.PathLike, folder: str | os.PathLike) -> l
 
     Args:
         run_folder: A run, or a copy of its records by `copy_records`.
-        folder: Gets `victim.md`, one `<defence>.md` each, `poisoned_dataset.md`, and the pictures that they show.
+        folder: Gets `victim.md`, one `<defence>.md` each, `poisoned_dataset.md`, and the pictures that they show; of a
+            run that was searched `metric.md` too.
     """
     run, folder = RunFolder(run_folder), Path(folder)
     cards: dict[str, Any] = {"victim": render_model_card(run_folder, "victim")}
     cards |= {name: render_model_card(run_folder, f"defend/{name}") for name in run.defenses}
     cards["poisoned_dataset"] = render_dataset_card(run_folder)
+    if (run.path / "detect" / RECORD_FILE).is_file():
+        cards["metric"] = render_metric_card(run_folder)
     paths = []
     for name, card in cards.items():
         card.save(folder / f"{name}.md")

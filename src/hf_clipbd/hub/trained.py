@@ -4,6 +4,7 @@
 import io
 import logging
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from hf_clipbd.defenses import DEFENSES, OBJECTIVES
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.hub.adapters import Base, adapter_files, base_on_hub
 from hf_clipbd.hub.cards import CARD_FILE, PICTURES, TASK, eval_results
+from hf_clipbd.hub.download import TRAINED_RECORD, TRIGGERS
 from hf_clipbd.hub.origin import Origin, hub_id, model_words
+from hf_clipbd.hub.processes import by_main_process
 from hf_clipbd.hub.publish import Files, check_login, check_repo_id, publish
 from hf_clipbd.hub.push import json_bytes, model_files
 from hf_clipbd.schema import TOP_K, EvalReport, RunRecord, content_key
@@ -24,7 +27,6 @@ from hf_clipbd.trainer import CLIPTrainer
 
 logger = logging.getLogger(__name__)
 
-RECORD = "records/train.json"
 LABELS = {"before": "Before this training", "after": "After it"}
 
 
@@ -81,26 +83,28 @@ class TrainedPublisher:
                 f"Expected adapters of a model that lies on the Hub, but this one came from {self.start!r}. Push that "
                 "one, and pass its repository: TrainedPublisher(base=...)."
             )
-        if trainer.is_world_process_zero():
-            check_login(args.hub_token)
+        by_main_process(lambda: check_login(args.hub_token), "log in to the Hub")
         self.before = evaluator.report(bare)
 
-    def publish(self, trainer: CLIPTrainer, token: str | None, private: bool, message: str) -> str | None:
-        """Measure the model, push it in one commit, and return the commit's address; None beside the main process."""
+    def publish(self, trainer: CLIPTrainer, token: str | None, private: bool, message: str) -> str:
+        """Measure the model on all processes, push it from the main one, and return the commit's address on each."""
         after = trainer.evaluator.report(trainer.accelerator.unwrap_model(trainer.model))
         repo_id = trainer.args.hub_model_id
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             trainer.save_model(str(folder / "model"), _internal_call=True)
-            if not trainer.is_world_process_zero():
-                return None
-            base = self._base(trainer, token)
-            record = self._record(trainer, after)
-            card = self._card(trainer, record, after, base)
-            files = self._files(trainer, folder, base)
-            files |= {CARD_FILE: str(card).encode(), RECORD: json_bytes(public(vars(record)))}
-            address = publish(files, repo_id, "model", private, token, message)
-        logger.info("%s is at %s", repo_id, address)
+
+            def send() -> str:
+                base = self._base(trainer, token)
+                record = self._record(trainer, after)
+                card = self._card(trainer, record, after, base)
+                files = self._files(trainer, folder, base)
+                files |= {CARD_FILE: str(card).encode(), TRAINED_RECORD: json_bytes(public(vars(record)))}
+                return publish(files, repo_id, "model", private, token, message)
+
+            address = by_main_process(send, f"push to `{repo_id}`")
+        if trainer.is_world_process_zero():
+            logger.info("%s is at %s", repo_id, address)
         return address
 
     def _base(self, trainer: CLIPTrainer, token: str | None) -> Base | None:
@@ -118,19 +122,33 @@ class TrainedPublisher:
             "n_pairs": None if rows is None else len(rows),
             "n_poisoned": trainer.marks.count,
             "triggers": {name: one.parameters() for name, one in trainer.evaluator.task.triggers.items()},
+            "evaluation": self._protocol(trainer.evaluator),
         }
         metrics = {"history": trainer.history(), "before": self.before.to_dict(), "after": after.to_dict()}
         key = content_key(config, metrics)
         processes = trainer.accelerator.num_processes
         return RunRecord("train", key, config, metrics, trainer.args.seed, processes=processes)
 
+    def _protocol(self, evaluator: ZeroShotEvaluator) -> dict[str, Any]:
+        """Return all that is needed to measure again, the images aside, as `hf-clipbd verify` reads it."""
+        task = evaluator.task
+        return {
+            "n": len(evaluator.dataset) if hasattr(evaluator.dataset, "__len__") else None,
+            "classes": list(task.names),
+            "prompts": None if evaluator.templates is None else list(evaluator.templates),
+            "include_target": task.include_target,
+            "canvas": asdict(task.canvas),
+            "image_column": task.image_column,
+            "label_column": task.label_column,
+        }
+
     def _files(self, trainer: CLIPTrainer, folder: Path, base: Base | None) -> Files:
         files = model_files(folder / "model")
         files |= {} if base is None else adapter_files(folder / "model", base)
         triggers, evaluator = trainer.evaluator.task.triggers, trainer.evaluator
         for name, attack in triggers.items():
-            kept = attack.save_pretrained(folder / "triggers" / name)
-            below = "" if len(triggers) == 1 else f"triggers/{name}/"
+            kept = attack.save_pretrained(folder / TRIGGERS / name)
+            below = "" if len(triggers) == 1 else f"{TRIGGERS}/{name}/"
             files |= {f"{below}{path.name}": path for path in sorted(kept.iterdir())}
         first = next(iter(evaluator.dataset))
         clean, stamped, *_ = evaluator.task.variants(first[evaluator.task.image_column], 0)

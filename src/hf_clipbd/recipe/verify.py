@@ -1,18 +1,21 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Whether a model does what its record says: BA and ASR measured again and set beside the recorded figures."""
+"""Whether a model does what its record or its card says: BA and ASR measured again and set beside those figures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_clipbd.attacks import Attack
+from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation import evaluate_zero_shot
+from hf_clipbd.hub import CARD_FILE, TRAINED_RECORD, card_rates, load_triggers
 from hf_clipbd.models import load_dual_encoder, resolve_file
 from hf_clipbd.recipe.config import RunConfig, config_from
 from hf_clipbd.recipe.measuring import load_model, measure
 from hf_clipbd.recipe.sections import read_yaml
+from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.world import World
-from hf_clipbd.schema import EvalReport, RunRecord
+from hf_clipbd.schema import TOP_K, EvalReport, RunRecord
 
 
 CONFIG_FILE = "config.yaml"
@@ -26,7 +29,7 @@ class Verified:
     Args:
         model: Name of the model in its run.
         figure: For instance `BA@1`.
-        recorded: In [0, 1].
+        recorded: By the record of a run or the card of a published model, in [0, 1].
         measured: In [0, 1].
     """
 
@@ -36,11 +39,26 @@ class Verified:
     measured: float
 
 
-def compare(model: str, recorded: EvalReport, measured: EvalReport) -> Iterator[Verified]:
-    """Yield BA@1 and each trigger's ASR@1 of two reports of one model."""
-    yield Verified(model, "BA@1", recorded.ba[1].value, measured.ba[1].value)
-    for name, trigger in recorded.triggers.items():
-        yield Verified(model, f"ASR@1 {name}", trigger.asr[1].value, measured.triggers[name].asr[1].value)
+def rates_of(report: EvalReport) -> dict[str, float]:
+    """Return the BA and ASR of a report, shares in [0, 1], by names such as `BA@1` and `ASR@10 badnets`."""
+    rates = {f"BA@{k}": rate.value for k, rate in report.ba.items()}
+    for name, trigger in report.triggers.items():
+        rates |= {f"ASR@{k} {name}": rate.value for k, rate in trigger.asr.items()}
+    return rates
+
+
+def compare(model: str, recorded: Mapping[str, float], measured: EvalReport) -> Iterator[Verified]:
+    """Yield each recorded figure of a model beside the measured one.
+
+    Raises:
+        ValueError: If one was not measured.
+    """
+    found = rates_of(measured)
+    missing = [figure for figure in recorded if figure not in found]
+    if missing:
+        raise ValueError(f"Expected {missing} of `{model}` among what is measured, but that is {list(found)}.")
+    for figure, value in recorded.items():
+        yield Verified(model, figure, value, found[figure])
 
 
 def verify(
@@ -51,62 +69,98 @@ def verify(
 ) -> Iterator[Verified]:
     """Yield figures of a run's models, or of one published model, as recorded and as measured now.
 
+    Of a run these are BA and ASR at top 1, as its records have them; of a published model all that its card shows.
+    Adapters are put onto the base that they name, at the commit that they name.
+
     Args:
-        run_or_repo: A run folder, which may have been moved; or the folder or Hub id of a model that `push` published,
-            which carries its records and its trigger.
+        run_or_repo: A run folder, which may have been moved; or the folder or Hub id of a model that `push` or a
+            trainer published, which carries its records and its trigger.
         models: Which models of a run; all by default.
         revision: Branch, tag or commit of a published model on the Hub.
-        data: Hub id or folder of the labelled images, where a published model's own are not those its configuration
-            names; the split, the columns and the number stay.
+        data: `scenes`, or Hub id or folder of the labelled images, where a published model's own are not those its
+            configuration names; the split, the columns and the number stay.
 
     Raises:
-        FileNotFoundError: If a record, the trigger, the model or the images are not there.
+        FileNotFoundError: If a record, the card, the trigger, the model, its base or the images are not there.
+        ValueError: If the card shows no BA and ASR.
     """
     if (Path(run_or_repo) / CONFIG_FILE).is_file():
         yield from _verify_run(Path(run_or_repo), models)
+        return
+    recorded = card_rates(resolve_file(run_or_repo, CARD_FILE, revision))
+    if _has(str(run_or_repo), TRAINED_RECORD, revision):
+        name, measured = "trained", _measure_trained(str(run_or_repo), revision, data)
     else:
-        yield from _verify_published(str(run_or_repo), revision, data)
+        name, measured = _measure_published(str(run_or_repo), revision, data)
+    yield from compare(name, recorded, measured)
 
 
 def _verify_run(folder: Path, models: Sequence[str] | None) -> Iterator[Verified]:
     config = config_from({**read_yaml(folder / CONFIG_FILE), "output_dir": str(folder)})
     world = World(config)
     for name in models or ["clean", "victim", *config.defenses]:
-        recorded = _report(folder / "evaluate" / name)
+        report = EvalReport.from_dict(RunRecord.load(folder / "evaluate" / name).metrics["report"])
+        first = {figure: rate for figure, rate in rates_of(report).items() if figure.split()[0].endswith("@1")}
         _, load = load_model(config, name, world)
-        yield from compare(name, recorded, measure(config, world, *load()))
+        yield from compare(name, first, measure(config, world, *load()))
 
 
-def _verify_published(repo: str, revision: str | None, data: str | None) -> Iterator[Verified]:
+def _measure_published(repo: str, revision: str | None, data: str | None) -> tuple[str, EvalReport]:
+    """Return the name of a run's published model, and its report on the images that the run names or on `data`."""
     config = config_from(read_yaml(resolve_file(repo, f"{RECORDS}/{CONFIG_FILE}", revision)))
     images = config.world.test_path or config.world.path or ""
-    if data is not None:
-        config = replace(config, world=replace(config.world, test_path=data))
-    elif "…" in images:
+    prompts = World(config).prompts
+    if data is not None and data != SCENES:
+        given = {"kind": "labelled", "path": data, "test_path": data, "revision": None, "prompts": prompts}
+        config = replace(config, world=replace(config.world, clean_model="train", **given))  # whose is never read
+    elif data is None and "…" in images:
         raise FileNotFoundError(
             f"`{repo}` was measured on images of the machine that made it, `{images}`. Pass yours: "
             f"verify(..., data=...) (`--data`)."
         )
-    name = _published_model(repo, revision, config)
-    recorded = _report(resolve_file(repo, f"{RECORDS}/evaluate/{name}.json", revision))
-    model, processor = load_dual_encoder(repo, revision)
     world = World(config)
+    model, processor = load_dual_encoder(repo, revision)
     attack = Attack.from_pretrained(repo, revision)
-    measured = evaluate_zero_shot(
+    report = evaluate_zero_shot(
         model,
         processor,
         world.test,
         {attack.name: attack},
-        templates=world.prompts,
+        templates=prompts,
         ks=config.evaluate.ks,
         include_target=config.evaluate.include_target,
         canvas=world.canvas,
     )
-    yield from compare(name, recorded, measured)
+    return _published_model(repo, revision, config), report
 
 
-def _report(record: Path) -> EvalReport:
-    return EvalReport.from_dict(RunRecord.load(record).metrics["report"])
+def _measure_trained(repo: str, revision: str | None, data: str | None) -> EvalReport:
+    """Return the report of a model that a trainer pushed: its images are known to whoever trained it alone."""
+    if data is None:
+        raise FileNotFoundError(
+            f"`{repo}` was pushed by a trainer, which does not know where its images come from. Pass them: "
+            f"verify(..., data=...) (`--data`)."
+        )
+    config = RunRecord.load(resolve_file(repo, TRAINED_RECORD, revision)).config
+    protocol = config["evaluation"]
+    canvas = Canvas(**protocol["canvas"])
+    columns = {"image_column": protocol["image_column"], "label_column": protocol["label_column"]}
+    given = Data(data, "test", **columns, n=protocol["n"], size=canvas.size)
+    own = [name.replace("_", " ") for name in given.class_names() or ()]
+    if own and own != protocol["classes"]:
+        raise ValueError(f"Expected images of the classes {protocol['classes']}, but `{data}` has {own}.")
+    model, processor = load_dual_encoder(repo, revision)
+    return evaluate_zero_shot(
+        model,
+        processor,
+        given.labelled(() if own else tuple(protocol["classes"])),
+        load_triggers(repo, list(config["triggers"]), revision),
+        templates=protocol["prompts"],
+        class_names=protocol["classes"],
+        ks=TOP_K,
+        include_target=protocol["include_target"],
+        canvas=canvas,
+    )
 
 
 def _published_model(repo: str, revision: str | None, config: RunConfig) -> str:

@@ -32,7 +32,8 @@ class Suspects:
         detector: Name of the detector that ranks.
         scores: (N,), higher is more suspicious.
         cut: The threshold, read from distinct pictures.
-        groups: Suspicious rows, the most surprising group first.
+        groups: Suspicious rows, the most surprising group first; on the page those of which every row is below the
+            threshold come after the others.
         copies: Rows whose picture occurs several times, one list a picture, the most frequent first.
         is_poisoned: (N,), where the truth is known.
     """
@@ -94,7 +95,9 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
         for group in suspects.groups
         if len(group.rows) > 1
     ]
+    groups.sort(key=lambda group: group["removed"] == 0)  # stable: the rest of the order stays
     singles = plates([group.rows[0] for group in suspects.groups if len(group.rows) == 1])
+    singles.sort(key=lambda one: not one["removed"])
     copies = [{"n": len(rows), **plates(rows[:1])[0]} for rows in suspects.copies[:COPIED]]
     context = {
         "dataset": public(suspects.dataset),
@@ -104,6 +107,7 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
         "n_rows": len(suspects.scores),
         "n_rows_removed": suspects.n_removed,
         "groups": groups,
+        "n_above": sum(group["removed"] > 0 for group in groups),
         "singles": singles,
         "copies": copies,
         "n_copied": len(suspects.copies),

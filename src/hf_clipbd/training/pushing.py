@@ -102,10 +102,10 @@ class PushOnce:
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-    ) -> str | None:
+    ) -> str:
         """Measure the model as it is now, push it with its card in one commit, and return the commit's address.
 
-        Every process has to call it; the main one pushes, and the others get None.
+        Every process has to call it; the main one pushes, the others wait for it, and if it fails they fail as well.
 
         Args:
             commit_message: Title of the commit.
@@ -119,6 +119,7 @@ class PushOnce:
                 repository is public and should not be.
             PermissionError: If the Hub does not let you write there.
             ConnectionError: If the Hub did not take it; the repository then holds nothing of this push.
+            RuntimeError: Of several processes on all but the main one, if that could not push.
         """
         if not self.args.push_to_hub:
             raise ValueError(
