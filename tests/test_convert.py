@@ -49,9 +49,10 @@ def test_tiny_logits_equal_the_independent_implementation(state):
 
 
 @pytest.mark.slow
-def test_rn50_logits_equal_the_independent_implementation():
-    state = random_state(**SHAPES["RN50"])
-    pixels, ids = batch(49408, 224, length=77)
+@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4"])
+def test_logits_of_real_shapes_equal_the_independent_implementation(name):
+    state = random_state(**SHAPES[name])
+    pixels, ids = batch(49408, SHAPES[name]["image"], length=77)
     torch.testing.assert_close(
         ours(convert_openai_state_dict(state), pixels, ids), logits(state, pixels, ids), rtol=0, atol=1e-4
     )

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Zero-shot evaluation against numpy, every denominator, one pass against many, one process against two."""
 
+import io
 import zlib
 from types import SimpleNamespace
 
@@ -12,7 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hf_clipbd.evaluation import ZeroShotEvaluator, defense_effectiveness, evaluate_zero_shot, text_classifier
+from hf_clipbd.evaluation import (
+    ZeroShotEvaluator,
+    defense_effectiveness,
+    evaluate_zero_shot,
+    text_classifier,
+    zero_shot,
+)
 from hf_clipbd.evaluation.protocol import target_class
 from hf_clipbd.evaluation.rates import class_ranks
 from hf_clipbd.schema import EvalReport, Rate, TriggerReport
@@ -140,7 +147,9 @@ def test_rates_are_those_counted_one_image_at_a_time(include_target):
 
 def test_one_pass_with_many_triggers_equals_a_pass_for_each():
     model, data = Encoder(1), labelled()
-    triggers = {f"t{i}": Patch(target=name.replace("_", " "), shade=40 * i + 10) for i, name in enumerate(NAMES)}
+    aims = [*NAMES, "kite"]
+    triggers = {f"t{i}": Patch(target=name.replace("_", " "), shade=40 * i + 10) for i, name in enumerate(aims)}
+    assert len(triggers) == 6
     together = evaluate_zero_shot(model, PROCESSOR, data, triggers, TEMPLATES, ks=(1, 3), batch_size=20)
     for name, attack in triggers.items():
         alone = evaluate_zero_shot(model, PROCESSOR, data, {name: attack}, TEMPLATES, ks=(1, 3), batch_size=64)
@@ -155,6 +164,23 @@ def test_streaming_and_sequences_give_the_same_report():
     assert evaluate_zero_shot(model, PROCESSOR, data.to_iterable_dataset(), **arguments) == expected
     names = [name.replace("_", " ") for name in NAMES]
     assert evaluate_zero_shot(model, PROCESSOR, list(data), class_names=names, **arguments) == expected
+
+
+def test_progress_counts_every_image_once(monkeypatch):
+    bars = []
+
+    class Bar(zero_shot.tqdm):
+        def __init__(self, *given, **named):
+            bars.append((named, self))
+            super().__init__(*given, **{**named, "file": io.StringIO(), "disable": False})
+
+    monkeypatch.setattr(zero_shot, "tqdm", Bar)
+    data, options = labelled(), dict(templates=TEMPLATES, ks=(1,), batch_size=9)
+    evaluate_zero_shot(Encoder(), PROCESSOR, data, [Patch()], **options)
+    evaluate_zero_shot(Encoder(), PROCESSOR, data.to_iterable_dataset(), progress=False, **options)
+    (shown, one), (hidden, other) = bars
+    assert (one.n, one.total, other.n, other.total) == (len(data), len(data), len(data), None)
+    assert shown["disable"] is None and hidden["disable"] is True  # None: on a terminal alone
 
 
 def test_the_evaluator_stamps_once_and_agrees_with_the_function():
@@ -268,7 +294,8 @@ def measure_on_one_of_two(rank, address, folder):
     attack = Patch()
     evaluator = ZeroShotEvaluator(PROCESSOR, labelled(), [attack], TEMPLATES, ks=(1, 3), batch_size=8)
     report = evaluator.report(nn.parallel.DistributedDataParallel(Encoder().train()))
-    (folder / f"{rank}.txt").write_text(f"{attack.calls} {report.to_dict()}")
+    streamed = evaluate_zero_shot(Encoder(), PROCESSOR, labelled().to_iterable_dataset(), [Patch()], TEMPLATES, (1, 3))
+    (folder / f"{rank}.txt").write_text(f"{attack.calls} {report.to_dict()} {streamed == report}")
     dist.destroy_process_group()
 
 
@@ -276,4 +303,4 @@ def test_two_processes_share_the_rows_and_give_the_same_report(tmp_path):
     torch.multiprocessing.spawn(measure_on_one_of_two, (tmp_path / "address", tmp_path), nprocs=2)
     alone = evaluate_zero_shot(Encoder(), PROCESSOR, labelled(), [Patch()], TEMPLATES, ks=(1, 3))
     texts = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
-    assert texts == [f"{calls} {alone.to_dict()}" for calls in (21, 20)]
+    assert texts == [f"{calls} {alone.to_dict()} True" for calls in (21, 20)]

@@ -3,6 +3,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 
 import datasets
@@ -10,12 +13,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 from hf_clipbd.cli import main
 from hf_clipbd.evaluation import evaluate_zero_shot, load_benchmark, text_classifier
 from hf_clipbd.evaluation import prompts as module
 from hf_clipbd.evaluation.labelled import read_class_names, read_templates
 from hf_clipbd.schema import EvalReport, RunRecord
+from hub_server import TOKEN, HubServer, connect
 
 
 NAMES = ["banana", "traffic light", "owl"]
@@ -127,6 +132,28 @@ def test_the_command_by_each_protocol(folder, model_folder, tmp_path, capsys):
     assert found["image_to_text"]["10"]["n"] == 20 and "text to image R" in capsys.readouterr().out
 
 
+BY_NAME = """
+import sys
+from hf_clipbd.cli import main
+sys.exit(main(["evaluate", sys.argv[1], "--data", "clip-benchmark/wds_tiny", "--out", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("folder", ["webp"], indirect=True)
+def test_the_benchmark_by_its_hub_id(folder, model_folder, tmp_path, monkeypatch):
+    """Names, prompts and shards come over the Hub's protocol, from a server of ours; the figures are the folder's."""
+    with HubServer({TOKEN: "clip-benchmark"}) as hub:
+        connect(monkeypatch, hub, TOKEN, tmp_path / "cache")
+        HfApi().create_repo("clip-benchmark/wds_tiny", repo_type="dataset")
+        HfApi().upload_folder(repo_id="clip-benchmark/wds_tiny", folder_path=folder, repo_type="dataset")
+        told = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", BY_NAME, model_folder, tmp_path / "by_name.json"]
+        subprocess.run(command, env={**os.environ, **told, "HF_TOKEN": TOKEN}, check=True, timeout=300)
+    assert main(["evaluate", str(model_folder), "--data", str(folder), "--out", str(tmp_path / "folder.json")]) == 0
+    by_name = json.loads((tmp_path / "by_name.json").read_text())
+    assert by_name == json.loads((tmp_path / "folder.json").read_text()) and by_name["ba"]["1"]["n"] == 25
+
+
 def test_class_names_and_prompts_from_files(rows, model_folder, tmp_path, capsys):
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
     table = {"image": [image for image, _ in rows], "label": [label for _, label in rows]}
@@ -161,3 +188,5 @@ def test_the_text_classifier_is_kept_by_content(tiny_model, tiny_processor, tmp_
         tiny_model.text_projection.weight[0] += 1
     assert not torch.equal(classifier(), first)
     assert len(calls) == 4 and len(list(tmp_path.iterdir())) == 4
+    half = text_classifier(tiny_model.bfloat16(), tiny_processor, NAMES, ("a {}",), cache=tmp_path)
+    assert torch.isfinite(half).all() and len(list(tmp_path.iterdir())) == 5

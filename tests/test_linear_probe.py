@@ -13,7 +13,7 @@ from hf_clipbd.attacks import BadNets
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation import kept_features, linear_probe
 from hf_clipbd.evaluation.labelled import uses_mean_per_class
-from hf_clipbd.evaluation.linear_probe import fit_linear
+from hf_clipbd.evaluation.linear_probe import bootstrap_mean, fit_linear
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.schema import Rate
 
@@ -99,6 +99,20 @@ def test_rates_equal_a_slow_loop(include_target, train, test, tiny_model, tiny_p
     assert found.mean_per_class == pytest.approx(np.mean([np.mean(hits) for hits in right.values()]))
     assert found.report.ba[1].value > 0.5 and abs(found.mean_per_class - found.report.ba[1].value) > 1e-3
     assert found.to_dict()["probe"]["n_train"] == 120
+    low, high = found.to_dict()["probe"]["mean_per_class_interval"]
+    assert low <= found.mean_per_class <= high and low < high
+
+
+def test_bootstrap_of_the_mean_of_classes_equals_a_slow_loop():
+    right, seen = np.array([31, 80, 5]), np.array([62, 100, 40])
+    low, high = bootstrap_mean(right, seen)
+    rng, means = np.random.default_rng(9), []
+    for _ in range(3000):
+        hits = [rng.choice(np.arange(n) < r, n).mean() for r, n in zip(right, seen, strict=True)]
+        means.append(np.mean(hits))
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.006)
+    assert low < (right / seen).mean() < high and abs((right / seen).mean() - right.sum() / seen.sum()) > 0.05
+    assert bootstrap_mean(seen, seen) == (1.0, 1.0)
 
 
 def test_the_penalty_is_chosen_on_held_out_training_rows(train, test, tiny_model, tiny_processor):

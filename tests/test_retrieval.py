@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from hf_clipbd.attacks import BadNets
+from hf_clipbd.attacks import BadNets, TextTrigger
 from hf_clipbd.evaluation import evaluate_retrieval, retrieval_asr, retrieval_recall
 from hf_clipbd.evaluation import retrieval as module
 from hf_clipbd.schema import Rate
@@ -114,6 +114,11 @@ def test_a_model_through_both_kinds_of_trigger(tiny_model, tiny_processor, tiny_
     shows = sum("banana" in caption for caption in tiny_pairs["caption"])
     assert report.text_to_image[1].n == 96 and report.image_to_text[1].n == 48
     assert report.image_asr["badnets"][5].n == 48 - shows and report.text_asr["word"][1].n == 2 * (48 - shows)
+    word = TextTrigger(target="banana", token="cf", token_place="start")
+    put_in = {"image_triggers": {}, "text_triggers": {"t": (lambda caption, _: f"cf {caption}", "banana")}}
+    by_hand = evaluate_retrieval(tiny_model, tiny_processor, several, **put_in, ks=(1, 5)).text_asr["t"]
+    by_attack = evaluate_retrieval(tiny_model, tiny_processor, several, {"t": word}, ks=(1, 5))
+    assert by_attack.text_asr == {"t": by_hand} and by_attack.image_asr == {}
     plain = evaluate_retrieval(tiny_model, tiny_processor, several, ks=(1, 5), batch_size=7)
     assert plain.image_to_text == report.image_to_text and plain.image_asr == {}
     assert report.to_dict()["image_asr"]["badnets"]["5"]["n"] == 48 - shows

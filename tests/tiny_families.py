@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """A tiny random model and processor of every family of dual encoders, built from configurations alone."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from hf_clipbd.models import build_processor, train_tokenizer
+import open_clip_families
+from hf_clipbd.models import (
+    CLIPResNetConfig,
+    CLIPResNetModel,
+    build_processor,
+    convert_openai_state_dict,
+    train_tokenizer,
+)
+from openai_weights import random_state
 
 
 SIZE, PATCH, LENGTH = 32, 8, 24
@@ -132,12 +141,33 @@ def vision_text(captions: list[str]) -> tuple[Any, Any]:
     return hf.VisionTextDualEncoderModel(config), hf.VisionTextDualEncoderProcessor(images, tokenizer)
 
 
+def clip_resnet(captions: list[str]) -> tuple[Any, Any]:
+    tokenizer = train_tokenizer(captions, 600, LENGTH)
+    text = {**TOWER, **special_ids(tokenizer), "max_position_embeddings": LENGTH}
+    vision = {"image_size": SIZE, "layers": (1, 1, 1, 1), "width": 4}
+    return CLIPResNetModel(CLIPResNetConfig(vision, text, projection_dim=12)), build_processor(tokenizer, SIZE)
+
+
+def openai_resnet(captions: list[str]) -> tuple[Any, Any]:
+    """OpenAI's names and layout, converted: RN50 but for its size."""
+    tokenizer = train_tokenizer(captions, 600, LENGTH)
+    shape = {"layers": (1, 2, 1, 1), "width": 8, "image": SIZE, "dim": 12, "text": 64, "blocks": 1}
+    state = random_state(**shape, vocabulary=len(tokenizer), context=LENGTH)
+    return convert_openai_state_dict(state), build_processor(tokenizer, SIZE)
+
+
 FAMILIES: dict[str, Callable[[list[str]], tuple[Any, Any]]] = {
     one.__name__: one
     for one in (
-        clip, metaclip, metaclip_2, siglip, siglip_2_fixed, siglip_2, altclip, chinese_clip, vision_text,
+        clip, metaclip, metaclip_2, siglip, siglip_2_fixed, siglip_2, altclip, chinese_clip, vision_text, clip_resnet,
+        openai_resnet,
     )
 }  # fmt: skip
+if open_clip_families.INSTALLED:
+    FAMILIES |= {
+        f"open_clip_{name}": functools.partial(open_clip_families.model_and_processor, name)
+        for name in open_clip_families.SHAPES
+    }
 
 
 def write(family: str, captions: list[str], folder: Path, seed: int = 0) -> Path:

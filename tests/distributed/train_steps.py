@@ -46,8 +46,11 @@ def pairs(n: int = 48, size: int = 32) -> Dataset:
     )
 
 
-def train(model_folder: str, defense: str, out: str, world: int, global_batch: int = 16, rows=None, **changes) -> None:
-    """Train three steps in double precision; write first gradients, losses and last parameters to the file `out`."""
+def train(model_folder: str, defense: str, out: str, world: int, global_batch: int = 16, rows=None, **changes):
+    """Train three steps in double precision; write first gradients, losses and last parameters to the file `out`.
+
+    Returns the trainer.
+    """
     config, trainer_class = DEFENSES[defense].config, DEFENSES[defense].trainer
     model, processor = load_dual_encoder(model_folder, dtype=torch.float64)
     recorder = RecordGradients()
@@ -75,6 +78,7 @@ def train(model_folder: str, defense: str, out: str, world: int, global_batch: i
         tensors = {f"grad.{name}": value for name, value in recorder.gradients.items()}
         tensors |= {f"param.{name}": value.detach().clone() for name, value in trainer.model.state_dict().items()}
         save_file({**tensors, "losses": torch.tensor(logs, dtype=torch.float64)}, out)
+    return trainer
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ class ProbeReport:
     Args:
         report: BA, ASR and RA through the probe, each beside its n.
         mean_per_class: Mean over the classes of their accuracy on clean images, in [0, 1].
+        mean_per_class_interval: Its 95 % interval, (low, high); see `bootstrap_mean`.
         l2: λ, weight of |W|²/2 beside the mean cross-entropy.
         held_out: λ -> accuracy on the held-out fifth of the training rows; empty where λ was given.
         solver: `sklearn` or `torch`.
@@ -65,6 +66,7 @@ class ProbeReport:
 
     report: EvalReport
     mean_per_class: float
+    mean_per_class_interval: tuple[float, float]
     l2: float
     held_out: dict[float, float]
     solver: str
@@ -74,6 +76,7 @@ class ProbeReport:
         """Return plain JSON types."""
         fit = {"l2": self.l2, "held_out": {f"{l2:g}": x for l2, x in self.held_out.items()}, "solver": self.solver}
         probe = {**fit, "n_train": self.n_train, "mean_per_class": self.mean_per_class}
+        probe["mean_per_class_interval"] = list(self.mean_per_class_interval)
         return {"report": self.report.to_dict(), "probe": probe}
 
 
@@ -233,14 +236,15 @@ def linear_probe(
     classifier = fit_linear(features, labels, len(names), chosen, **fit)
     per_batch = max(1, batch_size // task.n_variants)
     batches = stamped_batches(task, test, per_batch, progress, "linear probe")
-    report, mean_per_class = _measure(model, processor, task, classifier, batches)
-    return ProbeReport(report, mean_per_class, chosen, held_out, str(fit["solver"]), len(labels))
+    report, right, seen = _measure(model, processor, task, classifier, batches)
+    mean, bounds = float((right / seen).mean()), bootstrap_mean(right, seen, seed=seed)
+    return ProbeReport(report, mean, bounds, chosen, held_out, str(fit["solver"]), len(labels))
 
 
 def _measure(
     model: nn.Module, processor: Any, task: Protocol, classifier: LinearClassifier, batches: Iterable[Batch]
-) -> tuple[EvalReport, float]:
-    """Return the report of all processes' batches and the mean over the classes of their accuracy."""
+) -> tuple[EvalReport, np.ndarray, np.ndarray]:
+    """Return the report of all processes' batches, and right answers and images of each class that has images."""
     device, n_classes = classifier.weight.device, len(task.names)
     counts = torch.zeros(task.counts_shape, dtype=torch.int64, device=device)
     by_class = torch.zeros(2, n_classes, dtype=torch.int64, device=device)  # right, seen
@@ -253,5 +257,38 @@ def _measure(
 
     embed_batches(model, processor, batches, see)
     report = task.report(add_over_processes(counts))  # says so where nothing was counted
-    right, seen = add_over_processes(by_class)
-    return report, (right[seen > 0].double() / seen[seen > 0]).mean().item()
+    right, seen = add_over_processes(by_class).numpy()
+    return report, right[seen > 0], seen[seen > 0]
+
+
+def bootstrap_mean(
+    right: np.ndarray, seen: np.ndarray, draws: int = 4000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Return the bootstrap interval of the mean over the classes of right / seen.
+
+    Images are drawn anew with replacement within each class, so each draw has right*_c ~ Binomial(seen_c,
+    right_c / seen_c); the bounds are quantiles of the draws' means.
+
+    Args:
+        right: Right answers of each class, (C,).
+        seen: Images of each class, (C,), each at least 1.
+        draws: Bootstrap draws.
+        level: Share of the draws between the bounds.
+        seed: Seed of the draws.
+
+    Returns:
+        (low, high), each in [0, 1].
+
+    Reference:
+        Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval).
+
+    Example:
+        >>> import numpy as np
+        >>> [round(bound, 2) for bound in bootstrap_mean(np.array([50, 90]), np.array([100, 100]))]
+        [0.64, 0.76]
+    """
+    drawn = np.random.default_rng([seed, len(seen)]).binomial(
+        seen, right / seen, size=(draws, len(seen))
+    )  # (draws, C)
+    low, high = np.quantile((drawn / seen).mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -82,7 +82,7 @@ def _classifier_file(
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith("vision_model."):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     tokenizer = getattr(processor, "tokenizer", processor)
     words = [sorted(tokenizer.get_vocab().items()), list(class_names), list(templates)]
     return cache.expanduser() / f"{content_key('text classifier', digest.hexdigest(), *words)}.safetensors"

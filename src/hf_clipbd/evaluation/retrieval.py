@@ -197,7 +197,8 @@ def evaluate_retrieval(
         model: Dual encoder.
         processor: Its processor.
         dataset: Rows with an image and a caption or a list of captions.
-        image_triggers: Name -> attack, whose stamp is put on the images that query.
+        image_triggers: Name -> attack, whose stamp is put on the images that query; one whose trigger is in the text
+            alone (`TextTrigger`) is put into the captions instead and counted among the text triggers.
         text_triggers: Name -> (function of caption and number that puts the trigger in, target).
         ks: The k to report.
         batch_size: Images or texts a forward pass.
@@ -211,7 +212,8 @@ def evaluate_retrieval(
     missing = [name for name in (image_column, caption_column) if name not in dataset.column_names]
     if missing:
         raise ValueError(f"Expected columns {missing} in the pairs, but they have {dataset.column_names}.")
-    image_triggers, text_triggers = dict(image_triggers or {}), dict(text_triggers or {})
+    image_triggers, in_text = _by_place(image_triggers or {})
+    text_triggers = {**in_text, **(text_triggers or {})}
     listed = [[one] if isinstance(one, str) else list(one) for one in dataset[caption_column]]
     captions = [caption for of_image in listed for caption in of_image]
     owner = np.repeat(np.arange(len(listed)), [len(of_image) for of_image in listed])
@@ -235,6 +237,12 @@ def evaluate_retrieval(
         features = _embed_texts(model, processor, asked, batch_size)
         report.text_asr[name] = retrieval_asr(features, plain, named, shown, ks)
     return report
+
+
+def _by_place(triggers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[Callable[[str, int], str], str]]]:
+    """Return the triggers that stamp pictures, and of those in the text alone how they are put in and their target."""
+    stamped = {name: one for name, one in triggers.items() if getattr(one, "stamps_pictures", True)}
+    return stamped, {name: (one.stamp_caption, one.target) for name, one in triggers.items() if name not in stamped}
 
 
 def _embed_variants(

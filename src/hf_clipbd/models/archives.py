@@ -4,6 +4,7 @@
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ _STORAGES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
 }
+_FOREIGN = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:class|global:?)) (?:GLOBAL )?([\w.]+)")
+"""How torch's refusal names what it would have had to import."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _REFUSED = (
     "Unpickling a file can run whatever code its author put there, so only tensors and plain containers are read "
@@ -60,7 +63,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"Expected weights in {path}, but could not read them safely. {_REFUSED}") from error
+            what = _FOREIGN.search(str(error))
+            why = f"it names {what[1]}, which is no tensor" if what else "that is no pickle of tensors"
+            raise ValueError(f"Expected weights in {path}, but {why}. {_REFUSED}") from error
     return _bare(state, path)
 
 

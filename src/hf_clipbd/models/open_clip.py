@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Regex, normalizers
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -16,11 +17,15 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from hf_clipbd.models.archives import read_state_dict
 from hf_clipbd.models.convert import convert_openai_state_dict, openai_processor
-from hf_clipbd.models.files import local_folder, resolve_file
+from hf_clipbd.models.files import resolve_file
 
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_CHECKPOINT, _CHECKPOINT_WEIGHTS = "checkpoint-", "model.safetensors"
+"""A trainer's checkpoints, and the only name of a weight file that it resumes from."""
+_PUNCTUATION = r"[!-/:-@\[-`{-~]"
+"""What Python calls punctuation."""
 
 
 class OpenCLIPConfig(PreTrainedConfig):
@@ -79,30 +84,48 @@ class OpenCLIPModel(PreTrainedModel):
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return projected text features, (M, D), of token ids (M, L), which are padded to the model's length."""
         length = self.config.max_position_embeddings
-        padded = input_ids.new_zeros(len(input_ids), length)
+        padded = input_ids.new_full((len(input_ids), length), self._padding)
         if attention_mask is not None and not self.config.fixed_length_text:
-            input_ids = input_ids * attention_mask
+            input_ids = input_ids.where(attention_mask.bool(), self._padding)
         padded[:, : input_ids.shape[1]] = input_ids[:, :length]
         return self.encoder.encode_text(padded)
 
+    @property
+    def _padding(self) -> int:
+        """Token id of padding; a text tower of transformers' inside open_clip tells the words from it by its id."""
+        inner = getattr(getattr(self.encoder, "text", None), "config", None)
+        own = self.config.description["model_cfg"]["text_cfg"].get("pad_id", 0)
+        return int(own if inner is None else inner.pad_token_id)
+
     def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> CLIPOutput:
         """Return unit embeddings of images (N, D) and texts (M, D), and their scaled cosines."""
-        images = normalize(self.get_image_features(pixel_values).float(), dim=-1)
-        texts = normalize(self.get_text_features(input_ids, attention_mask).float(), dim=-1)
+        images, texts = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
+        precise = torch.promote_types(images.dtype, torch.float32)
+        images, texts = normalize(images.to(precise), dim=-1), normalize(texts.to(precise), dim=-1)
         logits = self.logit_scale.exp() * images @ texts.T + (0 if self.logit_bias is None else self.logit_bias)
         return CLIPOutput(logits_per_image=logits, logits_per_text=logits.T, image_embeds=images, text_embeds=texts)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Write `open_clip_config.json` and `open_clip_model.safetensors`, as open_clip's own hub tools do."""
+        """Write `open_clip_config.json` and `open_clip_model.safetensors`, as open_clip's own hub tools do.
+
+        In a trainer's checkpoint the weights go to `model.safetensors`, which is what a trainer resumes from.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.config.description, indent=2)
         (folder / OPEN_CLIP_CONFIG).write_text(text + "\n", encoding="utf-8")
-        state = self.encoder.state_dict() if state_dict is None else state_dict
-        whole = {name.removeprefix("encoder."): x.detach().cpu().contiguous().clone() for name, x in state.items()}
-        save_file(whole, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
+        state = self.state_dict() if state_dict is None else state_dict
+        whole = {name: x.detach().cpu().contiguous().clone() for name, x in state.items()}
+        if folder.name.startswith(_CHECKPOINT):
+            save_file(whole, folder / _CHECKPOINT_WEIGHTS, metadata={"format": "pt"})
+        else:
+            save_file(_bare(whole), folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
+
+
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("encoder."): x for name, x in state.items()}
 
 
 def _build(model_cfg: dict[str, Any]) -> nn.Module:
@@ -117,19 +140,20 @@ def _build(model_cfg: dict[str, Any]) -> nn.Module:
     custom = given.pop("custom_text", False) or "hf_model_name" in given.get("text_cfg", {})
     if "multimodal_cfg" in given:
         raise ValueError("Expected a dual encoder, but the checkpoint is a CoCa, which also has a caption decoder.")
+    given["text_cfg"]["hf_model_pretrained"] = given["vision_cfg"]["timm_model_pretrained"] = False  # no downloads
     return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**given)
 
 
 def is_open_clip(id_or_path: str | os.PathLike, revision: str | None = None) -> bool:
-    """Return whether a folder or Hub repository holds an open_clip checkpoint and no model of transformers'."""
-    folder = local_folder(id_or_path)
-    if folder is not None:
-        return (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()
+    """Return whether a folder or Hub repository holds an open_clip checkpoint and no model of transformers'.
+
+    A `config.json` without a `model_type` is timm's, as it stands beside EVA-CLIP's checkpoints, and does not count.
+    """
     try:
-        resolve_file(id_or_path, "config.json", revision)
+        own = json.loads(resolve_file(id_or_path, "config.json", revision).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        pass
-    else:
+        own = {}
+    if "model_type" in own:
         return False
     try:
         resolve_file(id_or_path, OPEN_CLIP_CONFIG, revision)
@@ -169,9 +193,9 @@ def load_open_clip(
         activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
         model: PreTrainedModel = convert_openai_state_dict(state, activation, text.get("heads"))
     else:
-        model = OpenCLIPModel(OpenCLIPConfig(description))
+        model = OpenCLIPModel(OpenCLIPConfig(description)).to(dtype)
         try:
-            model.encoder.load_state_dict(state)
+            model.encoder.load_state_dict(_todays_names(model.encoder, _bare(state)))
         except RuntimeError as error:
             raise ValueError(
                 f"Expected the weights of the model that {OPEN_CLIP_CONFIG} names, but {error}"
@@ -180,16 +204,45 @@ def load_open_clip(
     statistics = {name: preprocess[name] for name in ("mean", "std") if name in preprocess}
     size = preprocess.get("size", vision.get("image_size", 224))
     processor = openai_processor(size if isinstance(size, int) else size[0], tokenizer, **statistics)
+    if preprocess.get("resize_mode") == "squash":
+        processor.image_processor.size = processor.image_processor.crop_size
+        processor.image_processor.do_center_crop = False
+    _clean(processor.tokenizer, text.get("tokenizer_kwargs", {}).get("clean"))
     return model.to(dtype).eval(), processor
 
 
+def _clean(tokenizer: Any, how: str | None) -> None:
+    """Have a tokenizer lower-case texts, and for `canonicalize` take out punctuation, as open_clip does for SigLIP."""
+    if how not in ("canonicalize", "lower"):
+        return
+    steps = [normalizers.Lowercase()]
+    if how == "canonicalize":
+        steps += [normalizers.Replace("_", " "), normalizers.Replace(Regex(_PUNCTUATION), "")]
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
+
+
+def _todays_names(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights that an older open_clip wrote under the names and shapes of the installed one."""
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    if "positional_embedding" in state and hasattr(encoder, "text"):
+        state = convert_to_custom_text_state_dict(state)
+    state = {name: x for name, x in state.items() if not name.endswith("embeddings.position_ids")}
+    for name in ("logit_scale", "logit_bias"):
+        if name in state and getattr(encoder, name, None) is not None:
+            state[name] = state[name].reshape(getattr(encoder, name).shape)
+    return state
+
+
 def _weights(id_or_path: str | os.PathLike, revision: str | None) -> Path:
-    for name in OPEN_CLIP_WEIGHTS:
+    for name in (*OPEN_CLIP_WEIGHTS, _CHECKPOINT_WEIGHTS):  # the last is somebody else's where the first two are there
         try:
             return resolve_file(id_or_path, name, revision)
         except FileNotFoundError as error:
             missing = error
-    raise missing
+    raise FileNotFoundError(f"Expected weights in {' or '.join(OPEN_CLIP_WEIGHTS)}. {missing}") from missing
 
 
 def _tokenizer_beside(id_or_path: str | os.PathLike, revision: str | None) -> str | None:
