@@ -1,143 +1,209 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Every detector on real victims: AUROC, average precision and recall at 1 % removal by poison rate, as a table.
 
-    python benchmarks/detectors_table.py RUN [RUN ...] --out FOLDER [--second MODEL] [--rates 0.01 0.001] [--draws 3]
+    python benchmarks/detectors_table.py RUN [RUN ...] --out benchmarks/records/detect/detectors.json
 
-RUN is a run folder of `hf-clipbd run` (or of `recipes/poison.py` and `recipes/train_victim.py`). Each set is embedded
-once and kept in FOLDER; lower rates are reached by leaving poisoned rows out of the searched set. `--second` names the
-encoder of the second space: `scenes`, a folder or a Hub id. FOLDER gets `detectors.json` and `detectors.md`, after
-every detector; one that is there is not run again, so that a long table may be made in pieces (`--minutes`).
+RUN is a run folder of `hf-clipbd run`, of `recipes/reproduce.py`, or of `recipes/poison.py` and
+`recipes/train_victim.py`. Embeddings are taken from the run where it keeps them, else computed once and kept in
+`--cache`. Rates below a victim's own are reached by leaving poisoned rows out of the searched set; the victim stays
+the same. Every detector has one setting for all victims and rates, its default; the published arithmetic stands beside
+them. `--second` names an encoder of the second space for `disagreement`: `clean` for the run's own clean model, a
+folder or a Hub id. What the record holds is not computed again, so that a long table may be made in pieces
+(`--minutes`); a table in Markdown is written beside it.
 """
 
 import argparse
-import functools
 import json
+import os
+import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import yaml
 
-from hf_clipbd.detection import ALIGNED, DETECTORS, detect, detection_performance, thinned_rows
+from hf_clipbd.detection import ALIGNED, DETECTORS, detect, detect_all, detection_performance, thinned_rows
+from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, package_versions
 
 
 FIGURES = ("auroc", "auprc", "recall")
-PUBLISHED = ("slof", "dao")
+RATES = (0.01, 0.003, 0.001, 0.0001)
+DETECTED = ("conditional_sparsity", "multi_scale", "k_distance", "slof", "dao", "disagreement")
+PUBLISHED = {f"{name} (published)": name for name in ("slof", "dao", "k_distance")}
+SAME = 0.02
+"""Rates that differ by less than this share are taken for one."""
 
 
-def embed_run(run: Path, second: str | None) -> dict[str, np.ndarray]:
-    """Return image and text embeddings of a run's poisoned pairs in its victim, those of a second encoder, truth."""
+# -- victims ----------------------------------------------------------------------------------------------------------
+
+
+def described(run: Path) -> dict[str, Any]:
+    """Return attack, seed, ASR@1 and BA@1 of a run's victim."""
+    record = RunRecord.load(run / "evaluate" / "victim")
+    report = record.metrics["report"]
+    attack, figures = next(iter(report["triggers"].items()))
+    return {
+        "run": "/".join(run.parts[-3:] if run.name.startswith("seed") else run.parts[-1:]),
+        "attack": attack,
+        "seed": record.seed,
+        "asr@1": figures["asr"]["1"]["value"],
+        "ba@1": report["ba"]["1"]["value"],
+    }
+
+
+def arrays_of(run: Path, second: str | None, cache: Path) -> dict[str, np.ndarray]:
+    """Return `image` and `texts` of a run's pairs in its victim, `others` in a second encoder, and `is_poisoned`."""
     import datasets
 
-    from hf_clipbd.data.canvas import Canvas
+    pairs = datasets.load_from_disk(str(run / "poison" / "dataset"))
+    keys = [RunRecord.load(run / stage).key for stage in ("poison", "victim")]
+    arrays = {"is_poisoned": np.asarray(pairs.with_format(None)["is_poisoned"][:], dtype=bool)}
+    stored = run / "embeddings"
+    if (stored / RECORD_FILE).is_file() and RunRecord.load(stored).inputs.get("victim") == keys[1]:
+        arrays |= {"image": np.load(stored / "image.npy"), "texts": np.load(stored / "text.npy")}
+    else:
+        arrays |= kept(cache / content_key(*keys), lambda: embedded(str(run / "victim"), pairs, texts=True))
+    if second is not None:
+        name = yaml.safe_load((run / "config.yaml").read_text("utf-8"))["world"]["clean_model"]
+        name = second if second != "clean" else str(run / "clean") if name == "train" else name
+        others = kept(cache / content_key(keys[0], name), lambda: embedded(name, pairs, texts=False))
+        arrays["others"] = others["image"]
+    return arrays
+
+
+def embedded(model: str, pairs: Any, texts: bool) -> dict[str, np.ndarray]:
+    """Return `image`, and with `texts` that too, of pairs in a model: `scenes`, a folder or a Hub id."""
     from hf_clipbd.features import embed_dataset
     from hf_clipbd.models import load_dual_encoder
     from hf_clipbd.scenes import load_clean_clip
 
-    pairs = datasets.load_from_disk(str(run / "poison" / "dataset"))
-    model, processor = load_dual_encoder(run / "victim")
-    found = embed_dataset(model, processor, pairs, canvas=Canvas.of(processor))
-    arrays = {"image": found["image"], "texts": found["text"]}
-    if second is not None:
-        other, its_processor = load_clean_clip() if second == "scenes" else load_dual_encoder(second)
-        arrays["others"] = embed_dataset(other, its_processor, pairs, caption_column=None)["image"]
-    return {**arrays, "is_poisoned": np.asarray(pairs["is_poisoned"][:], dtype=bool)}
+    loaded, processor = load_clean_clip() if model == "scenes" else load_dual_encoder(model)
+    found = embed_dataset(loaded, processor, pairs, caption_column="caption" if texts else None)
+    return {"image": found["image"], **({"texts": found["text"]} if texts else {})}
 
 
-def scorers(arrays: dict[str, np.ndarray]) -> dict[str, tuple[Callable[..., np.ndarray], tuple[str, ...]]]:
-    """Return name -> (`score(features, seed=..., **aligned)`, names of the aligned arrays it takes)."""
-    found = {}
-    for name in DETECTORS:
-        needs = ("others",) if name == "disagreement" else ALIGNED.get(name, ())
-        if all(need in arrays for need in needs):
-            found[name] = (functools.partial(detect, detector=name), needs)
-    for name in PUBLISHED:
-        score = functools.partial(detect, detector=name, compat="huang2025")
-        found[f"{name}, published"] = (score, ())
-        found[f"{name}, published, with texts"] = (score, ("texts",))
-    if "others" in arrays:
-        found["disagreement with texts"] = (detect, ("others", "texts"))
+def kept(stem: Path, make: Any) -> dict[str, np.ndarray]:
+    """Return the arrays of a file, made and written first where it is not there."""
+    path = stem.with_suffix(".npz")
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path.with_suffix(".partial.npz"), **make())
+        path.with_suffix(".partial.npz").replace(path)
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def rates_of(own: float) -> Iterator[tuple[str, float | None]]:
+    """Yield label and rate of each searched set; None for the whole one."""
+    if all(abs(own - rate) > SAME * rate for rate in RATES):
+        yield f"{own:.6g}", None
+    for rate in RATES:
+        if abs(own - rate) <= SAME * rate:
+            yield f"{rate:g}", None
+        elif rate < own:
+            yield f"{rate:g}", rate
+
+
+def scored(arrays: dict[str, np.ndarray], rows: np.ndarray, names: list[str], seed: int) -> dict[str, np.ndarray]:
+    """Return the scores of the named detectors for some rows, searched as a set of their own."""
+    image = arrays["image"][rows]
+    aligned = {name: arrays[name][rows] for name in ("texts", "others") if name in arrays}
+    found = detect_all(image, [name for name in names if name in DETECTORS], seed=seed, **aligned)
+    for name in names:
+        if name in PUBLISHED:
+            found[name] = detect(image, PUBLISHED[name], seed=seed, compat="huang2025")
     return found
 
 
-def measure(
-    arrays: dict[str, np.ndarray], rate: float | None, draws: int, score: Callable[..., np.ndarray], needs: tuple
-) -> dict[str, float]:
-    """Return mean and worst figures over draws; `recall` is that of the 1 % of rows that score highest."""
-    truth, figures = arrays["is_poisoned"], []
-    for draw in range(draws):
-        rows = np.arange(len(truth)) if rate is None else thinned_rows(truth, rate, 0, draw)
-        scores = score(arrays["image"][rows], seed=draw, **{need: arrays[need][rows] for need in needs})
-        figures.append(detection_performance(scores, truth[rows], max(1, round(len(rows) / 100))))
-    found = {one: float(np.mean([each[one] for each in figures])) for one in FIGURES}
-    found |= {f"worst_{one}": float(min(each[one] for each in figures)) for one in FIGURES}
-    return found | {"n": figures[0]["n"], "n_poisoned": figures[0]["n_poisoned"], "draws": draws}
+def figures_of(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Return AUROC, average precision, and recall among the 1 % of rows that score highest."""
+    found = detection_performance(scores, truth, max(1, round(len(truth) / 100)))
+    return {name: found[name] for name in FIGURES}
+
+
+def fill(victim: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str], draws: int) -> Iterator[None]:
+    """Compute what a victim's table lacks; gives way after each draw."""
+    truth = arrays["is_poisoned"]
+    names = [name for name in names if _takes(name, arrays)]
+    for label, rate in rates_of(float(truth.mean())):
+        cells = victim["rates"].setdefault(label, {"detectors": {}})
+        for draw in range(draws):
+            missing = [name for name in names if len(cells["detectors"].get(name, {}).get("draws", [])) <= draw]
+            if not missing:
+                continue
+            rows = np.arange(len(truth)) if rate is None else thinned_rows(truth, rate, 0, draw)
+            cells |= {"n": len(rows), "n_poisoned": int(truth[rows].sum())}
+            for name, scores in scored(arrays, rows, missing, draw).items():
+                found = cells["detectors"].setdefault(name, {"draws": []})
+                found["draws"].append(figures_of(scores, truth[rows]))
+                found |= {one: float(np.mean([draw[one] for draw in found["draws"]])) for one in FIGURES}
+            yield
+
+
+def _takes(name: str, arrays: dict[str, np.ndarray]) -> bool:
+    needs = ("others",) if name == "disagreement" else ALIGNED.get(name, ())
+    return all(need in arrays for need in needs)
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Return one table a victim: a row a detector, AUROC / average precision / recall at 1 % removal for each rate."""
+    """Return a table a victim: a row a detector, AUROC / average precision / recall at 1 % removal for each rate."""
     parts = []
-    for run, by_rate in record["victims"].items():
-        rates = list(by_rate)
-        parts.append(f"### {run}\n\nAUROC / average precision / recall at 1 % removal, mean over draws.\n")
-        parts.append("| detector | " + " | ".join(f"{float(rate):.3g} poisoned" for rate in rates) + " |")
-        parts.append("|---|" + "---|" * len(rates))
-        for name in by_rate[rates[0]]:
-            found = [by_rate[rate].get(name) for rate in rates]
+    for victim in record["victims"].values():
+        told = f"{victim['attack']}, seed {victim['seed']}: BA@1 {victim['ba@1']:.1%}, ASR@1 {victim['asr@1']:.1%}"
+        rates = victim["rates"]
+        parts.append(f"### {victim['run']}\n\n{told}. AUROC / average precision / recall at 1 % removal.\n")
+        heads = [f"{float(rate):.3g} ({one.get('n_poisoned', 0)} rows)" for rate, one in rates.items()]
+        parts.append("| detector | " + " | ".join(heads) + " |\n|---|" + "---|" * len(heads))
+        names = dict.fromkeys(name for one in rates.values() for name in one["detectors"])
+        for name in names:
+            found = [one["detectors"].get(name) for one in rates.values()]
             cells = ["" if one is None else " / ".join(f"{one[figure]:.3f}" for figure in FIGURES) for one in found]
             parts.append(f"| {name} | " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join(parts)
 
 
-def stored(run: Path, folder: Path, second: str | None) -> dict[str, np.ndarray]:
-    """Return the arrays of `embed_run`, from `folder` where they are kept."""
-    kept = folder / f"{run.name}.npz"
-    if not kept.is_file():
-        np.savez(kept, **embed_run(run, second))
-    with np.load(kept) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
 def main() -> None:
-    """Embed what is not yet embedded, score, and write record and table; a victim at a time."""
+    """Embed what is not yet embedded, score what is not yet scored, and write record and table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--second", help="encoder of the second space: `scenes`, a folder or a Hub id")
-    parser.add_argument("--rates", type=float, nargs="*", default=[0.003, 0.001], help="besides each set's own rate")
-    parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="names of detectors; all by default")
-    parser.add_argument("--minutes", type=float, help="start no detector after so long")
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "detectors.json"
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the record")
+    parser.add_argument("--cache", type=Path, default=Path("runs/embeddings"), help="where embeddings are kept")
+    parser.add_argument("--second", help="encoder of the second space: `clean`, a folder or a Hub id")
+    parser.add_argument("--draws", type=int, default=3, help="choices of the poisoned rows that stay, and references")
+    parser.add_argument("--only", nargs="*", default=[*DETECTED, *PUBLISHED], choices=[*DETECTORS, *PUBLISHED])
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop at the next whole draw after so long"
+    )
+    given = parser.parse_args()
     record: dict[str, Any] = {
-        "second": options.second,
-        "thinned_search_set": "rates below a victim's own leave poisoned rows out; the victim stays the same",
+        "stage": "benchmark/detectors_table",
+        "command": " ".join(["benchmarks/detectors_table.py", *sys.argv[1:]]),
+        "config": {"draws": given.draws, "second": given.second},
+        "machine": {"arch": platform.machine(), "cores": os.cpu_count()},
+        "versions": package_versions(),
+        "note": "Rates below a victim's own leave poisoned rows out of the searched set; the victim stays the same.",
         "victims": {},
     }
-    record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else record
+    if given.out.is_file():
+        record["victims"] = json.loads(given.out.read_text(encoding="utf-8"))["victims"]
+
     started = time.monotonic()
-    for run in options.runs:
-        arrays = stored(run, options.out, options.second)
-        own = float(arrays["is_poisoned"].mean())
-        by_rate = record["victims"].setdefault(run.name, {})
-        for rate in (None, *sorted((rate for rate in options.rates if rate < own), reverse=True)):
-            table = by_rate.setdefault(f"{own if rate is None else rate:.6g}", {})
-            for name, (score, needs) in scorers(arrays).items():
-                if name in table or (options.only and name not in options.only):
-                    continue
-                if options.minutes and time.monotonic() - started > 60 * options.minutes:
-                    return
-                table[name] = measure(arrays, rate, options.draws, score, needs)
-                kept.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-                (options.out / "detectors.md").write_text(markdown(record), encoding="utf-8")
+    for run in given.runs:
+        about = described(run)
+        victim = record["victims"].setdefault(about["run"], {**about, "rates": {}})
+        for _ in fill(victim, arrays_of(run, given.second, given.cache), given.only, given.draws):
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            given.out.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+            if time.monotonic() - started > 60 * given.minutes:
+                return
 
 
 if __name__ == "__main__":

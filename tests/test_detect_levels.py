@@ -9,7 +9,8 @@ import torch
 
 from hf_clipbd.detection import Reference, conditional_sparsity, detect, multi_scale
 from hf_clipbd.detection.levels import Levels
-from hf_clipbd.detection.nearest import Points, group_maxima, select_largest
+from hf_clipbd.detection.nearest import Points
+from hf_clipbd.detection.selection import group_minima
 
 
 def concepts(n=900, d=12, kinds=9, seed=0):
@@ -31,12 +32,13 @@ def test_the_coarse_distance_is_the_median_of_that_to_the_nearest_of_each_group(
     points, queries = torch.randn(160, 6), torch.randn(5, 6)
     own = torch.tensor([-1, 3, -1, 159, -1])
     queries[1], queries[3] = points[3], points[159]
-    distances, positions = Points(points, "float32", block).surroundings(queries, own, 7, 8)
+    distances, near = Points(points, "float32", block).surroundings(queries, own, 7, 8)
     for i, query in enumerate(queries):
         apart = (points - query).square().sum(1).sqrt()
         if own[i] >= 0:
             apart[own[i]] = torch.inf
-        assert positions[i].tolist() == apart.argsort()[:7].tolist()
+        assert near.positions[i].tolist() == apart.argsort()[:7].tolist()
+        torch.testing.assert_close(near.distances[i], apart.sort().values[:7], rtol=1e-4, atol=1e-5)
         starts = range(0, 160, block)
         groups = [
             part[g :: len(part) // 8][:8].min()
@@ -48,16 +50,8 @@ def test_the_coarse_distance_is_the_median_of_that_to_the_nearest_of_each_group(
 
 
 def test_groups_leave_out_what_is_left_over():
-    values = torch.arange(11.0)[None]
-    assert group_maxima(values, 3).tolist() == [[6.0, 7.0, 8.0]]  # columns 0, 3, 6; 1, 4, 7; 2, 5, 8
-
-
-@pytest.mark.parametrize("w", [2, 9])
-def test_maxima_that_are_there_serve_the_selection(w):
-    values = torch.randn(4, 403)
-    best, columns = select_largest(values, w, group_maxima(values, 20))
-    assert torch.equal(values.gather(1, columns), best)
-    assert torch.equal(best.sort(1).values, values.sort(1).values[:, -w:])
+    codes = torch.arange(11)[None].flip(1)  # 10 down to 0
+    assert group_minima(codes, 3).tolist() == [[4, 3, 2]]  # columns 0, 3, 6; 1, 4, 7; 2, 5, 8
 
 
 def test_a_fiftieth_of_the_reference_lies_within_the_coarse_distance():
@@ -71,11 +65,13 @@ def test_a_fiftieth_of_the_reference_lies_within_the_coarse_distance():
 def test_own_rows_and_copies_are_left_out_wherever_they_lie_in_the_random_order():
     features = concepts(300)[0]
     reference = Reference.of(features, precision="float32")
-    whole = reference.place(features.astype(np.float32))
-    own = torch.arange(300)
-    _, positions = reference.surroundings(whole, own, 4)
-    table = reference.nearest(features.astype(np.float32), 4)
-    assert torch.equal(positions, table.positions) and not (positions == own[:, None]).any()
+    rows = features.astype(np.float32)
+    coarse, positions = reference.surroundings(rows, 4)
+    table = reference.nearest(rows, 4)
+    assert torch.equal(positions, table.positions) and not (positions == torch.arange(300)[:, None]).any()
+    known, found = reference.surroundings_of_points(4)
+    again = reference.surroundings(rows[[5, 9]], 4)  # looked up
+    assert torch.equal(coarse, known) and torch.equal(again[0], known[[5, 9]]) and torch.equal(again[1], found[[5, 9]])
 
 
 # -- levels -----------------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from hf_clipbd.detection import Reference, k_distance, nearest, slof
-from hf_clipbd.detection.nearest import Points, best_precision, candidates, products_at, select_largest
+from hf_clipbd.detection.nearest import Points, best_precision, candidates, products_at
 from hf_clipbd.detection.neighbors import nested_scores
 from hf_clipbd.detection.rows import ahead, slice_of_process
+from hf_clipbd.detection.selection import codes_of, merged, select, values_of
 
 
 SCRIPT = Path(__file__).parent / "distributed" / "score_rows.py"
@@ -45,23 +46,47 @@ def slow(queries, points, k, same):
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("columns", "w"), [(7, 7), (50, 3), (1000, 10), (1003, 10), (4099, 80), (16384, 4)])
-def test_the_selection_is_that_of_a_sort(columns, w, kind):
-    values = torch.randn(9, columns, generator=torch.Generator().manual_seed(columns)).to(kind)
+@pytest.mark.parametrize(("columns", "w"), [(7, 7), (7, 9), (50, 3), (1000, 10), (1003, 10), (4099, 80), (16384, 4)])
+def test_the_selection_has_the_smallest_of_a_sort(columns, w, kind):
+    values = torch.randn(9, columns, generator=torch.Generator().manual_seed(columns)).abs().to(kind)
     values[3] = 1.0  # all alike
-    values[4, ::3] = 2.0  # many ties at the limit
+    values[4, ::3] = 0.0  # many ties at the limit
     values[5] = values[5].sort().values
-    values[6, -w:] = 9.0  # the rest beyond the last whole group
-    best, found = select_largest(values, w)
-    assert best.dtype == kind and found.dtype == torch.int64
-    assert torch.equal(values.gather(1, found), best)
-    assert all(len(set(row.tolist())) == w for row in found)
-    assert torch.equal(best.sort(1).values, values.sort(1).values[:, -w:])
+    values[6, -w:] = 0.0  # the rest beyond the last whole group
+    values[7] *= -1e-9  # what rounding leaves of nothing
+    found = select(codes_of(values), w)
+    assert found.columns.dtype == torch.int64 and found.columns.shape[1] <= max(2 * w, columns)
+    for row, chosen, limit in zip(values, found.columns, values_of(found.limit), strict=True):
+        chosen = chosen[chosen >= 0]
+        assert len(set(chosen.tolist())) == len(chosen) >= min(w, columns)
+        left = torch.ones(columns, dtype=torch.bool).index_fill(0, chosen, False)
+        best = row.clamp_min(0).sort().values[: min(w, columns)]
+        assert torch.equal(row[chosen].clamp_min(0).sort().values[: len(best)], best)
+        assert not left.any() or (row[left].float().clamp_min(0).min() >= limit >= best[-1])
 
 
-def test_the_selection_reads_views():
-    whole = torch.randn(5, 2000)
-    assert torch.equal(select_largest(whole[:, :1500], 6)[0].sort(1).values, whole[:, :1500].sort(1).values[:, -6:])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("w", [5, 40])
+def test_the_selection_of_blocks_is_that_of_the_whole(w, kind):
+    values = torch.randn(6, 2100, generator=torch.Generator().manual_seed(w)).abs().to(kind)
+    values[2] = 0.5
+    codes, found = codes_of(values), None
+    for start in range(0, 2100, 64):
+        found = merged(found, select(codes[:, start : start + 64], w, found and found.limit), start, w)
+    assert found.columns.shape[1] <= 3 * w + 64
+    for row, chosen in zip(values, found.columns, strict=True):
+        chosen = chosen[chosen >= 0]
+        assert len(set(chosen.tolist())) == len(chosen)
+        assert torch.equal(row[chosen].sort().values[:w], row.sort().values[:w])
+
+
+def test_the_selection_reads_views_and_the_ties_of_a_whole_matrix():
+    whole = codes_of(torch.rand(5, 2000))
+    found = select(whole[:, :1500], 6)
+    assert found.columns.max() < 1500 and torch.equal(
+        found.codes.sort(1).values[:, :6], whole[:, :1500].sort(1).values[:, :6]
+    )
+    assert select(codes_of(torch.ones(5, 2000)), 6).columns.shape == (5, 6)
 
 
 # -- neighbours -------------------------------------------------------------------------------------------------------
@@ -115,10 +140,11 @@ def test_rows_that_rounding_may_have_cost_a_neighbour_are_searched_again(monkeyp
     reference = Reference.of(features, precision="bfloat16")
     exact = Reference.of(features, precision="float32").nearest(features, 5)
     monkeypatch.setattr(nearest, "candidates", lambda k, rough: k)  # none to spare
+    monkeypatch.setattr("hf_clipbd.detection.selection.MANY", 1)
     monkeypatch.setattr("hf_clipbd.detection.reference.REFERENCE_BLOCK", block)
     again = Reference.of(features, precision="bfloat16").nearest(features, 5)
     assert torch.equal(again.positions, exact.positions)
-    monkeypatch.setattr(nearest.Points, "_may_lack", lambda self, worst, farthest, errors: worst > 0)
+    monkeypatch.setattr(nearest.Points, "_may_lack", lambda self, limit, near, errors: limit < 0)
     rough = reference.nearest(features, 5)
     assert not torch.equal(rough.positions, exact.positions)  # what the second search is for
 

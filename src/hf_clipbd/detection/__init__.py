@@ -2,13 +2,13 @@
 """Which rows of a training set are poisoned: scores of embeddings, higher is more suspicious."""
 
 from hf_clipbd.detection.activation_clustering import activation_clustering
-from hf_clipbd.detection.at_rates import performance_at_rate, thinned_rows
+from hf_clipbd.detection.at_rates import performance_at_rate, performances_at_rate, thinned_rows
 from hf_clipbd.detection.clip_score import clip_score
 from hf_clipbd.detection.cognitive_distillation import cognitive_distillation, distilled_masks
 from hf_clipbd.detection.compat_huang2025 import huang2025
 from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
 from hf_clipbd.detection.dao import dao
-from hf_clipbd.detection.detect import ALIGNED, DETECTORS, detect
+from hf_clipbd.detection.detect import ALIGNED, DETECTORS, detect, detect_all
 from hf_clipbd.detection.disagreement import disagreement
 from hf_clipbd.detection.island import island
 from hf_clipbd.detection.isolation_forest import isolation_forest
@@ -22,6 +22,7 @@ from hf_clipbd.detection.performance import detection_performance
 from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import first_copies
 from hf_clipbd.detection.scan import Scan, scan
+from hf_clipbd.detection.shared import Shared
 from hf_clipbd.detection.slof import slof
 from hf_clipbd.detection.spectral import spectral_signature
 
@@ -32,6 +33,7 @@ __all__ = [
     "BackdoorDetection",
     "Reference",
     "Scan",
+    "Shared",
     "activation_clustering",
     "clip_score",
     "cognitive_distillation",
@@ -39,6 +41,7 @@ __all__ = [
     "dao",
     "default_k",
     "detect",
+    "detect_all",
     "detection_performance",
     "disagreement",
     "distilled_masks",
@@ -52,6 +55,7 @@ __all__ = [
     "lof",
     "multi_scale",
     "performance_at_rate",
+    "performances_at_rate",
     "scan",
     "slof",
     "spectral_signature",

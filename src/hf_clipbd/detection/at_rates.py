@@ -71,22 +71,61 @@ def performance_at_rate(
     Raises:
         ValueError: If the rate cannot be had from this set, or there are no draws.
     """
+
+    def scores(features: np.ndarray, seed: int, **kept: np.ndarray) -> dict[str, np.ndarray]:
+        return {"": score(features, seed=seed, **kept)}
+
+    return performances_at_rate(scores, features, is_poisoned, rate, draws, seed, aligned)[""]
+
+
+def performances_at_rate(
+    scores: Callable[..., Mapping[str, np.ndarray]],
+    features: Any,
+    is_poisoned: Any,
+    rate: float,
+    draws: int = 5,
+    seed: int = 0,
+    aligned: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return what `performance_at_rate` gives, for several detectors that search the same draws.
+
+    Args:
+        scores: `scores(features, seed=...) -> {name: (N,)}`, for instance
+            `functools.partial(detect_all, detectors=["slof", "multi_scale"])`; called once a draw.
+        features: (N, D), of the full set.
+        is_poisoned: (N,), true or 1 for poisoned rows.
+        rate: Share of poisoned rows in the thinned set, at most that of the full one.
+        draws: How many draws of poisoned rows, each with its own reference.
+        seed: Seed of the draws; draw i scores with `seed + i`.
+        aligned: Keywords of `scores` that have a row for each of the features, thinned with them.
+
+    Returns:
+        Name -> figures as in `performance_at_rate`.
+
+    Raises:
+        ValueError: As there.
+    """
     aligned = {name: np.asarray(values) for name, values in (aligned or {}).items()}
     if draws < 1:
         raise ValueError(f"Expected at least one draw, but got {draws}.")
     features, poisoned = np.asarray(features), np.asarray(is_poisoned, dtype=bool)
-    figures = []
+    figures: dict[str, list[dict[str, float | int]]] = {}
     for draw in range(draws):
         rows = thinned_rows(poisoned, rate, seed, draw)
         kept = {name: values[rows] for name, values in aligned.items()}
-        figures.append(detection_performance(score(features[rows], seed=seed + draw, **kept), poisoned[rows]))
+        for name, one in scores(features[rows], seed=seed + draw, **kept).items():
+            figures.setdefault(name, []).append(detection_performance(one, poisoned[rows]))
+    return {name: _over_draws(found, rate) for name, found in figures.items()}
+
+
+def _over_draws(figures: list[dict[str, float | int]], rate: float) -> dict[str, Any]:
     shares = [name for name in figures[0] if name not in ("n", "n_poisoned")]
     counts = {name: figures[0][name] for name in ("n", "n_poisoned")}
     by_name = {name: [one[name] for one in figures] for name in shares}
     worst = {name: max(values) if name == "fpr_at_95_tpr" else min(values) for name, values in by_name.items()}
     return {
         "rate": rate,
-        "n_draws": draws,
+        "n_draws": len(figures),
         "thinned_search_set": True,
         "mean": {name: float(np.mean(values)) for name, values in by_name.items()} | counts,
         "worst": worst | counts,

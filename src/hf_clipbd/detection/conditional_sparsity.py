@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Sparsity given the caption: whether a picture lies where the pictures of rows with such captions lie."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from hf_clipbd.detection.levels import Levels
 from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
 from hf_clipbd.detection.rows import contents, matrix, row_blocks, silent
+from hf_clipbd.detection.selection import kth_smallest
 
 
 CAPTION_SHARE = 1 / 8
@@ -73,14 +75,13 @@ def conditional_sparsity(
     k = min(max(LEVELS), len(reference) - 1) if k is None else k
     check_k(k, reference)
     compared = _Compared(reference, drawn_from)
-    _, positions = reference.surroundings_of_points(k)
-    levels = Levels(compared.at_points(), positions, LEVELS, COUNTED)
+    levels = Levels(compared.at_points, reference.table(k).positions, LEVELS, COUNTED)
     scores = np.empty(len(features))
     blocks = zip(row_blocks(features, QUERY_BLOCK), row_blocks(texts, QUERY_BLOCK), strict=True)
     for (rows, images), (_, captions) in tqdm(blocks, "given the caption", disable=silent(len(features)), leave=False):
-        placed, own = reference.place(images), reference.positions(contents(images))
-        near = reference.surroundings(placed, own, k)[1]
-        scores[rows] = levels(compared(placed, own, captions), near).cpu().numpy()
+        own = reference.positions(contents(images))
+        near = reference.nearest(images, k, own).positions
+        scores[rows] = levels(compared(reference.place(images), own, captions), near).cpu().numpy()
     return scores
 
 
@@ -102,23 +103,35 @@ class _Compared:
         rows = torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32))
         return torch.nn.functional.normalize(rows.to(self.reference.points.device), dim=1)
 
+    @cached_property
+    def at_points(self) -> Tensor:
+        """c of each point of the reference, (m,)."""
+        points = self.reference.points
+        blocks = torch.arange(len(points)).split(QUERY_BLOCK)
+        return torch.cat([self._means(points[own], own.to(points.device), self.texts[own.numpy()]) for own in blocks])
+
     def __call__(self, placed: Tensor, own: Tensor, captions: np.ndarray) -> Tensor:
-        """Return c of each row, (B,), float64.
+        """Return c of each row, (B,), float64; that of a point where picture and caption are the point's.
 
         Args:
             placed: Pictures as `Reference.place` gives them, (B, D).
             own: Their positions in the reference, (B,), -1 where they are not in it.
             captions: (B, D2).
         """
+        theirs = self.texts[own.cpu().numpy()]  # those of the last one at -1
+        known = (own >= 0) & torch.from_numpy((theirs == captions).all(1)).to(own.device)
+        found = self.at_points[own]
+        new = (~known).nonzero()[:, 0]
+        if len(new):
+            found[new] = self._means(placed[new], own[new], captions[new.cpu().numpy()])
+        return found
+
+    def _means(self, placed: Tensor, own: Tensor, captions: np.ndarray) -> Tensor:
         alike = self._unit(captions) @ self.captions.T  # (B, count)
         own = self.place[own]
         itself = (own >= 0).nonzero()[:, 0]
         alike[itself, own[itself]] = -torch.inf
-        near = alike.topk(self.near, dim=1, sorted=False).indices
-        return torch.cdist(placed, self.images).gather(1, near).double().mean(1).clamp_min_(FLOOR).log_()
-
-    def at_points(self) -> Tensor:
-        """Return c of each point of the reference, (m,)."""
-        points = self.reference.points
-        blocks = torch.arange(len(points)).split(QUERY_BLOCK)
-        return torch.cat([self(points[own], own.to(points.device), self.texts[own.numpy()]) for own in blocks])
+        least = kth_smallest(alike, alike.shape[1] - self.near + 1)
+        near = alike >= least[:, None]
+        sums = (torch.cdist(placed, self.images) * near).sum(1, dtype=torch.float64)
+        return (sums / near.sum(1)).clamp_min_(FLOOR).log_()

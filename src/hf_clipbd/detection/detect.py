@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The table of detectors, and the one call that scores a set with a random reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +17,10 @@ from hf_clipbd.detection.isolation_forest import isolation_forest
 from hf_clipbd.detection.k_distance import k_distance
 from hf_clipbd.detection.lid import lid
 from hf_clipbd.detection.lof import lof
+from hf_clipbd.detection.multi_scale import DEFAULT_M as MULTI_SCALE_M
 from hf_clipbd.detection.multi_scale import multi_scale
 from hf_clipbd.detection.reference import Reference
+from hf_clipbd.detection.shared import Shared
 from hf_clipbd.detection.slof import slof
 from hf_clipbd.detection.spectral import spectral_signature
 
@@ -70,6 +72,7 @@ def detect(
     seed: int = 0,
     normalize: bool = True,
     compat: Literal["huang2025"] | None = None,
+    shared: Shared | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Return a score for each row of `features`, compared with m of them drawn at random.
@@ -90,6 +93,7 @@ def detect(
         normalize: Scale embeddings to unit length.
         compat: `"huang2025"` for the published arithmetic of k-distance, SLOF (the default then), DAO or LID with its
             faults, for comparison; m and `normalize` do not apply to it, k is 16 by default.
+        shared: What the detectors of one search have in common; scores do not depend on it. See `detect_all`.
         **options: What the detector takes besides, for instance `others`, or `texts` for the CLIP score.
 
     Returns:
@@ -110,6 +114,42 @@ def detect(
         given = {name for name, value in options.items() if value is not None}
         detector = "disagreement" if "others" in given else DEFAULT_WITH_TEXTS if "texts" in given else DEFAULT
     function = check_detector(detector)
-    if function is multi_scale:  # draws its own reference, of fewer rows
-        return multi_scale(features, None, k, m, seed, normalize, **options)
-    return function(features, Reference.sample(features, m, seed, normalize), k, **options)
+    if function is multi_scale and m is None:
+        m = min(MULTI_SCALE_M, len(features))
+    draw = Reference.sample if shared is None else shared.reference
+    return function(features, draw(features, m, seed, normalize), k, **options)
+
+
+def detect_all(
+    features: Any,
+    detectors: Sequence[str],
+    m: int | None = None,
+    k: int | None = None,
+    seed: int = 0,
+    normalize: bool = True,
+    **aligned: Any,
+) -> dict[str, np.ndarray]:
+    """Return the scores of several detectors, as `detect` gives them, from references and neighbours found once.
+
+    Args:
+        features: Image embeddings of the searched set in the suspected model, (N, D).
+        detectors: Keys of `DETECTORS`, the ones with the largest k best first.
+        m: As in `detect`.
+        k: As there.
+        seed: As there.
+        normalize: As there.
+        **aligned: What has a row for each of the features, `texts` and `others`; each detector gets what it takes.
+
+    Returns:
+        Name -> scores (N,).
+
+    Raises:
+        ValueError: As in `detect`.
+    """
+    shared = Shared()
+    given = {name: value for name, value in aligned.items() if value is not None}
+    found = {}
+    for name in detectors:
+        options = {key: value for key, value in given.items() if key in ALIGNED.get(name, ())}
+        found[name] = detect(features, name, m, k, seed, normalize, shared=shared, **options)
+    return found

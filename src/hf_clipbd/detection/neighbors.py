@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_clipbd.detection.lookup import nearest_of
 from hf_clipbd.detection.nearest import Neighbors
-from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k, nearest_of
+from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
 from hf_clipbd.detection.rows import ahead, contents, gathered, matrix, row_blocks, silent, slice_of_process
 
 
@@ -46,7 +47,11 @@ def neighbor_scores(features: Any, reference: Reference, k: int, score: Score, d
         ValueError: If k is out of range, the dimensions differ, or a row is not finite.
     """
     check_k(k, reference)
-    return _scores(features, reference, [(len(reference), k)], [reference._tables.get(k)], [score], desc)[0]
+
+    def found(block: np.ndarray, own: Tensor) -> list[Tensor]:
+        return [_score_of(score, reference.nearest(block, k, own))]
+
+    return _in_blocks(features, reference, 1, found, desc)[0]
 
 
 def nested_scores(
@@ -71,7 +76,17 @@ def nested_scores(
     together = family is not None and all(one._family is family for one in references)
     if not together or [len(one) for one in references] != sizes:
         raise ValueError("Expected the references of one `Reference.nested`, all of them and in its order.")
-    return _scores(features, family.largest, family.pairs, family.tables, scores, desc)
+
+    def found(block: np.ndarray, own: Tensor) -> list[Tensor]:
+        largest = family.largest
+        near = nearest_of(largest._search, largest.place(block), own, family.pairs, family.tables)
+        return [_score_of(score, one) for score, one in zip(scores, near, strict=True)]
+
+    return _in_blocks(features, family.largest, len(family.pairs), found, desc)
+
+
+def _score_of(score: Score, near: Neighbors) -> Tensor:
+    return score(near.distances.double().clamp_min(FLOOR), near.positions)
 
 
 def surrounding_scores(
@@ -95,27 +110,9 @@ def surrounding_scores(
     check_k(k, reference)
 
     def found(block: np.ndarray, own: Tensor) -> list[Tensor]:
-        return [score(*reference.surroundings(reference.place(block), own, k))]
+        return [score(*reference.surroundings(block, k, own))]
 
     return _in_blocks(features, reference, 1, found, desc)[0]
-
-
-def _scores(
-    features: Any,
-    reference: Reference,
-    pairs: Sequence[tuple[int, int]],
-    tables: Sequence[Neighbors | None],
-    scores: Sequence[Score],
-    desc: str,
-) -> np.ndarray:
-    def found(block: np.ndarray, own: Tensor) -> list[Tensor]:
-        near = nearest_of(reference, block, own, pairs, tables)
-        return [
-            score(one.distances.double().clamp_min(FLOOR), one.positions)
-            for score, one in zip(scores, near, strict=True)
-        ]
-
-    return _in_blocks(features, reference, len(pairs), found, desc)
 
 
 def _in_blocks(

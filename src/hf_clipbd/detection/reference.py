@@ -15,10 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from hf_clipbd.detection.kept import Kept
+from hf_clipbd.detection.lookup import QUERY_BLOCK, looked_up, nearest_of, tables_of
 from hf_clipbd.detection.nearest import Neighbors, Points, best_precision
-from hf_clipbd.detection.rows import contents, first_copies, matrix, silent
+from hf_clipbd.detection.rows import contents, first_copies, matrix
 
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 FLOOR = 1e-3
 """Distances below this one are taken for it, so that no ratio of distances is infinite."""
 DEFAULT_M = 16384
-QUERY_BLOCK = 512
 REFERENCE_BLOCK = 16384
 COARSE = 32
 """The coarse distance of a row is that to the nearest of so many random points."""
@@ -58,7 +58,9 @@ class Reference:
     precision: Literal["float32", "bfloat16"] = "float32"
     distributed: bool = False
     _tables: dict[int, Neighbors] = field(default_factory=dict, repr=False)
+    _around: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _family: "_Family | None" = field(default=None, repr=False)
+    _kept: Kept | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -166,51 +168,69 @@ class Reference:
         if self._family is not None and (len(self), k) in self._family.pairs:
             whole = self._family.tables[self._family.pairs.index((len(self), k))]
             return Neighbors(*(part[: len(self)] for part in whole))
-        if k not in self._tables:
-            (self._tables[k],) = _tables(self, [(len(self), k)])
-        return self._tables[k]
+        known = self._known(k)
+        if known is None:
+            (known,) = tables_of(self._search, [(len(self), k)])
+            self._tables[k] = known
+        return known
+
+    def _known(self, k: int) -> Neighbors | None:
+        """Return what `table` gives where it, or one of more neighbours, was computed before."""
+        enough = [one for one in self._tables if one >= k]
+        return Neighbors(*(part[:, :k] for part in self._tables[min(enough)])) if enough else None
 
     def place(self, block: np.ndarray) -> Tensor:
         """Return float32 rows (B, D) where the points lie: of unit length if `normalize`, less the center."""
         rows = torch.from_numpy(block).to(self.points.device)
         return (torch.nn.functional.normalize(rows, dim=1) if self.normalize else rows) - self.center
 
-    def nearest(self, block: np.ndarray, k: int) -> Neighbors:
+    def nearest(self, block: np.ndarray, k: int, own: Tensor | None = None) -> Neighbors:
         """Return the k nearest points of each row, without the row itself or its copy.
 
         Args:
             block: (B, D), float32, finite.
             k: How many, in [1, m - 1].
+            own: What `positions` gives for them, where it is known.
         """
-        tables = {k: self._tables[k]} if k in self._tables else {}
-        return nearest_of(self, block, self.positions(contents(block)), [(len(self), k)], [tables.get(k)])[0]
+        own = self.positions(contents(block)) if own is None else own
+        table = self._known(k) if self._kept is None else self.table(k)
 
-    def surroundings(self, placed: Tensor, own: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the coarse distance of each row and positions of k near points, without the row itself or its copy.
+        def search() -> Neighbors:
+            return nearest_of(self._search, self.place(block), own, [(len(self), k)], [table])[0]
+
+        return search() if self._kept is None else self._kept.nearest(id(self), block, k, search)
+
+    def surroundings(self, block: np.ndarray, k: int, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the coarse distance of each row and positions of its k nearest points, without the row or its copy.
 
         The coarse distance is that to the nearest of 32 random points, typically (`Points.surroundings`): 2.1 % of
         the reference lie within it. Of fewer than 512 points it is the nearest of a sixteenth.
 
         Args:
-            placed: Rows as `place` gives them, (B, D).
-            own: What `positions` gives for them, (B,).
+            block: (B, D), float32, finite.
             k: Near points, in [1, m - 1].
+            own: What `positions` gives for them, where it is known.
 
         Returns:
-            Distances (B,), float64, at least `FLOOR`, and positions (B, k), int64, nearest first by products of this
-            precision.
+            Distances (B,), float64, at least `FLOOR`, and positions (B, k), int64, nearest first.
         """
-        search, order, place = self._shuffled
-        moved = torch.where(own >= 0, place[own.clamp_min(0)], own)
-        distances, found = search.surroundings(placed, moved, k, min(COARSE, max(2, len(self) // 16)))
-        return distances.double().clamp_min_(FLOOR), order[found]
+        own = self.positions(contents(block)) if own is None else own
+        placed = self.place(block)
+        return looked_up(own, self._around.get(k), lambda rows: self._surroundings(placed[rows], own[rows], k))
 
     def surroundings_of_points(self, k: int) -> tuple[Tensor, Tensor]:
-        """Return the coarse distance (m,) and k near points (m, k) of each point."""
-        blocks = torch.arange(len(self), device=self.points.device).split(QUERY_BLOCK)
-        parts = [self.surroundings(self.points[own], own, k) for own in blocks]
-        distances, positions = zip(*parts, strict=True)
-        return torch.cat(distances), torch.cat(positions)
+        """Return the coarse distance (m,) and the k nearest other points (m, k) of each point; computed once."""
+        if k not in self._around:
+            blocks = torch.arange(len(self), device=self.points.device).split(QUERY_BLOCK)
+            parts = [self._surroundings(self.points[own], own, k) for own in blocks]
+            self._around[k] = tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        return self._around[k]
+
+    def _surroundings(self, placed: Tensor, own: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        search, order, place = self._shuffled
+        moved = torch.where(own >= 0, place[own.clamp_min(0)], own)
+        distances, near = search.surroundings(placed, moved, k, min(COARSE, max(2, len(self) // 16)))
+        return distances.double().clamp_min_(FLOOR), order[near.positions]
 
     def positions(self, found: Sequence[int]) -> Tensor:
         """Return the position of each content (`rows.contents`) among the points, -1 where it is none of them."""
@@ -254,43 +274,13 @@ class _Family:
     @cached_property
     def tables(self) -> list[Neighbors]:
         """For each pair the nearest of *all* points of the largest, (m, k)."""
-        return _tables(self.largest, self.pairs)
+        return tables_of(self.largest._search, self.pairs)
 
 
 def _drawn(features: np.ndarray, m: int, seed: int) -> np.ndarray:
     if not 3 <= m <= len(features):
         raise ValueError(f"Expected m in [3, {len(features)}], the number of rows, but got {m}.")
     return np.random.default_rng([seed, m]).choice(len(features), m, replace=False)
-
-
-def _tables(reference: Reference, pairs: Sequence[tuple[int, int]]) -> list[Neighbors]:
-    """Return, for each (size, k), the k nearest among the first `size` points of each point."""
-    sizes, ks = zip(*pairs, strict=True)
-    parts = []
-    for start in tqdm(range(0, len(reference), QUERY_BLOCK), desc="reference", disable=silent(len(reference))):
-        own = torch.arange(start, min(start + QUERY_BLOCK, len(reference)), device=reference.points.device)
-        parts.append(reference._search.nearest(reference.points[own], own, sizes, ks))
-    return [Neighbors(*(torch.cat(part) for part in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True)]
-
-
-def nearest_of(
-    reference: Reference,
-    block: np.ndarray,
-    own: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    tables: Sequence[Neighbors | None],
-) -> list[Neighbors]:
-    """Return, for each (size, k), the nearest points of each row; points themselves are looked up where tables are."""
-    sizes, ks = zip(*pairs, strict=True)
-    member = own >= 0
-    if any(table is None for table in tables) or not member.any():
-        return reference._search.nearest(reference.place(block), own, sizes, ks)
-    joined = [Neighbors(*(part[own.clamp_min(0)] for part in table)) for table in tables]
-    if not member.all():
-        new = reference._search.nearest(reference.place(block)[~member], own[~member], sizes, ks)
-        for whole, found in zip(joined, new, strict=True):
-            whole.distances[~member], whole.positions[~member] = found
-    return joined
 
 
 def check_k(k: int, reference: Any) -> None:

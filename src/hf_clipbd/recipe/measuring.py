@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from hf_clipbd.detection import ALIGNED, BackdoorDetection, performance_at_rate
-from hf_clipbd.detection import detect as score_rows
+from hf_clipbd.detection import BackdoorDetection, detect_all, performances_at_rate
 from hf_clipbd.evaluation import evaluate_zero_shot
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
@@ -128,10 +127,9 @@ def search(
     Returns:
         The outcome, and the scores of each detector, (N,).
     """
-    sizes = {"m": options.reference, "k": options.k}
-    scorers = {name: functools.partial(score_rows, detector=name, **sizes) for name in options.detectors}
-    aligned = {name: _aligned(name, features) for name in scorers}
-    scores = {name: score(features["image"], seed=seed, **aligned[name]) for name, score in scorers.items()}
+    score = functools.partial(detect_all, detectors=options.detectors, m=options.reference, k=options.k)
+    aligned = {"texts": features["text"]} | ({"others": features["second"]} if "second" in features else {})
+    scores = score(features["image"], seed=seed, **aligned)
     known = pairs.with_format(None)
     row = known[SOURCE_INDEX][:] if SOURCE_INDEX in pairs.column_names else list(range(len(pairs)))
     columns: dict[str, Any] = {"row": row, **{f"score_{name}": one for name, one in scores.items()}}
@@ -141,23 +139,17 @@ def search(
         poisoned = np.asarray(known[IS_POISONED][:], dtype=bool)
         columns[IS_POISONED] = poisoned
         if 0 < poisoned.sum() < len(poisoned):
-            metrics |= _performance(scores, scorers, aligned, features["image"], poisoned, options, seed)
+            metrics |= _performance(scores, score, aligned, features["image"], poisoned, options, seed)
         write_json(folder / MAP_FILE, _map(features["image"], known[CAPTION][:], poisoned, target, options, seed))
         outputs["map"] = MAP_FILE
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / SCORES_FILE)
     return Outcome(metrics, outputs), scores
 
 
-def _aligned(name: str, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the keywords of one detector that have a row for each pair: captions, images in a second encoder."""
-    sources = {"texts": "text", "others": "second"}
-    return {keyword: features[sources[keyword]] for keyword in ALIGNED.get(name, ()) if sources[keyword] in features}
-
-
 def _performance(
     scores: dict[str, np.ndarray],
-    scorers: dict[str, Callable[..., np.ndarray]],
-    aligned: dict[str, dict[str, np.ndarray]],
+    score: Callable[..., dict[str, np.ndarray]],
+    aligned: dict[str, np.ndarray],
     features: np.ndarray,
     poisoned: np.ndarray,
     options: DetectConfig,
@@ -168,11 +160,9 @@ def _performance(
     own = {name: metric.compute(predictions=one, references=poisoned.astype(int)) for name, one in scores.items()}
     rates: dict[str, dict[str, Any]] = {}
     for rate in options.rates:
-        rates[f"{rate:g}"] = {}
-        for name, score in scorers.items():
-            found = performance_at_rate(score, features, poisoned, rate, options.draws, seed, aligned=aligned[name])
-            extra = {key: found[key] for key in ("worst", "n_draws", "thinned_search_set")}
-            rates[f"{rate:g}"][name] = {**found["mean"], **extra}
+        found = performances_at_rate(score, features, poisoned, rate, options.draws, seed, aligned)
+        kept = ("worst", "n_draws", "thinned_search_set")
+        rates[f"{rate:g}"] = {name: one["mean"] | {key: one[key] for key in kept} for name, one in found.items()}
     return {"detectors": own, "rates": rates}
 
 

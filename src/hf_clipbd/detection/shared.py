@@ -1,0 +1,50 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What the detectors of one search have in common: a reference drawn once, and neighbours found once."""
+
+import dataclasses
+from typing import Any
+
+from hf_clipbd.detection.kept import Kept
+from hf_clipbd.detection.reference import Reference
+
+
+ROOM = 256
+"""Megabytes of neighbours that are kept: those of 500,000 rows with 64 each."""
+
+
+class Shared:
+    """References for the detectors of one search, which share what was found in them.
+
+    Whoever asks for the same random rows gets the same reference, and with it its points' neighbours and those of the
+    rows that were looked for before with as many neighbours or more, so the detector with the largest k best goes
+    first. No score depends on it. What is kept goes when the object goes.
+
+    Args:
+        room: Megabytes of neighbours that are kept; rows beyond are searched again each time.
+
+    Example:
+        >>> import numpy as np
+        >>> features, shared = np.random.default_rng(0).normal(size=(50, 4)), Shared()
+        >>> shared.reference(features, 20) is shared.reference(features.copy(), 20)
+        True
+    """
+
+    def __init__(self, room: float = ROOM):
+        self._kept = Kept(room)
+        self._references: dict[tuple, Reference] = {}
+
+    def reference(self, features: Any, m: int | None = None, seed: int = 0, normalize: bool = True) -> Reference:
+        """Return `Reference.sample` of these features, the one that was returned before where it is the same.
+
+        Args:
+            features: (N, D), the searched set.
+            m: How many rows; min(16384, N) by default.
+            seed: Seed of the choice.
+            normalize: Scale rows to unit length.
+
+        Raises:
+            ValueError: As in `Reference.sample`.
+        """
+        drawn = Reference.sample(features, m, seed, normalize)
+        key = normalize, drawn.rows.tobytes(), tuple(drawn.position_of)
+        return self._references.setdefault(key, dataclasses.replace(drawn, _kept=self._kept))
