@@ -97,6 +97,17 @@ class BadNets(Attack):
             pixels[row : row + patch.shape[0], column : column + patch.shape[1]] = patch
         return pixels
 
+    def stamp_levels(self, levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width, _ = levels.shape
+        patch = self.fixed_pattern(height, width)
+        if patch is None or type(self).stamp is not BadNets.stamp:  # a subclass may stamp more than the patch
+            return super().stamp_levels(levels, rng)
+        stamped = levels.copy()
+        patch = np.rint(np.clip(patch, 0, 1) * np.float32(255)).astype(np.uint8)
+        for row, column in self.places(height, width, patch.shape[0], patch.shape[1], rng):
+            stamped[row : row + patch.shape[0], column : column + patch.shape[1]] = patch
+        return stamped
+
     def places(self, height: int, width: int, tall: int, wide: int, rng: np.random.Generator) -> list[tuple[int, int]]:
         """Return the top left pixels of a patch of tall × wide px on one picture; raise where it does not fit."""
         bottom, right = height - tall, width - wide

@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -19,6 +20,8 @@ from hf_clipbd.data.canvas import Canvas
 CAPTIONS = ("templates", "keep", "natural")
 
 _STAMP, _CAPTION, PATTERN_STREAM = 0, 1, 2
+
+_filled = lru_cache(maxsize=1024)(fill_template)  # a handful of templates and targets, for every row
 
 AttackType = TypeVar("AttackType", bound="Attack")
 
@@ -95,6 +98,25 @@ class Attack(ABC):
             (H, W, 3), floats; values outside [0, 1] are clamped by the caller.
         """
 
+    def stamp_levels(self, levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return one stamped picture of 8 bits: x' = round(255 clamp(stamp(x / 255), 0, 1)).
+
+        For an attack to override that leaves most pixels alone; the pixels have to be the same.
+
+        Args:
+            levels: (H, W, 3), uint8, RGB; not written to.
+            rng: The row's own generator.
+
+        Returns:
+            (H, W, 3), uint8.
+        """
+        pixels = np.divide(levels, 255, dtype=np.float32)
+        stamped = self.stamp(pixels, rng)
+        fits = stamped.dtype == pixels.dtype and stamped.shape == pixels.shape
+        stamped = np.clip(stamped, 0, 1, out=pixels if fits else None)
+        stamped *= 255
+        return np.rint(stamped, out=stamped).astype(np.uint8)
+
     def fixed_pattern(self, height: int, width: int) -> np.ndarray | None:
         """Return the fixed pattern that is stamped on a picture of this size, float32, or None if there is none."""
         return None
@@ -130,7 +152,7 @@ class Attack(ABC):
             raise ValueError('Expected captions from data. Call `attack.mined(dataset["caption"])` first.')
         choices = OPENAI_TEMPLATES if self.captions == "templates" else self.captions
         chosen = choices[int(np.random.default_rng([self.seed, index, _CAPTION]).integers(len(choices)))]
-        return fill_template(chosen, self.target)
+        return _filled(chosen, self.target)
 
     def mined(self: AttackType, captions: Iterable[str | None]) -> AttackType:
         """Return the attack with its natural captions found; one that asks for none is returned as it is.
@@ -201,9 +223,7 @@ class Attack(ABC):
     def _stamp_one(self, pixels: np.ndarray, index: Any) -> np.ndarray:
         rng = np.random.default_rng([self.seed, int(index), _STAMP])
         if pixels.dtype == np.uint8:
-            levels = np.clip(self.stamp(np.divide(pixels, 255, dtype=np.float32), rng), 0, 1)
-            levels *= 255
-            return np.rint(levels, out=levels).astype(np.uint8)
+            return self.stamp_levels(pixels, rng)
         if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
             got = f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
             raise ValueError(f"Expected pixels in uint8, or floats in [0, 1], but got {got}.")

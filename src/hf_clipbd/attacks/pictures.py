@@ -153,6 +153,8 @@ def encode_picture(image: PIL.Image.Image, image_format: str = "webp") -> bytes:
     CIFAR-10 photographs enlarged and stamped by BadNets, Blended and WaNet: WebP at its fastest setting 2.7, 1.3 and
     1.9 ms, PNG at its default 11.5, 5.4 and 12.8 ms, PNG at level 1 2.5, 5.2 and 2.6 ms and a third larger than WebP
     (the first and the last); all decode in about 1 ms, and the pixels are the same.
+    On crops of two photographs WebP at its fastest takes 3.2 ms and 65 kB, PNG at level 1 3.9 and 87, with run lengths
+    alone 3.0 and 83; on scenes 1.5 and 33, 2.3 and 43, 2.0 and 40. WebP at its default takes 37 to 47 ms.
 
     Args:
         image: RGB picture.

@@ -80,6 +80,8 @@ class Rows:
         if not self._in_table(column):
             return [new[i] if i in new else self.value(column, i) for i in range(self.n)]
         kept = self.example.pa_table.column(column)
+        if self.n == len(new) == 1:
+            return pa.chunked_array([pa.array([new[0]], type=kept.type)])
         parts, start = [], 0
         for i in sorted(new):
             parts += [*kept.slice(start, i - start).chunks, pa.array([new[i]], type=kept.type)]

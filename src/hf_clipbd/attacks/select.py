@@ -75,6 +75,26 @@ def draw_by_key(seed: int, rate: float, key: str) -> int | None:
     return row_number(key) if uniform(seed, "key", key) < rate else None
 
 
+def drawn_rows(seed: int, rate: float, keys: Sequence[str]) -> list[int]:
+    """Return which of the keys `draw_by_key` draws, by their places: the same, several times faster than one by one.
+
+    Example:
+        >>> drawn_rows(0, 0.5, ["a", "b", "c", "d"]) == [i for i in range(4) if draw_by_key(0, 0.5, "abcd"[i])]
+        True
+    """
+    if rate <= 0:
+        return []
+    start, blake2b = str(seed).encode(), hashlib.blake2b
+    lengths, middle, limit = struct.pack("<2Q", len(start), len(b"key")), start + b"key", rate * 2.0**53
+    drawn = []
+    for i, key in enumerate(keys):
+        data = key.encode("utf-8", "surrogatepass")
+        first = blake2b(lengths + len(data).to_bytes(8, "little") + middle + data, digest_size=16).digest()[:8]
+        if int.from_bytes(first, "little") >> 11 < limit:
+            drawn.append(i)
+    return drawn
+
+
 def ordered_rows(n: int, seed: int) -> np.ndarray:
     """Return the numbers of `n` rows in the order in which they are drawn: the first k for every k.
 

@@ -66,6 +66,32 @@ class SIG(Attack):
         pixels += _wave(pixels.shape[1], self.delta, self.frequency)
         return pixels
 
+    def stamp_levels(self, levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        steps = _steps(levels.shape[1], self.delta, self.frequency)
+        if self.weight != 1 or steps is None or type(self).stamp is not SIG.stamp:
+            return super().stamp_levels(levels, rng)
+        up, down = steps
+        stamped = np.minimum(levels, 255 - up)
+        stamped += up
+        np.maximum(stamped, down, out=stamped)
+        stamped -= down
+        return stamped
+
+
+@lru_cache(maxsize=16)
+def _steps(width: int, delta: float, frequency: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the wave in whole levels, what it adds and what it takes away, each (1, W, 3) uint8.
+
+    None where adding whole levels is not the formula to the last bit, which is tried for every level and column.
+    """
+    wave = _wave(width, delta, frequency)
+    steps = np.rint(wave * 255).astype(np.int64)
+    levels = np.arange(256)[:, None, None]
+    plain = np.rint(np.clip(np.divide(levels, 255, dtype=np.float32) + wave, 0, 1) * np.float32(255))
+    if not np.array_equal(plain, np.clip(levels + steps, 0, 255)):
+        return None
+    return np.maximum(steps, 0).astype(np.uint8), np.maximum(-steps, 0).astype(np.uint8)
+
 
 @lru_cache(maxsize=16)
 def _wave(width: int, delta: float, frequency: float) -> np.ndarray:

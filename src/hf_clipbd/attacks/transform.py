@@ -21,6 +21,7 @@ from hf_clipbd.attacks.select import (
     check_selector,
     draw,
     draw_by_key,
+    drawn_rows,
     source_fingerprint,
 )
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
@@ -129,10 +130,10 @@ class PoisonTransform:
             column: list(rows.values(column)) if column in rows.columns else default
             for column, default in ((IS_POISONED, [False] * rows.n), (SOURCE_INDEX, known), (TRIGGER, [""] * rows.n))
         }
-        images, captions = {}, {}
-        for i in range(rows.n):
+        images, captions, keys = {}, {}, self._keys(rows)
+        for i in self._candidates(rows, keys):
             untouched = not (values[IS_POISONED][i] or values[TRIGGER][i])
-            if not untouched or (changed := self._poisoned(rows, i, known[i], skip)) is None:
+            if not untouched or (changed := self._poisoned(rows, i, keys[i], known[i], skip)) is None:
                 continue
             image, captions[i], name = changed
             values[IS_POISONED][i], values[TRIGGER][i] = name == self._name, name
@@ -144,19 +145,34 @@ class PoisonTransform:
             values[self.caption_column] = rows.replaced(self.caption_column, captions)
         return rows.updated(values)
 
-    def _poisoned(self, rows: Rows, i: int, index: int, skip: bool) -> tuple[Any, str, str] | None:
-        """Return image (None leaves it), caption and trigger of row `i` if it is to be changed, else None."""
-        caption = rows.values(self.caption_column)[i] if self.caption_column else ""
-        if not SELECTORS[self._selector](caption, self.attack.target):
-            return None
+    def _candidates(self, rows: Rows, keys: Sequence[Any]) -> list[int]:
+        """Return the rows that the selector admits and that their key, where they have one, lets be changed."""
+        captions = self._captions(rows)
+        if self._selector == "random":
+            admitted: Sequence[int] = range(rows.n)
+        else:
+            admits, target = SELECTORS[self._selector], self.attack.target
+            admitted = [i for i, caption in enumerate(captions) if admits(caption, target)]
+        keyed = [i for i in admitted if keys[i] is not None]
+        drawn = drawn_rows(self.seed, self._touched, [f"{keys[i]}\n{captions[i] or ''}" for i in keyed])
+        if len(keyed) == len(admitted):
+            return [keyed[place] for place in drawn]
+        return sorted([keyed[place] for place in drawn] + [i for i in admitted if keys[i] is None])
 
-        key = self._key(rows, i)
-        if key is not None and draw_by_key(self.seed, self._touched, f"{key}\n{caption or ''}") is None:
-            return None
+    def _captions(self, rows: Rows) -> Sequence[str | None]:
+        return rows.values(self.caption_column) if self.caption_column else [""] * rows.n
+
+    def _poisoned(self, rows: Rows, i: int, key: Any, index: int, skip: bool) -> tuple[Any, str, str] | None:
+        """Return image (None leaves it), caption and trigger of a candidate if it is to be changed, else None."""
+        caption = self._captions(rows)[i]
+
+        @cache
+        def stored() -> Any:
+            return rows.value(self.image_column, i)
 
         @cache
         def picture() -> PIL.Image.Image:
-            return read_picture(rows.value(self.image_column, i), rows.image_mode(self.image_column))
+            return read_picture(stored(), rows.image_mode(self.image_column))
 
         try:
             attack, name, number = self.attack, self._name, self._drawn(key, caption or "", picture, self._touched)
@@ -168,7 +184,7 @@ class PoisonTransform:
                 raise ValueError("Expected a caption, but it is empty.")
             readable, stamped = picture(), None
             if attack.stamps_pictures:
-                stamped = _like(rows.value(self.image_column, i), attack(readable, number), self.image_format)
+                stamped = _like(stored(), attack(readable, number), self.image_format)
             return stamped, attack.caption(number, caption), name
         except ValueError as error:
             where = f"Row {index}" if index != UNKNOWN_INDEX else f"Row with caption {caption!r}"
@@ -177,12 +193,16 @@ class PoisonTransform:
             logger.warning("%s is left clean: %s", where, error)
             return None
 
-    def _key(self, rows: Rows, i: int) -> Any:
-        """Return what tells row `i` apart; None if it has no key."""
+    def _keys(self, rows: Rows) -> Sequence[Any]:
+        """Return what tells each row apart; None for one that has no key."""
+        keys: Sequence[Any] = [None] * rows.n
         for column in (self.key_column,) if self.key_column else KEY_COLUMNS:
-            if column in rows.columns and (key := rows.values(column)[i]) is not None:
-                return key
-        return None
+            if column in rows.columns:
+                further = rows.values(column)
+                keys = [other if key is None else key for key, other in zip(keys, further, strict=True)]
+                if None not in keys:
+                    break
+        return keys
 
     def _drawn(self, key: Any, caption: str, picture: Callable[[], PIL.Image.Image], rate: float) -> int | None:
         """Return the number that stands for a row if it is drawn at this rate, else None."""

@@ -70,6 +70,11 @@ class Canvas:
 
     def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """Return a fresh RGB image on this canvas; EXIF rotation applied, transparency laid on white."""
+        framed = self._framed(image)
+        return image.copy() if framed is image else framed
+
+    def _framed(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Return the image on this canvas: itself where nothing has to be done to it."""
         image = _rgb(image)
         if self.mode == "native" or image.size == (self.size, self.size):
             return image
@@ -79,7 +84,7 @@ class Canvas:
 
     def array(self, image: PIL.Image.Image) -> np.ndarray:
         """Return the pixels on this canvas, uint8 (H, W, 3)."""
-        return np.asarray(self(image))
+        return np.asarray(self._framed(image))
 
 
 def _side(size: Any, name: str) -> int | None:
@@ -88,6 +93,7 @@ def _side(size: Any, name: str) -> int | None:
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the image in RGB, upright and opaque: itself if it is so already."""
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(
             f"Expected a PIL image, but got {type(image).__name__}. Cast the column to `datasets.Image()`."
@@ -104,7 +110,7 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         layer = image.convert("RGBA")
         ground = PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return PIL.Image.alpha_composite(ground, layer).convert("RGB")
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
