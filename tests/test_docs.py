@@ -15,6 +15,7 @@ import types
 import pytest
 
 from documented import PAGES, ROOT, blocks, check_command, commands
+from documented_commands import AFTER_QUICKSTART
 from hf_clipbd.cli.texts import TEXTS
 
 
@@ -100,8 +101,8 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     shown = [block for block in blocks(ROOT / "docs" / "quickstart.md", "bash") if block.comment == "runs"]
-    lines = [line for block in shown for line in commands(block.text)]
-    assert len(lines) >= 9
+    lines = [*(line for block in shown for line in commands(block.text)), *AFTER_QUICKSTART]
+    assert len(lines) >= 10
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0, line
     out = capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_clipbd.cli import run_stage
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe import load_config
-from hf_clipbd.recipe.world import build_architecture
+from hf_clipbd.recipe.architecture import build_architecture
 from hf_clipbd.scenes.pretrained import CLEAN_CLIP_FOLDER
 from hf_clipbd.schema import RunRecord
 

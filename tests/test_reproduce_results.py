@@ -9,7 +9,14 @@ from hf_clipbd.recipe.grid_config import grid_from
 from hf_clipbd.recipe.reproduce_results import collect, collect_grid, render_results
 from hf_clipbd.report.results_cells import Cells
 from hf_clipbd.report.results_papers import beside, paper_table, read_papers, verdicts
-from hf_clipbd.report.results_tables import attack_table, counts, curves_table, detection_table, overview
+from hf_clipbd.report.results_tables import (
+    attack_table,
+    counts,
+    curves_table,
+    detection_table,
+    overview,
+    triggers_table,
+)
 from hf_clipbd.schema import EvalReport, Rate, RunRecord, TriggerReport
 
 
@@ -76,6 +83,19 @@ def test_tables_show_means_ranges_and_what_was_not_run(cells):
     assert row(detection_table(cells), "SLOF", "0.10 %")[0] == "75.0"
     assert "4 of 6 cells" in counts(cells, MODELS) and "BA on 100 images, ASR on 50" in counts(cells, MODELS)
     assert "0 of 6 cells" in counts(Cells(cells.root / "none", cells.attacks, (0, 1)), MODELS)
+
+
+def test_visibility_stands_beside_what_the_victim_does(cells, tmp_path):
+    for seed, psnr in enumerate((20.0, 21.0)):
+        on_scenes = {"psnr": psnr, "ssim": 0.5, "n": 4}
+        seen = {"trigger": {"scenes": on_scenes}}
+        if seed:
+            seen["trigger"]["photographs"] = {"psnr": 30.0, "ssim": 0.75, "n": 4}
+        RunRecord("gallery", "key", {}, seen, seed).save(tmp_path / "badnets" / f"seed{seed}" / "gallery")
+    table = triggers_table(Cells(tmp_path, cells.attacks, cells.seeds))
+    assert row(table, "BadNets")[:4] == ["25.0", "0.625", "not run", "91.0 (90.0 to 92.0)"]
+    assert row(table, "BadNets")[6] == "92.0 (90.0 to 94.0)" and row(table, "BadNets")[-1] == "2"
+    assert row(table, "BadCLIP")[:2] == ["-", "-"] and row(table, "WaNet")[3:6] == ["not run"] * 3
 
 
 def test_how_much_of_the_fall_came_in_the_first_epoch(cells):

@@ -1,9 +1,10 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Captions: a rule-based parser, CleanerCLIP's factual and counterfactual sub-captions, and EDA."""
+"""Captions: a rule-based parser, CleanerCLIP's factual and counterfactual sub-captions, EDA and spans."""
 
 from .eda import augment_caption
 from .parser import Parse, parse
+from .spans import sample_span
 from .sub_captions import counterfactual_caption, factual_caption
 
 
-__all__ = ["Parse", "augment_caption", "counterfactual_caption", "factual_caption", "parse"]
+__all__ = ["Parse", "augment_caption", "counterfactual_caption", "factual_caption", "parse", "sample_span"]

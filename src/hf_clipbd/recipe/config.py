@@ -54,7 +54,7 @@ class RunConfig:
         detect: Search for the poison.
         report: Rendering.
         clean: Training of the clean model, where `world.clean_model` is `train`.
-        architecture: Arguments of `CLIPResNetConfig` and of its tokenizer, likewise.
+        architecture: `kind` (`resnet` or `vit`) and arguments of its configuration and of its tokenizer, likewise.
         objective: What the victim is trained with, a key of `hf_clipbd.defenses.OBJECTIVES` (`victim.objective`).
         push: What goes to the Hub in the end (`push_to_hub`, `hub_model_id`, ...); no part of `config.yaml`.
     """
@@ -190,7 +190,8 @@ def _check_values(config: RunConfig) -> None:
     from hf_clipbd.attacks.select import SELECTORS
     from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
     from hf_clipbd.detection import DETECTORS
-    from hf_clipbd.recipe.world import build_architecture, build_attack
+    from hf_clipbd.recipe.architecture import build_architecture
+    from hf_clipbd.recipe.world import build_attack
 
     check_names(config.detect.detectors, DETECTORS, "`detect.detectors`")
     if "disagreement" in config.detect.detectors and config.detect.second is None:

@@ -18,7 +18,7 @@ from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.job import models, run, training_stages
 from hf_clipbd.recipe.reproduce_config import ReproduceCell, Reproduction
-from hf_clipbd.recipe.reproduce_locks import CellLock
+from hf_clipbd.recipe.reproduce_locks import BEATS, CellLock
 from hf_clipbd.recipe.reproduce_measures import measure_all, missing
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.training import poisoned_pairs
@@ -169,7 +169,8 @@ def run_reproduction(reproduction: Reproduction) -> str:
                     failed[cell.name] = error
             gc.collect()
         if waiting and not progress:
-            time.sleep(POLL_SECONDS)
+            logger.info("others work on %s; waiting", ", ".join(cell.name for cell in waiting))
+            time.sleep(min(POLL_SECONDS, options.stale_after / BEATS))
     text = render(reproduction)
     if failed:
         said = "; ".join(f"{name}: {error}" for name, error in failed.items())

@@ -17,6 +17,7 @@ from hf_clipbd.report.results_tables import (
     detection_table,
     measured_table,
     overview,
+    triggers_table,
 )
 from hf_clipbd.schema import RECORD_FILE, RunRecord, write_json
 from hf_clipbd.templates import public
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 RECORDS = "records"
 PAPERS_FILE = "papers.yaml"
 PAGE_FILE = "results.yaml"
-BESIDE_THE_JOB = ("cell", "trigger", "measured/*/*")
+BESIDE_THE_JOB = ("cell", "trigger", "gallery", "measured/*/*")
 SECTION_KEYS = (
     "heading",
     "text",
@@ -133,6 +134,11 @@ def _detection(shown: Shown) -> Iterator[str]:
     yield detection_table(shown.cells) or f"Detection: {NOT_RUN}."
 
 
+def _triggers(shown: Shown) -> Iterator[str]:
+    yield "PSNR in dB and SSIM of the stamped pictures; BA and ASR of the victim; floor: ASR of the clean model."
+    yield triggers_table(shown.cells)
+
+
 def _measured(shown: Shown) -> Iterator[str]:
     for measure in shown.measures:
         yield f"### {measure}"
@@ -149,6 +155,7 @@ PARTS: dict[str, Callable[[Shown], Iterator[str]]] = {
     "overview": _overview,
     "curves": _curves,
     "detection": _detection,
+    "triggers": _triggers,
     "measured": _measured,
     "attacks": _attacks,
 }

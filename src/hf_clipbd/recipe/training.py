@@ -21,12 +21,13 @@ from hf_clipbd.defenses import OBJECTIVES
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.hub.adapters import ADAPTER
-from hf_clipbd.models import CLIPResNetModel, build_processor, load_dual_encoder, train_tokenizer
+from hf_clipbd.models import build_processor, load_dual_encoder, train_tokenizer
+from hf_clipbd.recipe.architecture import build_architecture, build_model
 from hf_clipbd.recipe.config import RunConfig, training_settings
 from hf_clipbd.recipe.progress import EpochLines
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
-from hf_clipbd.recipe.world import World, build_architecture, data_fingerprint
+from hf_clipbd.recipe.world import World, data_fingerprint
 from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, SOURCE_INDEX, RunRecord, write_json
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
@@ -203,7 +204,9 @@ def training_stage_settings(config: RunConfig, training: CLIPTrainingConfig, wor
 
 
 def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
-    """Train a clean `CLIPResNetModel` and its tokenizer from scratch (stage `clean`) and return the record.
+    """Train a clean model, `CLIPResNetModel` or `CLIPModel`, and its tokenizer from scratch (stage `clean`).
+
+    Returns the record.
 
     Raises:
         ValueError: If the configuration does not say `world.clean_model: train`.
@@ -214,17 +217,9 @@ def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
     architecture, tokenizer_options = build_architecture(config)
 
     def build() -> "tuple[PreTrainedModel, Any]":
-        import torch
-
         words = lexicon().words()  # what counterfactual captions may say beyond the data's own words
         tokenizer = train_tokenizer(chain(world.clean_pairs.with_format(None)[CAPTION], words), **tokenizer_options)
-        text = architecture.text_config
-        text.vocab_size, text.max_position_embeddings = len(tokenizer), tokenizer_options["model_max_length"]
-        text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        text.pad_token_id = tokenizer.pad_token_id
-        with torch.random.fork_rng():
-            torch.manual_seed(config.clean.seed)
-            model = CLIPResNetModel(architecture).to(memory_format=torch.channels_last)
+        model = build_model(architecture, tokenizer, config.clean.seed)
         return model, build_processor(tokenizer, config.world.size)
 
     settings = {**training_stage_settings(config, config.clean, world), "architecture": config.architecture}

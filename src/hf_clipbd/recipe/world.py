@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a run works on: pairs to poison, clean pairs to defend with, labelled images to measure on, a clean model."""
 
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +24,10 @@ from hf_clipbd.data.sources import (
     split_rows,
     with_class_names,
 )
-from hf_clipbd.models import CLIPResNetConfig, CLIPResNetVisionConfig, load_dual_encoder
+from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig, WorldConfig
 from hf_clipbd.recipe.patch_options import patch_options
-from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names
+from hf_clipbd.recipe.sections import ConfigError, call_with, check_names
 from hf_clipbd.schema import LABEL
 
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 SCENES_A_WORKER = 1000
 VALIDATION_SEED = 1_000_000
 """Added to a world's seed, gives the seed of its validation scenes."""
-TOKENIZER_OPTIONS = {"vocab_size": 8192, "model_max_length": 32}
 
 
 def canvas_of(world: WorldConfig) -> Canvas:
@@ -64,26 +62,6 @@ def build_attack(config: RunConfig) -> Attack:
     values.pop("optimize", None)
     given = {"seed": config.seed, "canvas": canvas_of(config.world), **values}
     return call_with(cls, given, "attack")
-
-
-def build_architecture(config: RunConfig) -> tuple[CLIPResNetConfig, dict[str, int]]:
-    """Return the clean model's configuration and its tokenizer's options, out of the section `architecture`.
-
-    The image size is the canvas's; the vocabulary and the text length come from the tokenizer once it is trained.
-
-    Raises:
-        ConfigError: If a key is unknown or a value refused.
-    """
-    values = dict(config.architecture)
-    tokenizer = {name: int(values.pop(name, default)) for name, default in TOKENIZER_OPTIONS.items()}
-    known = (*TOKENIZER_OPTIONS, *(p for p in inspect.signature(CLIPResNetConfig).parameters if p != "kwargs"))
-    check_keys(values, known, "architecture")
-    vision = {"image_size": config.world.size, **(values.pop("vision_config", None) or {})}
-    vision = call_with(CLIPResNetVisionConfig, vision, "architecture.vision_config")
-    text = dict(values.pop("text_config", None) or {})
-    return call_with(
-        CLIPResNetConfig, {**values, "vision_config": vision, "text_config": text}, "architecture"
-    ), tokenizer
 
 
 @contextmanager

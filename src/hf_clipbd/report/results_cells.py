@@ -87,6 +87,17 @@ class Cells:
             runs.append([fmean(values) for values in entries if values])
         return [run for run in runs if run]
 
+    def visibility(self, attack: str) -> list[dict[str, float]]:
+        """Return PSNR (dB), SSIM and n of the trigger, a dictionary a seed: on photographs where measured there.
+
+        They come from a gallery (recipes/gallery.py) of the cell's own trigger, stage `gallery`.
+        """
+        found = []
+        for record in self.records(attack, "gallery"):
+            (by_set,) = record.metrics.values()
+            found.append(by_set.get("photographs") or by_set["scenes"])
+        return found
+
     def detectors(self, attack: str) -> dict[tuple[str, str], list[float]]:
         """Return (detector, rate) -> AUROC, in [0, 1]; the rate is "" for the one that the victim was trained at."""
         found: dict[tuple[str, str], list[float]] = {}

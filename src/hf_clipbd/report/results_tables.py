@@ -67,6 +67,31 @@ def detection_table(cells: Cells) -> str | None:
     return markdown(["detector", "poison rate", *map(label, cells.attacks)], rows, text_columns=2)
 
 
+def triggers_table(cells: Cells, ks: Sequence[int] = (1, 5, 10)) -> str:
+    """Return how visible each trigger is, what the victim does, and what the clean model does beside: a row an attack.
+
+    PSNR in dB and SSIM are means over the seeds, "-" where no gallery was made of the cell's trigger; BA, ASR and the
+    clean model's ASR (the floor) are means over the seeds with their range, in percent.
+    """
+    rows = []
+    for attack in cells.attacks:
+        seen = cells.visibility(attack)
+        rows.append(
+            [
+                label(attack),
+                f"{fmean([one['psnr'] for one in seen]):.1f}" if seen else "-",
+                f"{fmean([one['ssim'] for one in seen]):.3f}" if seen else "-",
+                spread(cells.ba(attack, "clean", 1)),
+                *(spread(cells.ba(attack, "victim", k)) for k in ks),
+                *(spread(cells.asr(attack, "victim", k)) for k in ks),
+                spread(cells.asr(attack, "clean", 1)),
+                str(len(cells.reports(attack, "victim"))),
+            ]
+        )
+    rates = [*(f"BA@{k}" for k in ks), *(f"ASR@{k}" for k in ks)]
+    return markdown(["attack", "PSNR", "SSIM", "BA@1 clean", *rates, "floor ASR@1", "seeds"], rows)
+
+
 def counts(cells: Cells, models: Sequence[str]) -> str:
     """Return a sentence: how many cells are there, and the sizes that the rates were measured on."""
     whole = [len(cells.attacks) * len(cells.seeds), 0]

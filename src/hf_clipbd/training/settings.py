@@ -17,6 +17,9 @@ PRESENTATION = frozenset(
 )
 """What is shown and where it is kept, not what is computed: never part of a stage's key."""
 
+LATER = frozenset({"text_view"})
+"""Fields of our own that came after the first records: part of a key only where they are not at their default."""
+
 
 def training_settings(config: "CLIPTrainingConfig") -> dict[str, Any]:
     """Return what a training computes with: the fields of our own and those that differ from their defaults.
@@ -27,6 +30,7 @@ def training_settings(config: "CLIPTrainingConfig") -> dict[str, Any]:
     from hf_clipbd.training.arguments import CLIPTrainingConfig  # here: reading a configuration does not import torch
 
     own = {name for cls in type(config).__mro__ if issubclass(cls, CLIPTrainingConfig) for name in cls.__annotations__}
+    own -= LATER
     plain = type(config)(output_dir="unused", use_cpu=config.use_cpu).to_dict()
     return {
         name: value
