@@ -96,8 +96,8 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
         if len(group.rows) > 1
     ]
     groups.sort(key=lambda group: group["removed"] == 0)  # stable: the rest of the order stays
-    singles = plates([group.rows[0] for group in suspects.groups if len(group.rows) == 1])
-    singles.sort(key=lambda one: not one["removed"])
+    alone = [group.rows[0] for group in suspects.groups if len(group.rows) == 1]
+    singles = plates(sorted(alone, key=lambda row: ranks[row]))
     copies = [{"n": len(rows), **plates(rows[:1])[0]} for rows in suspects.copies[:COPIED]]
     context = {
         "dataset": public(suspects.dataset),
