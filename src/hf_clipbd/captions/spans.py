@@ -33,7 +33,7 @@ def sample_span(caption: str, rng: np.random.Generator, shortest: int = SHORTEST
 
     Example:
         >>> sample_span("a brown dog runs across the wet green grass", np.random.default_rng(0))
-        'runs across the wet green'
+        'brown dog runs across'
     """
     if shortest < 1:
         raise ValueError(f"Expected `shortest` to be at least 1 word but got {shortest}.")
