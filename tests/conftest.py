@@ -126,3 +126,12 @@ def real_data():
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real photographs at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server that the client of this process talks to, in the name of `tester`, with no waits between retries."""
+    from hub_server import open_hub
+
+    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
+        yield server

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import torch
 import yaml
 from PIL import Image, ImageDraw
+from transformers import PreTrainedModel
 
 from hf_clipbd.attacks import BadNets
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.schema import EvalReport, PoisonManifest, Rate, RunRecord, TriggerReport, write_json
+from hf_clipbd.trainer import CLIPTrainingConfig
+from hf_clipbd.training.adapters import add_adapters, merge_adapters
 
 
 KS = (1, 3, 5, 10)
@@ -174,3 +178,15 @@ def fabricate_run(folder: Path) -> Path:
         _record(folder, f"evaluate/{model}", CONFIG["evaluate"], metrics, inputs, 5.0)
     _record(folder, "detect", CONFIG["detect"], _detect(folder), {"victim": keys["victim"]}, 4.0)
     return folder
+
+
+def give_adapters(run: Path, what: str, model: PreTrainedModel, scale: float) -> None:
+    """Let the defence `what` have trained adapters onto `model`, as its stage leaves them: apart and merged."""
+    adapted = add_adapters(model, CLIPTrainingConfig("unused", use_cpu=True, lora=True, lora_r=2))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(run / what / "adapter")
+    merge_adapters(adapted).save_pretrained(run / what)

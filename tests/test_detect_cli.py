@@ -212,7 +212,7 @@ def test_the_expected_number_of_clean_rows_above_a_threshold():
     for values, extra in ((scores, 0), (poisoned, 100)):
         cut = cut_share(values, 0.004)
         assert cut.n_removed == np.ceil(0.004 * len(values)) and (values >= cut.threshold).sum() == cut.n_removed
-        assert abs(cut.excess - extra) < 40 and cut.most_false_positives == cut.n_removed
+        assert abs(cut.excess - extra) < 40
     negative = -rng.exponential(1.0, 5000)
     assert 0 < cut_share(negative, 0.01).expected_clean <= 500
     assert cut_share(np.ones(10), 0.1).n_removed == 10

@@ -11,12 +11,9 @@ import torch
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from peft import PeftModel
 
-from fabricated_run import fabricate_run
+from fabricated_run import fabricate_run, give_adapters
 from hf_clipbd.hub import push_run
 from hf_clipbd.models import CLIPResNetModel, load_dual_encoder
-from hf_clipbd.training.adapters import add_adapters, merge_adapters
-from hf_clipbd.training.arguments import CLIPTrainingConfig
-from hub_server import open_hub
 from hub_wire import AFTER, BEFORE, HALFWAY
 
 
@@ -30,25 +27,12 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
-        yield server
-
-
-@pytest.fixture
 def run(original, tmp_path, tiny_model, tiny_processor):
     """A run whose defence trained adapters, as the stage leaves it, and whose victim is on the disk."""
     run = shutil.copytree(original, tmp_path / "run")
     tiny_model.save_pretrained(run / "victim")
     folder = run / "defend" / "cleanerclip"
-    adapted = add_adapters(tiny_model, CLIPTrainingConfig("unused", use_cpu=True, lora=True, lora_r=2))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    adapted.save_pretrained(folder / "adapter")
-    merge_adapters(adapted).save_pretrained(folder)
+    give_adapters(run, "defend/cleanerclip", tiny_model, 0.1)
     for where in (folder, run / "victim"):
         tiny_processor.save_pretrained(where)
     return run

@@ -16,7 +16,7 @@ from fabricated_run import fabricate_run
 from hf_clipbd.cli import main
 from hf_clipbd.hub import push_run
 from hf_clipbd.models import resolve_file
-from hub_server import STRANGER, TOKEN, open_hub
+from hub_server import STRANGER, TOKEN
 from hub_wire import AFTER, BEFORE, HALFWAY
 
 
@@ -33,13 +33,6 @@ def original(tmp_path_factory):
 def run(original, tmp_path):
     """A copy that a test may change."""
     return shutil.copytree(original, tmp_path / "run")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server that the client of this process talks to, in the name of `tester`, with no waits between retries."""
-    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
-        yield server
 
 
 def published(hub, repo_id=REPO, kind="model"):

@@ -11,18 +11,12 @@ from huggingface_hub import constants
 from fabricated_run import fabricate_run
 from hf_clipbd.hub import check_login, push_run
 from hf_clipbd.schema import RunRecord, command_line
-from hub_server import TOKEN, open_hub
+from hub_server import TOKEN
 
 
 REPO = "tester/defended"
 UNLIKE = "an-enterprise-token"
 ALWAYS = 99
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
-        yield server
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hf_clipbd.recipe.job import run_stage
 from hf_clipbd.recipe.publishing import check_may_push, push
 from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
-from hub_server import TOKEN, open_hub
+from hub_server import TOKEN
 from hub_wire import BEFORE, HALFWAY
 
 
@@ -32,12 +32,6 @@ REPO = "tester/trained"
 NAMES = ["banana", "boat", "house", "dog", "clock", "tree", "bottle", "kite", "cup", "owl", "bell"]
 KS = (1, 3, 5, 10)
 ALWAYS = 99
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

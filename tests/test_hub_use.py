@@ -18,7 +18,7 @@ from fabricated_run import fabricate_run
 from hf_clipbd.attacks import BadNets
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.hub import push_run
-from hub_server import TOKEN, open_hub
+from hub_server import TOKEN
 
 
 REPO, VICTIM, PLAIN, DATA = "tester/defended", "tester/victim", "tester/plain", "tester/poisoned"
@@ -83,12 +83,6 @@ for when in ("online", "offline"):
     found |= {"shares": shares(repo), "shares_plain": shares_plain}
     numpy.savez(out + "/" + when, **found)
 '''
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
-        yield server
 
 
 @pytest.fixture

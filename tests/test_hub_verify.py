@@ -6,11 +6,10 @@ import shutil
 
 import datasets
 import pytest
-import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
-from fabricated_run import fabricate_run
+from fabricated_run import fabricate_run, give_adapters
 from hf_clipbd.attacks import SIG, BadNets
 from hf_clipbd.cli import main
 from hf_clipbd.data.canvas import Canvas
@@ -23,8 +22,6 @@ from hf_clipbd.recipe.verify import verify
 from hf_clipbd.recipe.world import World
 from hf_clipbd.schema import RunRecord
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
-from hf_clipbd.training.adapters import add_adapters, merge_adapters
-from hub_server import open_hub
 
 
 REPO, BASE = "tester/defended", "tester/victim"
@@ -35,12 +32,6 @@ FIGURES = {f"{name}@{k}{end}" for name, end in (("BA", ""), ("ASR", " badnets"))
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
-        yield server
 
 
 @pytest.fixture
@@ -71,18 +62,6 @@ def record_measured(run, stages=("victim", WHAT)):
         record.metrics["report"] = measured.to_dict()
         record.save(run / "evaluate" / stage.removeprefix("defend/"))
     return measured
-
-
-def train_adapters(run, tiny_model):
-    """Let the defence have trained adapters onto the victim, as its stage leaves them."""
-    adapted = add_adapters(tiny_model, CLIPTrainingConfig("unused", use_cpu=True, lora=True, lora_r=2))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    adapted.save_pretrained(run / WHAT / "adapter")
-    merge_adapters(adapted).save_pretrained(run / WHAT)
 
 
 def shown(repo=REPO, **given):
@@ -163,7 +142,7 @@ def test_card_without_figures_cannot_be_verified(run, hub, tmp_path):
 
 
 def test_adapters_are_measured_on_the_base_they_name(run, hub, tiny_model, capsys):
-    train_adapters(run, tiny_model)
+    give_adapters(run, WHAT, tiny_model, 0.3)
     report = record_measured(run)
     push_run(run, BASE, "victim", allow_backdoored=True)
     push_run(run, REPO, WHAT, base=BASE)

@@ -8,18 +8,16 @@ from huggingface_hub.utils._runtime import is_xet_available
 
 from fabricated_run import fabricate_run
 from hf_clipbd.hub import push_run
-from hub_server import open_hub
 
 
 REPO = "tester/defended"
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
-        disable_progress_bars()
-        yield server
-        enable_progress_bars()
+@pytest.fixture(autouse=True)
+def no_bars():
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
 
 
 @pytest.fixture

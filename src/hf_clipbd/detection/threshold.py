@@ -30,11 +30,6 @@ class Cut:
     expected_clean: float
 
     @property
-    def most_false_positives(self) -> int:
-        """How many clean rows the cut can cost at most: all that it removes."""
-        return self.n_removed
-
-    @property
     def excess(self) -> float:
         """How many rows more than expected are above the threshold; what may be poison, or ordinary junk."""
         return max(0.0, self.n_removed - self.expected_clean)

@@ -16,18 +16,6 @@ CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 LABEL_COLUMNS = ("cls", LABEL)
 
-PAPER_DATASETS = {
-    "CIFAR10": "clip-benchmark/wds_vtab-cifar10",
-    "CIFAR100": "clip-benchmark/wds_vtab-cifar100",
-    "ImageNet1K": "clip-benchmark/wds_imagenet1k",
-    "DTD": "clip-benchmark/wds_vtab-dtd",
-    "STL10": "clip-benchmark/wds_stl10",
-    "SVHN": "clip-benchmark/wds_vtab-svhn",
-    "Food101": "clip-benchmark/wds_food101",
-    "OxfordIIITPet": "clip-benchmark/wds_vtab-pets",
-    "RenderedSST2": "clip-benchmark/wds_renderedsst2",
-}
-"""The nine datasets of CleanerCLIP's tables (arXiv 2409.17601, Table 2), by their Hub id."""
 MEAN_PER_CLASS = ("pets", "caltech101", "fgvc_aircraft", "flowers")
 """Parts of the names of datasets whose linear probe the field reports as mean accuracy of the classes."""
 
