@@ -44,12 +44,25 @@ def test_the_learning_rates_are_at_least_five_for_every_defence():
         assert len(set(rates)) >= 5
 
 
+def test_the_readings_change_one_thing_at_a_time():
+    found = blocks(shipped("grid/readings.yaml"))["Readings of the loss"]
+    names = [cell.name for cell in found.cells]
+    for option in ("negatives", "text_negatives", "fc_reduction", "learned_scale", "subset_terms", "fc_images"):
+        assert sum(f",{option}=" in name for name in names) == 1
+    assert len(set(names)) == 9
+
+
 def test_shipped_grids_start_from_the_settings_of_the_run():
     from hf_clipbd.recipe import load_config
 
     run = load_config([str(RECIPES / "scenes/defend.yaml")])
-    for name in ("grid/learning_rate.yaml", "ablations/ablations.yaml"):
-        grid = shipped(name, "--grid.only", "Learning rate" if "grid" in name else "Temperatures")
+    plain_blocks = {
+        "grid/learning_rate.yaml": "Learning rate",
+        "ablations/ablations.yaml": "Temperatures",
+        "grid/readings.yaml": "As it is",
+    }
+    for name, block in plain_blocks.items():
+        grid = shipped(name, "--grid.only", block)
         (plain,) = [cell for cell in grid.cells if cell.name == "cleanerclip"]
         mine, theirs = plain.training(0), run.defenses["cleanerclip"]
         for key in (

@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
+from hf_clipbd.captions import counterfactual_caption
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.pairs import PairBatchSampler, PairViews
 from hf_clipbd.defenses import DEFENSES, OBJECTIVES
@@ -19,7 +20,7 @@ from hf_clipbd.defenses.cleanerclip import CleanerCLIPConfig, CleanerCLIPTrainer
 from hf_clipbd.defenses.par import perturbed
 from hf_clipbd.defenses.retrain import least_suspicious
 from hf_clipbd.defenses.safeclip import RowViews, most_similar, safe_count
-from hf_clipbd.losses import nearest_rows, perturbation_loss
+from hf_clipbd.losses import counterfactual_loss, nearest_rows, perturbation_loss
 from hf_clipbd.trainer import CLIPTrainingConfig, Views
 
 
@@ -167,6 +168,32 @@ def test_k_pairs_have_a_factual_sub_caption(tiny_pairs, tmp_path):
         list(sampler)
 
 
+def test_replacements_come_from_the_chosen_share_of_the_repositories(tmp_path):
+    def drawn(**options):
+        args = CleanerCLIPConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        view = pickle.loads(pickle.dumps(CleanerCLIPTrainer.view_plan(args))).subset_texts["counterfactual"]
+        return [view("two dogs run over the green grass", (0, epoch, 7)) for epoch in range(40)]
+
+    caption, plain = "two dogs run over the green grass", drawn()
+    assert plain == [counterfactual_caption(caption, seed=(0, epoch, 7)) for epoch in range(40)]
+    common = [counterfactual_caption(caption, seed=(0, epoch, 7), rarity=(0.0, 0.2)) for epoch in range(40)]
+    assert drawn(rarity_to=0.2) == common and set(common) != set(plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "image", "factor"),
+    [({}, "image", 1.0), ({"fc_images": "augmented"}, "augmented", 1.0), ({"learned_scale": True}, "image", 7.0)],
+)
+def test_readings_of_the_sub_caption_loss_equal_the_equation_on_what_they_say(options, image, factor, build):
+    trainer = build("cleanerclip", tau_pos=0.4, tau_neg=0.3, **options)
+    images = {"image": unit_rows(4, 0), "augmented": unit_rows(4, 1)}
+    texts = {name: unit_rows(4, 2 + i) for i, name in enumerate(("caption", "augmented", "factual", "counterfactual"))}
+    views = Views(images, texts, torch.tensor(7.0, dtype=torch.float64))
+    factual, counterfactual = texts["factual"], texts["counterfactual"]
+    expected = counterfactual_loss(images[image], factual, counterfactual, 0.4 / factor, 0.3 / factor)
+    assert trainer.loss_terms(views)["fc"].item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 # -- the contract of every defence ------------------------------------------------------------------------------------
 
 
@@ -209,6 +236,8 @@ def test_terms_are_finite_scalars_that_sum_to_the_loss(name, build):
     ("name", "changes"),
     [
         ("cleanerclip", {"subset_terms": "some"}),
+        ("cleanerclip", {"fc_images": "none"}),
+        ("cleanerclip", {"rarity_from": 0.5, "rarity_to": 0.2}),
         ("par", {"noise_probability": 1.5}),
         ("par", {"erase_area_min": 0.5}),
         ("par", {"noise_std": -1.0}),

@@ -2,6 +2,7 @@
 """CleanerCLIP: CleanCLIP plus a contrast between factual and counterfactual sub-captions of K pairs an epoch."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -17,9 +18,9 @@ def factual(caption: str, key: tuple[int, int, int]) -> str:
     return factual_caption(caption)
 
 
-def counterfactual(caption: str, key: tuple[int, int, int]) -> str:
+def counterfactual(caption: str, key: tuple[int, int, int], rarity: tuple[float, float] = (0.0, 1.0)) -> str:
     """Return the counterfactual sub-caption t⁻ of a caption, drawn from (seed, epoch, row)."""
-    return counterfactual_caption(caption, seed=key)
+    return counterfactual_caption(caption, seed=key, rarity=rarity)
 
 
 def has_factual(caption: str) -> bool:
@@ -40,8 +41,18 @@ class CleanerCLIPConfig(CleanCLIPConfig):
         negatives: `all` or `own` (reconstructed, see `counterfactual_loss`).
         text_negatives: Whether the text-to-image direction has counterfactual negatives (reconstructed).
         fc_reduction: `mean` or `sum` over the batch (reconstructed).
-        subset_terms: Terms on the batches of the K pairs: `all` for L as written, `fc` for λ₂·L_FC alone
+        subset_terms: Terms on the batches of the K pairs: `all` for L as written, `fc` for λ₂·L_FC alone, which then
+            alternates with L_CleanCLIP from batch to batch (reconstructed).
+        fc_images: What L_FC contrasts with the sub-captions: `image`, or `augmented` for CleanCLIP's view of it
             (reconstructed).
+        learned_scale: Whether τ⁺ and τ⁻ divide the similarities times the learned scale instead of the similarities
+            alone, as the formula has it (reconstructed).
+        rarity_from: Share of the replacement words, from common (0) to rare (1), at which those drawn begin; the paper
+            says "common to rare" of the repositories and nothing of the draw (reconstructed).
+        rarity_to: Share at which they end.
+
+    Raises:
+        ValueError: If `subset_terms` or `fc_images` is unknown, or the rarities are no range of shares.
     """
 
     k_pairs: int = field(default=1000, metadata={"help": "Pairs an epoch that get sub-captions."})
@@ -53,11 +64,20 @@ class CleanerCLIPConfig(CleanCLIPConfig):
     text_negatives: bool = field(default=True, metadata={"help": "Counterfactual negatives from text to image too."})
     fc_reduction: str = field(default="mean", metadata={"help": "Mean or sum over the batch."})
     subset_terms: str = field(default="all", metadata={"help": "Terms on the batches of the K pairs: all or fc."})
+    fc_images: str = field(default="image", metadata={"help": "Images of the sub-caption loss: image or augmented."})
+    learned_scale: bool = field(default=False, metadata={"help": "Temperatures on top of the learned scale."})
+    rarity_from: float = field(default=0.0, metadata={"help": "Replacements from here, common (0) to rare (1)."})
+    rarity_to: float = field(default=1.0, metadata={"help": "Replacements up to here, common (0) to rare (1)."})
 
     def __post_init__(self):
         super().__post_init__()
         if self.subset_terms not in ("all", "fc"):
             raise ValueError(f'Expected subset_terms "all" or "fc", but got {self.subset_terms!r}.')
+        if self.fc_images not in ("image", "augmented"):
+            raise ValueError(f'Expected fc_images "image" or "augmented", but got {self.fc_images!r}.')
+        if not 0 <= self.rarity_from < self.rarity_to <= 1:
+            message = "Expected 0 <= rarity_from < rarity_to <= 1"
+            raise ValueError(f"{message}, but got {self.rarity_from} and {self.rarity_to}.")
 
 
 class CleanerCLIPTrainer(CleanCLIPTrainer):
@@ -76,9 +96,10 @@ class CleanerCLIPTrainer(CleanCLIPTrainer):
     @classmethod
     def view_plan(cls, args: CleanerCLIPConfig) -> ViewPlan:
         """Return CleanCLIP's views, with the two sub-captions for K pairs an epoch."""
+        rarity = (args.rarity_from, args.rarity_to)
         return replace(
             super().view_plan(args),
-            subset_texts={"factual": factual, "counterfactual": counterfactual},
+            subset_texts={"factual": factual, "counterfactual": partial(counterfactual, rarity=rarity)},
             subset_size=args.k_pairs,
             subset_if=has_factual,
         )
@@ -89,8 +110,9 @@ class CleanerCLIPTrainer(CleanCLIPTrainer):
         terms = {name: args.lambda_cleanclip * term for name, term in super().loss_terms(views).items()}
         if "factual" not in views.texts:
             return terms
+        images = views.images[args.fc_images]
         contrast = counterfactual_loss(
-            views.images["image"],
+            images * views.scale if args.learned_scale else images,
             views.texts["factual"],
             views.texts["counterfactual"],
             args.tau_pos,

@@ -17,7 +17,7 @@ PRESENTATION = frozenset(
 )
 """What is shown and where it is kept, not what is computed: never part of a stage's key."""
 
-LATER = frozenset({"text_view"})
+LATER = frozenset({"text_view", "fc_images", "learned_scale", "rarity_from", "rarity_to"})
 """Fields of our own that came after the first records: part of a key only where they are not at their default."""
 
 
