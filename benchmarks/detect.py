@@ -11,6 +11,8 @@ processor time that the method's own products would take as a plain matrix produ
 the same process, over that which it took. Peers that compare every row with every other may be given a part of the
 queries (`--peer_share`), which is extrapolated and marked. A method that `--out` holds for these data is not run
 again, so that a long run may be made in pieces (`--minutes`); data in `--folder` are kept for the next piece.
+Methods that were asked for and have no result, for want of a library or of time, are named with the reason under
+`missing` in the record, and the exit status is 1 then, unless `--allow_missing` is given.
 """
 
 import argparse
@@ -124,16 +126,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def in_own_process(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what `run_one` gives, from a new process, or None where the method cannot run."""
+def in_own_process(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any] | str:
+    """Return what `run_one` gives, from a new process, or the last line of its error where the method cannot run."""
     options = ["--folder", str(folder), "--peer_share", str(given.peer_share), "--child", name]
     threads = {} if given.threads is None else {"OMP_NUM_THREADS": str(given.threads)}
     done = subprocess.run(
         [sys.executable, __file__, *options], capture_output=True, text=True, env={**os.environ, **threads}
     )
     if done.returncode != 0:
-        print(f"{name:18} {done.stderr.strip().splitlines()[-1][:90]}")
-        return None
+        lines = done.stderr.strip().splitlines()
+        return lines[-1] if lines else f"exit status {done.returncode}"
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -145,6 +147,13 @@ def line(one: dict[str, Any]) -> str:
     return f"{one['method']:18} {times} {one['gflops']:8.0f} {one['memory_mb']:7.0f} {auroc:>7}"
 
 
+def write(record: dict[str, Any], out: Path | None) -> None:
+    """Write the record, where a file was asked for."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def run_all(given: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None:
     """Run every method that the record lacks, write the record after each, and print the table."""
     started = time.monotonic()
@@ -153,19 +162,19 @@ def run_all(given: argparse.Namespace, folder: Path, record: dict[str, Any]) -> 
     print(f"{given.n:,} x {given.d}, {given.dtype}, {POISON:.1%} poison; * extrapolated from a part of the queries")
     print(f"{'method':18} {'seconds':>9} {'CPU s':>9} {'of rate':>8} {'GFLOP/s':>8} {'MB':>7} {'AUROC':>7}")
     known = {one["method"]: one for one in record["results"]}
+    record["missing"] = [entry for entry in record["missing"] if entry["method"] not in given.methods]
+    record["missing"] += [{"method": name, "reason": "not run yet"} for name in given.methods if name not in known]
     for name in given.methods:
-        if given.minutes and time.monotonic() - started > 60 * given.minutes:
-            print("out of time; run the same command again")
-            break
-        one = known.get(name) or in_own_process(name, folder, given)
-        if one is None:
-            continue
-        if name not in known:
-            record["results"].append(one)
-            if given.out:
-                given.out.parent.mkdir(parents=True, exist_ok=True)
-                given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(line(one), flush=True)
+        one = known.get(name)
+        if one is None and given.minutes and time.monotonic() - started > 60 * given.minutes:
+            one = "out of time; run the same command again"
+        one = in_own_process(name, folder, given) if one is None else one
+        if isinstance(one, dict):
+            record["results"] += [] if name in known else [one]
+        record["missing"] = [entry for entry in record["missing"] if entry["method"] != name]
+        record["missing"] += [{"method": name, "reason": one}] if isinstance(one, str) else []
+        write(record, given.out)
+        print(line(one) if isinstance(one, dict) else f"{name:18} {one[:90]}", flush=True)
 
 
 def main() -> None:
@@ -181,6 +190,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the results; what it holds is not run again")
     parser.add_argument("--minutes", type=float, help="start no method after so long")
     parser.add_argument("--threads", type=int, help="processor threads of each method")
+    parser.add_argument("--allow_missing", action="store_true", help="exit status 0 though a method has no result")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -194,14 +204,17 @@ def main() -> None:
         "machine": {"arch": platform.machine(), "cores": os.cpu_count()},
         "versions": versions(),
         "results": [],
+        "missing": [],
     }
     if given.out and given.out.is_file():
         kept = json.loads(given.out.read_text(encoding="utf-8"))
         if kept["config"] != config:
             raise SystemExit(f"Expected {given.out} to be of {config}, but it is of {kept['config']}. Give another.")
-        record["results"] = kept["results"]
+        record |= {"results": kept["results"], "missing": kept.get("missing", [])}
     with tempfile.TemporaryDirectory() as scratch:
         run_all(given, given.folder or Path(scratch), record)
+    if any(entry["method"] in given.methods for entry in record["missing"]) and not given.allow_missing:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -129,8 +129,10 @@ def test_disagreement_says_what_is_missing():
     for given in ({"others": features[1:]}, {"others": features, "texts": features[1:]}):
         with pytest.raises(ValueError, match="row for each of 60, but got 59"):
             disagreement(features, **given)
-    with pytest.raises(ValueError, match="`reference_others` too"):
-        disagreement(features, others=features, texts=features, reference_others=features)
+    with pytest.raises(ValueError, match="reference_texts"):
+        disagreement(
+            features, Reference.of(rows(20, seed=1)), 4, others=features, texts=features, reference_others=features
+        )
     with pytest.raises(ValueError, match="reference_others"):
         disagreement(features[:20], Reference.of(features), 4, others=features[:20])
 

@@ -1,19 +1,19 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The engine: exact against sorted distances in double precision, in any precision, blocks, nesting and processes."""
 
+import json
 import os
+import runpy
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hf_clipbd.detection import Reference, k_distance, nearest, slof
+from hf_clipbd.detection import Reference, nearest
 from hf_clipbd.detection.nearest import Points, best_precision, candidates, products_at
-from hf_clipbd.detection.neighbors import nested_scores
 from hf_clipbd.detection.rows import ahead, slice_of_process
 from hf_clipbd.detection.selection import codes_of, merged, select, values_of
 
@@ -110,7 +110,7 @@ def test_neighbours_are_exact(precision, normalize, near):
 def test_short_distances_are_computed_from_differences():
     points = torch.randn(300, 64) + 5
     queries = points[:5] + 1e-4 * torch.randn(5, 64)
-    (found,) = Points(points, "float32", 128).nearest(queries, torch.full((5,), -1), [300], [1])
+    found = Points(points, "float32", 128).nearest(queries, torch.full((5,), -1), 1)
     np.testing.assert_allclose(
         found.distances[:, 0], (points[:5] - queries).double().square().sum(1).sqrt(), rtol=1e-5
     )
@@ -159,49 +159,6 @@ def test_the_precision_is_chosen_at_run_time(monkeypatch):
     assert candidates(64, True) > candidates(64, False) > 64
 
 
-# -- nested references ------------------------------------------------------------------------------------------------
-
-
-def mean_distance(distances, positions):
-    return distances.mean(1) + 1e-3 * positions.double().mean(1)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_nested_references_give_what_each_gives_alone(precision):
-    features = cone()
-    features[800:810] = features[3]  # copies
-    pairs = [(60, 4), (250, 6), (600, 20), (600, 3)]
-    nested = Reference.nested(features, pairs, seed=5, precision=precision)
-    sizes = [len(one) for one in nested]
-    assert sizes[:2] == [60, 250] and 590 <= sizes[2] <= 600 and sizes[3] == sizes[2]
-    together = nested_scores(features, nested, [mean_distance] * 4)
-    assert together.shape == (4, 900)
-    for (_, k), one, found in zip(pairs, nested, together, strict=True):
-        alone = Reference.of(features[one.rows], precision=precision)
-        assert one.rows.tolist() == nested[2].rows[: len(one)].tolist()
-        near = alone.nearest(features, k)
-        expected = mean_distance(near.distances.double().clamp_min(1e-3), near.positions)
-        np.testing.assert_allclose(found, expected, rtol=1e-3)
-        np.testing.assert_allclose(one.table(k).distances, alone.table(k).distances, rtol=1e-3, atol=1e-6)
-        np.testing.assert_allclose(slof(features, one, k), slof(features, alone, k), rtol=1e-3)
-
-
-def test_nested_references_stay_together():
-    features = cone()
-    nested, other = (Reference.nested(features, [(50, 3), (90, 5)], seed) for seed in (0, 1))
-    for wrong in (nested[:1], nested[::-1], [nested[0], other[1]], [], [Reference.of(features)]):
-        with pytest.raises(ValueError, match="one `Reference.nested`"):
-            nested_scores(features, wrong, [mean_distance] * len(wrong))
-    for pairs, says in (
-        ([], "m at least 3"),
-        ([(2, 1)], "m at least 3"),
-        ([(9, 9)], r"\[1, 8\]"),
-        ([(999, 5)], "999"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            Reference.nested(features, pairs)
-
-
 # -- blocks read ahead, and several processes -------------------------------------------------------------------------
 
 
@@ -230,15 +187,26 @@ def test_slices_of_processes_are_whole_blocks(monkeypatch):
     assert slice_of_process(9, 4) == slice(0, 9)
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path):
-    features = cone(1500)
-    np.save(tmp_path / "features.npy", features)
+def test_two_processes_give_the_numbers_of_one_and_share_the_work(tmp_path):
+    arrays = {
+        "features": cone(1500),
+        "texts": cone(1500, 10, 1),
+        "others": cone(1500, 7, 2),
+        "clean": cone(300, seed=3),
+    }
+    for name, rows in arrays.items():
+        np.save(tmp_path / f"{name}.npy", rows)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
     done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    reference = Reference.sample(features, 400, seed=2)
-    for name, detector in (("slof", slof), ("k_distance", partial(k_distance, average="mean"))):
-        scores = [np.load(tmp_path / f"{name}-{rank}.npy") for rank in range(2)]
-        np.testing.assert_array_equal(scores[0], scores[1])
-        np.testing.assert_array_equal(scores[0], detector(features, reference, 8))
+    expected, alone = runpy.run_path(str(SCRIPT))["scores_of"](arrays, False)
+    first, second = (np.load(tmp_path / f"scores-{rank}.npz") for rank in range(2))
+    assert first.files == [name.replace("/", ":") for name in expected]
+    for name, scores in zip(first.files, expected.values(), strict=True):
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        np.testing.assert_array_equal(first[name], scores, err_msg=name)
+    searched = [json.loads((tmp_path / f"searched-{rank}.json").read_text("utf-8")) for rank in range(2)]
+    for name, rows in alone.items():
+        counts = [one[name] for one in searched]
+        assert sum(counts) == rows and (max(counts) < 0.9 * rows or rows == 0), (name, counts, rows)

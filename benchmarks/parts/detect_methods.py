@@ -165,20 +165,21 @@ def pyod_knn(features: np.ndarray, texts: np.ndarray, rows: slice) -> tuple[np.n
 
 
 def published_loop(features: np.ndarray, texts: np.ndarray, rows: slice) -> tuple[np.ndarray, float]:
-    """Score as the published code does: SLOF among the 2,048 rows of a batch, its neighbour index shifted by one."""
+    """Score by the published arithmetic (`compat="huang2025"`): SLOF among the 2,048 rows of a batch, in float32.
+
+    The neighbour index is shifted by one, and d_(k+1) is set against d_k. Rows of a last batch too small for it, where
+    the public code crashes, score 0.
+    """
     import torch
+
+    from hf_clipbd.detection.compat_huang2025 import batch_scores
 
     scores = []
     for start in range(rows.start, rows.stop, 2048):
         stop = min(start + 2048, rows.stop)
         batch = torch.from_numpy(np.ascontiguousarray(features[start:stop], dtype=np.float32))
-        if len(batch) < K + 2:
-            scores.append(np.zeros(len(batch)))
-            continue
-        distances = torch.cdist(batch, batch, compute_mode="donot_use_mm_for_euclid_dist")
-        others = distances[~torch.eye(len(batch), dtype=torch.bool)].view(len(batch), -1)
-        near = others.topk(K, dim=1, largest=False)
-        scores.append((near.values[:, -1:] / near.values[near.indices, -1]).mean(1).numpy())
+        enough = len(batch) >= K + 2
+        scores.append(batch_scores(batch, len(batch), "slof", K).numpy() if enough else np.zeros(len(batch)))
     return np.concatenate(scores), 2048.0
 
 

@@ -8,7 +8,7 @@ from hf_clipbd.detection.cognitive_distillation import cognitive_distillation, d
 from hf_clipbd.detection.compat_huang2025 import huang2025
 from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
 from hf_clipbd.detection.dao import dao
-from hf_clipbd.detection.detect import ALIGNED, DETECTORS, detect, detect_all
+from hf_clipbd.detection.detect import ALIGNED, DETECTORS, OF_REFERENCE, detect, detect_all
 from hf_clipbd.detection.disagreement import disagreement
 from hf_clipbd.detection.island import island
 from hf_clipbd.detection.isolation_forest import isolation_forest
@@ -20,6 +20,7 @@ from hf_clipbd.detection.multi_scale import multi_scale
 from hf_clipbd.detection.neighbors import default_k
 from hf_clipbd.detection.performance import detection_performance
 from hf_clipbd.detection.reference import Reference
+from hf_clipbd.detection.references import References
 from hf_clipbd.detection.rows import first_copies
 from hf_clipbd.detection.scan import Scan, scan
 from hf_clipbd.detection.shared import Shared
@@ -30,8 +31,10 @@ from hf_clipbd.detection.spectral import spectral_signature
 __all__ = [
     "ALIGNED",
     "DETECTORS",
+    "OF_REFERENCE",
     "BackdoorDetection",
     "Reference",
+    "References",
     "Scan",
     "Shared",
     "activation_clustering",

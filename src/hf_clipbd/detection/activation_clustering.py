@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 
-from hf_clipbd.detection.classes import N_CLUSTERS, SMALLEST, row_classes, unit_rows
+from hf_clipbd.detection.classes import N_CLUSTERS, SMALLEST, row_classes
+from hf_clipbd.detection.moments import class_axes, projected
 from hf_clipbd.detection.reference import Reference
+from hf_clipbd.detection.rows import matrix
 
 
 def activation_clustering(
@@ -26,6 +27,10 @@ def activation_clustering(
     Each class is projected on its first principal components and split by 2-means. With p the share of the row's half
     and a, b the distances to the centres of its own half and the other one, the score is (1 - p) (1 + (b - a) / (a +
     b)) / 2: rows of a small half that stands apart come first.
+
+    The set is read in blocks, once or more for a covariance (D, D) for each class (`class_axes`) and once for the
+    components. What 2-means needs at once is kept: 8 bytes times `components` for every row, and 2-means of one class
+    after the other.
 
     Args:
         features: (N, D).
@@ -48,23 +53,23 @@ def activation_clustering(
         original calls a cluster poisoned by its relative size; the order within it and clusters of captions in place
         of classes are ours, and principal components replace independent ones.
     """
-    rows = unit_rows(features)
+    features = matrix(features)
     found = row_classes(features, reference, classes, texts, n_classes, seed)
-    scores = np.zeros(len(rows))
+    kept = projected(features, found, class_axes(features, found, components))  # (N, components)
+    scores = np.zeros(len(features))
     for one in np.unique(found):
         members = np.flatnonzero(found == one)
         if len(members) >= SMALLEST:
-            scores[members] = _split(rows[members], components, seed)
+            scores[members] = _split(kept[members])
     return scores
 
 
-def _split(rows: np.ndarray, components: int, seed: int) -> np.ndarray:
-    """Return the scores of one class."""
-    kept = PCA(min(components, *rows.shape), random_state=seed, svd_solver="full").fit_transform(rows)
+def _split(kept: np.ndarray) -> np.ndarray:
+    """Return the scores of one class from the principal components of its rows, (n, components)."""
     # The start is a function of the rows and not of their order: the two ends of the first component.
     ends = kept[[kept[:, 0].argmin(), kept[:, 0].argmax()]]
     model = KMeans(2, init=ends, n_init=1).fit(kept)
-    distances = model.transform(kept).astype(np.float64)  # (n, 2)
+    distances = model.transform(kept)  # (n, 2)
     own, other = distances.min(axis=1), distances.max(axis=1)
-    share = np.bincount(model.labels_, minlength=2)[model.labels_] / len(rows)
+    share = np.bincount(model.labels_, minlength=2)[model.labels_] / len(kept)
     return (1 - share) * (1 + (other - own) / np.maximum(own + other, 1e-12)) / 2

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
+from hf_clipbd.detection.moments import BLOCK, unit_blocks
 from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import matrix, row_blocks
 
@@ -13,13 +14,8 @@ from hf_clipbd.detection.rows import matrix, row_blocks
 N_CLUSTERS = 50
 SMALLEST = 10
 """Rows of a class below which nothing is said about its shape."""
-
-
-def unit_rows(features: Any) -> np.ndarray:
-    """Return rows of length one, (N, D), float32; raises `ValueError` if the features are no finite matrix."""
-    blocks = [block for _, block in row_blocks(features)]
-    rows = np.concatenate(blocks) if blocks else matrix(features)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+MOST_FITTED = 65536
+"""Rows that clusters are fitted to; of a larger set a random part."""
 
 
 def row_classes(
@@ -31,6 +27,8 @@ def row_classes(
     seed: int = 0,
 ) -> np.ndarray:
     """Return a class for each row: the given one, else a cluster of its caption, else one of its image.
+
+    At most 65,536 rows are fitted to, so that the memory that clusters take does not grow with the set.
 
     Args:
         features: Image embeddings, (N, D).
@@ -53,13 +51,21 @@ def row_classes(
             raise ValueError(f"Expected `{name}` to hold one for each of {n} rows, but got {len(given)}.")
     if classes is not None:
         return np.unique(np.asarray(classes), return_inverse=True)[1].astype(np.int64)
-    if texts is not None:
-        rows = fitted = unit_rows(texts)
-    elif reference is None:
-        rows = fitted = unit_rows(features)
+    if texts is not None or reference is None:
+        searched = features if texts is None else texts
+        chosen = (
+            np.arange(n)
+            if n <= MOST_FITTED
+            else np.sort(np.random.default_rng([seed, n]).permutation(n)[:MOST_FITTED])
+        )
+        fitted = np.concatenate([block for _, block in unit_blocks(matrix(searched)[chosen])])
+        blocks = unit_blocks(searched)
     else:
-        rows = np.concatenate([reference.place(block).cpu().numpy() for _, block in row_blocks(features)])
         fitted = reference.points.cpu().numpy()
+        blocks = ((rows, reference.place(block).cpu().numpy()) for rows, block in row_blocks(features, BLOCK))
     clusters = max(1, min(n_classes, len(fitted) // SMALLEST))
     model = MiniBatchKMeans(clusters, random_state=seed, batch_size=4096, n_init=3).fit(fitted)
-    return model.predict(np.ascontiguousarray(rows, dtype=fitted.dtype)).astype(np.int64)
+    found = np.empty(n, dtype=np.int64)
+    for rows, block in blocks:
+        found[rows] = model.predict(np.ascontiguousarray(block, dtype=fitted.dtype))
+    return found

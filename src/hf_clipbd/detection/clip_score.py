@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from hf_clipbd.detection.reference import Reference
+from hf_clipbd.detection.rows import matrix, row_blocks
 
 
 def clip_score(
@@ -14,7 +15,7 @@ def clip_score(
     """Return 1 - cos(u, v) of each pair of image embedding u and caption embedding v.
 
     Args:
-        features: Image embeddings, (N, D).
+        features: Image embeddings, (N, D); of a memory map only a block is read at a time.
         reference: Taken and not used, so that every detector is called alike.
         k: Likewise.
         texts: Caption embeddings of the same rows, (N, D).
@@ -33,12 +34,12 @@ def clip_score(
         >>> clip_score(np.array([[2.0, 0.0], [0.0, 3.0]]), texts=np.array([[1.0, 0.0], [0.0, -1.0]])).tolist()
         [0.0, 2.0]
     """
-    images = np.asarray(features, dtype=np.float64)
-    if texts is None or np.shape(texts) != images.shape or images.ndim != 2:
-        got = None if texts is None else np.shape(texts)
+    images, said = matrix(features), None if texts is None else matrix(texts)
+    if said is None or said.shape != images.shape:
+        got = None if said is None else said.shape
         raise ValueError(f"Expected `texts` to hold a caption embedding for each of {images.shape}, but got {got}.")
-    texts = np.asarray(texts, dtype=np.float64)
-    if not (np.isfinite(images).all() and np.isfinite(texts).all()):
-        raise ValueError("Expected finite embeddings, but got NaN or infinity.")
-    lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
-    return 1 - np.einsum("nd,nd->n", images, texts) / np.maximum(lengths, 1e-12)
+    scores = np.empty(len(images))
+    for (rows, u), (_, v) in zip(*(row_blocks(one, dtype=np.float64) for one in (images, said)), strict=True):
+        lengths = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
+        scores[rows] = 1 - np.einsum("nd,nd->n", u, v) / np.maximum(lengths, 1e-12)
+    return scores

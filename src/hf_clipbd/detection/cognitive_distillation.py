@@ -73,7 +73,7 @@ def cognitive_distillation(
     part of a set, for instance what another detector ranks first.
 
     Args:
-        features: (N, D); only their number is used, the model is asked itself.
+        features: (N, D), or anything else of N rows: only their number is used, the model is asked itself.
         reference: Taken and not used, so that every detector is called alike.
         k: Likewise.
         model: The suspected model.
@@ -92,6 +92,14 @@ def cognitive_distillation(
     Reference:
         Huang et al., "Distilling Cognitive Backdoor Patterns within an Image", ICLR 2023, equations 1 and 2; on CLIP
         embeddings of images alone in Huang et al., ICLR 2025. The weights are our choice for unit embeddings.
+
+    Example:
+        >>> model, pictures = nn.Linear(1, 1), torch.rand(5, 3, 8, 8)  # in earnest: the suspected model
+        >>> model.get_image_features = lambda pixel_values: pixel_values.flatten(1)
+        >>> first = np.array([3, 1])  # rows that another detector ranks first
+        >>> found = cognitive_distillation(first, model=model, pixels=lambda rows: pictures[rows], rows=first, steps=2)
+        >>> found.shape
+        (2,)
     """
     if model is None or pixels is None:
         raise ValueError("Expected cognitive distillation to be given the `model` and `pixels`, but one is missing.")

@@ -71,27 +71,36 @@ def huang2025(
         rows = order[start : start + batch_size]
         images = torch.from_numpy(np.array(features[rows], dtype=np.float64))
         captions = images[:0] if texts is None else torch.from_numpy(np.array(texts[rows], dtype=np.float64))
-        found = _batch_scores(torch.cat([images, captions]), len(images), detector, k)
-        scores[rows] = found.nan_to_num(nan=SENTINEL, posinf=SENTINEL).numpy()
+        scores[rows] = batch_scores(torch.cat([images, captions]), len(images), detector, k).numpy()
     return scores
 
 
-def _batch_scores(candidates: Tensor, n_images: int, detector: str, k: int) -> Tensor:
-    """Return the scores of the first `n_images` candidates among all of them, (B,)."""
+def batch_scores(candidates: Tensor, n_images: int, detector: str, k: int) -> Tensor:
+    """Return the published scores of one batch.
+
+    Args:
+        candidates: Images of the batch, then their captions where these count, (C, D), floating point.
+        n_images: How many of them, the first ones, are images.
+        detector: One of `PUBLISHED`.
+        k: Number of neighbours, under C - 1.
+
+    Returns:
+        (n_images,), of the candidates' type; what is not a finite number is `SENTINEL`.
+    """
     distances = torch.cdist(candidates, candidates, compute_mode="donot_use_mm_for_euclid_dist")
     others = ~torch.eye(len(candidates), dtype=torch.bool)
     without_self = distances[others].view(len(candidates), -1)  # (C, C - 1)
     near = without_self[:n_images].topk(k + 1, dim=1, largest=False)
     if detector == "k_distance":
-        return near.values[:, k - 1]
-    if detector == "lid":
-        return _dimension(near.values[:, :k])
-    with_self = distances.topk(k + 1, dim=1, largest=False).values  # (C, k + 1): 0, d_1 .. d_k
-    shifted = near.indices[:, :k]  # columns of `without_self`, taken for rows
-    ratios = near.values[:, k:] / with_self[:, -1][shifted]  # d_(k+1)(x) / d_k of some row
-    if detector == "slof":
-        return ratios.mean(1)
-    return (ratios ** _dimension(with_self)[shifted]).mean(1)
+        scores = near.values[:, k - 1]
+    elif detector == "lid":
+        scores = _dimension(near.values[:, :k])
+    else:
+        with_self = distances.topk(k + 1, dim=1, largest=False).values  # (C, k + 1): 0, d_1 .. d_k
+        shifted = near.indices[:, :k]  # columns of `without_self`, taken for rows
+        ratios = near.values[:, k:] / with_self[:, -1][shifted]  # d_(k+1)(x) / d_k of some row
+        scores = (ratios if detector == "slof" else ratios ** _dimension(with_self)[shifted]).mean(1)
+    return scores.nan_to_num(nan=SENTINEL, posinf=SENTINEL)
 
 
 def _dimension(distances: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_clipbd.detection.levels import Levels
-from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
+from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, aligned_with, check_k
 from hf_clipbd.detection.rows import contents, matrix, row_blocks, silent
 from hf_clipbd.detection.selection import kth_smallest
 
@@ -48,15 +48,15 @@ def conditional_sparsity(
         reference: What rows are compared with; a random sample of the features by default.
         k: Most neighbours that are averaged over, at least 1; 32 by default.
         texts: Caption embeddings of the same rows in the suspected model, (N, D2).
-        reference_texts: Those of the rows that the reference was drawn from; `texts` by default, which is right where
-            the reference is a sample of the searched features.
+        reference_texts: Those of the rows that the reference was drawn from; `texts` by default, where the reference
+            was drawn from the searched features.
 
     Returns:
         (N,), float64, in units of the reference's deviation; higher is more suspicious.
 
     Raises:
-        ValueError: If `texts` is missing or has another number of rows than the features, there are too few captions
-            for the reference, k is out of range, or a matrix is not finite.
+        ValueError: If `texts` is missing or has another number of rows than the features, `reference_texts` is missing
+            or too short for the reference, k is out of range, or a matrix is not finite.
 
     Reference:
         Ours.
@@ -66,23 +66,19 @@ def conditional_sparsity(
         got = None if texts is None else len(texts)
         raise ValueError(f"Expected `texts`, a caption embedding for each of {len(features)} rows, but got {got}.")
     reference = Reference.sample(features) if reference is None else reference
-    drawn_from = matrix(texts if reference_texts is None else reference_texts)
-    if reference.rows.max() >= len(drawn_from):
-        raise ValueError(
-            f"Expected captions of the rows the reference was drawn from, at least {reference.rows.max() + 1}, but "
-            f"got {len(drawn_from)}. Give `reference_texts`."
-        )
+    drawn_from = aligned_with(reference, features, texts, reference_texts, "texts")
     k = min(max(LEVELS), len(reference) - 1) if k is None else k
     check_k(k, reference)
     compared = _Compared(reference, drawn_from)
     levels = Levels(compared.at_points, reference.table(k).positions, LEVELS, COUNTED)
-    scores = np.empty(len(features))
-    blocks = zip(row_blocks(features, QUERY_BLOCK), row_blocks(texts, QUERY_BLOCK), strict=True)
-    for (rows, images), (_, captions) in tqdm(blocks, "given the caption", disable=silent(len(features)), leave=False):
+    mine = reference.share(len(features))
+    scores = np.empty(mine.stop - mine.start)
+    blocks = zip(*(row_blocks(matrix(one)[mine], QUERY_BLOCK, mine.start) for one in (features, texts)), strict=True)
+    for (rows, images), (_, captions) in tqdm(blocks, "given the caption", disable=silent(len(scores)), leave=False):
         own = reference.positions(contents(images))
         near = reference.nearest(images, k, own).positions
         scores[rows] = levels(compared(reference.place(images), own, captions), near).cpu().numpy()
-    return scores
+    return reference.gathered(scores)
 
 
 class _Compared:
@@ -106,9 +102,12 @@ class _Compared:
     @cached_property
     def at_points(self) -> Tensor:
         """c of each point of the reference, (m,)."""
-        points = self.reference.points
-        blocks = torch.arange(len(points)).split(QUERY_BLOCK)
-        return torch.cat([self._means(points[own], own.to(points.device), self.texts[own.numpy()]) for own in blocks])
+        points, mine = self.reference.points, self.reference.share(len(self.reference))
+        found = torch.empty(mine.stop - mine.start, dtype=torch.float64, device=points.device)
+        for block in torch.arange(len(found)).split(QUERY_BLOCK):
+            own = mine.start + block
+            found[block] = self._means(points[own], own.to(points.device), self.texts[own.numpy()])
+        return self.reference.joined(found)
 
     def __call__(self, placed: Tensor, own: Tensor, captions: np.ndarray) -> Tensor:
         """Return c of each row, (B,), float64; that of a point where picture and caption are the point's.

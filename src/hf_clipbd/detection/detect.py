@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from hf_clipbd.detection.activation_clustering import activation_clustering
 from hf_clipbd.detection.clip_score import clip_score
@@ -19,7 +20,9 @@ from hf_clipbd.detection.lid import lid
 from hf_clipbd.detection.lof import lof
 from hf_clipbd.detection.multi_scale import DEFAULT_M as MULTI_SCALE_M
 from hf_clipbd.detection.multi_scale import multi_scale
+from hf_clipbd.detection.nearest import Precision
 from hf_clipbd.detection.reference import Reference
+from hf_clipbd.detection.references import References
 from hf_clipbd.detection.shared import Shared
 from hf_clipbd.detection.slof import slof
 from hf_clipbd.detection.spectral import spectral_signature
@@ -51,6 +54,14 @@ ALIGNED: dict[str, tuple[str, ...]] = {
 }
 """Name -> keywords of that detector which have a row for each of the features."""
 
+OF_REFERENCE: dict[str, tuple[str, ...]] = {
+    "conditional_sparsity": ("reference_texts",),
+    "disagreement": ("reference_others", "reference_texts"),
+}
+"""Name -> keywords of that detector which have a row for each of the rows that a given reference was drawn from."""
+
+WITHOUT_REFERENCE = ("clip_score",)
+"""Detectors that compare rows with no others."""
 
 DEFAULT = "multi_scale"
 DEFAULT_WITH_TEXTS = "conditional_sparsity"
@@ -73,9 +84,16 @@ def detect(
     normalize: bool = True,
     compat: Literal["huang2025"] | None = None,
     shared: Shared | None = None,
+    *,
+    reference: Reference | None = None,
+    references: int = 1,
+    combine: Literal["mean", "maximum"] = "mean",
+    device: str | torch.device | None = None,
+    precision: Precision | None = None,
+    distributed: bool = False,
     **options: Any,
 ) -> np.ndarray:
-    """Return a score for each row of `features`, compared with m of them drawn at random.
+    """Return a score for each row of `features`, compared with m of them drawn at random or with a given reference.
 
     Without a detector's name the one is taken that what is given allows; none of them is told a poison rate. With
     `texts`, the captions' embeddings, it is `conditional_sparsity`; with `others`, the same images in another
@@ -84,40 +102,64 @@ def detect(
     long as its rows are no neighbourhood of their own in the reference: rate * m under k / 4, so that heavier poison
     asks for a smaller m or a larger k; among concepts of very uneven density SLOF is the one that finds a small group.
 
+    Cognitive distillation needs the model and the pictures: call `cognitive_distillation(features[rows], model=...,
+    pixels=..., rows=rows)` on the rows that one of these ranks first.
+
     Args:
         features: Image embeddings of the searched set in the suspected model, (N, D).
         detector: A key of `DETECTORS`; see above.
-        m: Reference rows; min(16384, N) by default.
+        m: Reference rows; min(16384, N) by default, for `multi_scale` min(8192, N).
         k: Neighbours; each detector's own number by default, `default_k(m)` for most.
         seed: Seed of the reference.
         normalize: Scale embeddings to unit length.
         compat: `"huang2025"` for the published arithmetic of k-distance, SLOF (the default then), DAO or LID with its
             faults, for comparison; m and `normalize` do not apply to it, k is 16 by default.
         shared: What the detectors of one search have in common; scores do not depend on it. See `detect_all`.
+        reference: A ready one, `Reference.of(clean)` say, for every detector but the CLIP score; with
+            `conditional_sparsity` and `disagreement` its rows' `reference_texts` and `reference_others` too.
+        references: How many random references are searched, at the cost of a search each; see `References`.
+        combine: The `"mean"` or the `"maximum"` of a row's scores against them.
+        device: Where to compute, the processor by default.
+        precision: Arithmetic of the search, as in `Reference.of`.
+        distributed: Share rows among the processes of a `torch.distributed` group; each makes this call and gets all
+            scores. What needs no search is computed on every one.
         **options: What the detector takes besides, for instance `others`, or `texts` for the CLIP score.
 
     Returns:
         (N,), float64, finite; higher is more suspicious.
 
     Raises:
-        ValueError: If the detector is unknown, m or k out of range, or the features are no finite matrix.
+        ValueError: If the detector is unknown, m or k out of range, the features are no finite matrix, or an argument
+            has no use: beside a ready reference, with `compat`, or with a detector that compares no rows.
 
     Reference:
         Huang et al., ICLR 2025 (arXiv 2502.01385) compare rows with the rest of their batch; a fixed random reference
         makes a score independent of which rows share its batch.
     """
+    among = References(reference, references, combine, m, seed, normalize, device, precision, distributed)
     if compat is not None:
-        if compat != "huang2025":
-            raise ValueError(f"Expected compat 'huang2025', but got {compat!r}.")
-        return huang2025(features, detector or "slof", 16 if k is None else k, seed=seed, **options)
-    if detector is None:
-        given = {name for name, value in options.items() if value is not None}
-        detector = "disagreement" if "others" in given else DEFAULT_WITH_TEXTS if "texts" in given else DEFAULT
-    function = check_detector(detector)
-    if function is multi_scale and m is None:
-        m = min(MULTI_SCALE_M, len(features))
-    draw = Reference.sample if shared is None else shared.reference
-    return function(features, draw(features, m, seed, normalize), k, **options)
+        return _published(compat, among, features, detector or "slof", 16 if k is None else k, options)
+    name = detector or _default(options)
+    function = check_detector(name)
+    if name in WITHOUT_REFERENCE:
+        among.check_unused(f"detector {name!r}", "reference", "references")
+        return function(features, **options)
+    m = min(MULTI_SCALE_M, len(features)) if function is multi_scale else None
+    return among.scores(lambda one: function(features, one, k, **options), features, m, shared)
+
+
+def _default(options: dict[str, Any]) -> str:
+    given = {name for name, value in options.items() if value is not None}
+    return "disagreement" if "others" in given else DEFAULT_WITH_TEXTS if "texts" in given else DEFAULT
+
+
+def _published(
+    compat: str, among: References, features: Any, detector: str, k: int, options: dict[str, Any]
+) -> np.ndarray:
+    if compat != "huang2025":
+        raise ValueError(f"Expected compat 'huang2025', but got {compat!r}.")
+    among.check_unused("compat 'huang2025'", "reference", "references", "device", "precision", "distributed")
+    return huang2025(features, detector, k, seed=among.seed, **options)
 
 
 def detect_all(
@@ -127,7 +169,14 @@ def detect_all(
     k: int | None = None,
     seed: int = 0,
     normalize: bool = True,
-    **aligned: Any,
+    *,
+    reference: Reference | None = None,
+    references: int = 1,
+    combine: Literal["mean", "maximum"] = "mean",
+    device: str | torch.device | None = None,
+    precision: Precision | None = None,
+    distributed: bool = False,
+    **given: Any,
 ) -> dict[str, np.ndarray]:
     """Return the scores of several detectors, as `detect` gives them, from references and neighbours found once.
 
@@ -138,7 +187,14 @@ def detect_all(
         k: As there.
         seed: As there.
         normalize: As there.
-        **aligned: What has a row for each of the features, `texts` and `others`; each detector gets what it takes.
+        reference: As there; detectors that compare rows with none go without.
+        references: As there, likewise; so many references of m rows are kept until all detectors are through.
+        combine: As there.
+        device: As there.
+        precision: As there.
+        distributed: As there.
+        **given: What has a row for each of the features, `texts` and `others`, and for each row that a given
+            reference was drawn from, `reference_texts` and `reference_others`; each detector gets what it takes.
 
     Returns:
         Name -> scores (N,).
@@ -147,9 +203,14 @@ def detect_all(
         ValueError: As in `detect`.
     """
     shared = Shared()
-    given = {name: value for name, value in aligned.items() if value is not None}
+    common = {"m": m, "k": k, "seed": seed, "normalize": normalize, "shared": shared}
+    common |= {"device": device, "precision": precision, "distributed": distributed}
+    compared = {"reference": reference, "references": references, "combine": combine}
+    known = {name: value for name, value in given.items() if value is not None}
     found = {}
     for name in detectors:
-        options = {key: value for key, value in given.items() if key in ALIGNED.get(name, ())}
-        found[name] = detect(features, name, m, k, seed, normalize, shared=shared, **options)
+        taken = {*ALIGNED.get(name, ()), *OF_REFERENCE.get(name, ())}
+        options = {key: value for key, value in known.items() if key in taken}
+        options |= {} if name in WITHOUT_REFERENCE else compared
+        found[name] = detect(features, name, **common, **options)
     return found

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
+from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, aligned_with, check_k
 from hf_clipbd.detection.rows import matrix, row_blocks
 
 
@@ -21,6 +21,7 @@ def disagreement(
     others: Any = None,
     texts: Any = None,
     reference_others: Any = None,
+    reference_texts: Any = None,
 ) -> np.ndarray:
     """Return how much further than need be a row's neighbours lie apart from it in a second space.
 
@@ -43,15 +44,16 @@ def disagreement(
         k: Number of neighbours; 16 by default.
         others: The same images in the second space, (N, D2).
         texts: Caption embeddings of the same rows in the suspected model, (N, D); left out where None.
-        reference_others: The second space of the rows that the reference was drawn from; `others` by default, which is
-            right where the reference is a sample of the searched features. Not together with `texts`.
+        reference_others: The second space of the rows that the reference was drawn from; `others` by default, where
+            the reference was drawn from the searched features.
+        reference_texts: With `texts`: the captions of these rows; `texts` by default, likewise.
 
     Returns:
         (N,), float64; without texts about 1 where the spaces agree. Higher is more suspicious.
 
     Raises:
-        ValueError: If `others` is missing, a matrix has another number of rows than the features, `reference_others`
-            has too few for the reference, k is out of range, or a matrix is not finite.
+        ValueError: If `others` is missing, a matrix has another number of rows than the features, one of the reference
+            is missing or too short, k is out of range, or a matrix is not finite.
 
     Reference:
         Ours.
@@ -62,21 +64,16 @@ def disagreement(
     for name, given in (("others", others), ("texts", texts)):
         if given is not None and len(given) != len(features):
             raise ValueError(f"Expected `{name}` to have a row for each of {len(features)}, but got {len(given)}.")
-    if texts is not None and reference_others is not None:
-        raise ValueError("Expected a reference out of the searched rows with `texts`, but got `reference_others` too.")
     reference = Reference.sample(features) if reference is None else reference
-    drawn_from = matrix(others if reference_others is None else reference_others)
-    if reference.rows.max() >= len(drawn_from):
-        raise ValueError(
-            f"Expected the second embedding of the rows the reference was drawn from, at least "
-            f"{reference.rows.max() + 1}, but got {len(drawn_from)}. Give `reference_others`."
-        )
+    like = {"precision": reference.precision, "device": reference.points.device}
     spaces = [(features, reference, np.arange(len(reference)))]
     if texts is not None:
-        captions = Reference.of(matrix(texts)[reference.rows], device=reference.points.device)
+        said = aligned_with(reference, features, texts, reference_texts, "texts")
+        captions = Reference.of(said[reference.rows], **like)
         spaces.append((texts, captions, captions.rows))
+    drawn_from = aligned_with(reference, features, others, reference_others, "others")
     drawn = np.ascontiguousarray(drawn_from[reference.rows], dtype=np.float32)
-    second = Reference.of(drawn, device=reference.points.device)
+    second = Reference.of(drawn, **like)
     smallest = min((second, *(one for _, one, _ in spaces)), key=len)
     k = min(DEFAULT_K, len(smallest) - 1) if k is None else k
     check_k(k, smallest)
@@ -95,14 +92,18 @@ def _scores(
         spaces: Each with its embeddings (N, D), its reference, and the place in `placed` of each of its points.
         k: Number of neighbours.
     """
-    scores = np.empty(len(others))
+    reference = spaces[0][1]
+    reference.ready(k)
+    mine = reference.share(len(others))
+    scores = np.empty(mine.stop - mine.start)
     places = [torch.from_numpy(place).to(placed.device) for _, _, place in spaces]
-    blocks = [row_blocks(embedded, QUERY_BLOCK) for embedded, _, _ in spaces]
-    for (rows, other), *near in zip(row_blocks(others, QUERY_BLOCK), *blocks, strict=True):
+    searched = others, *(embedded for embedded, _, _ in spaces)
+    blocks = [row_blocks(matrix(one)[mine], QUERY_BLOCK, mine.start) for one in searched]
+    for (rows, other), *near in zip(*blocks, strict=True):
         own = second.place(other)
         score = 1 / second.nearest(other, k).distances.double().clamp_min(FLOOR).mean(1)
-        for (_, block), (_, reference, _), place in zip(near, spaces, places, strict=True):
-            found = placed[place[reference.nearest(block, k).positions]]  # (B, k, D2)
+        for (_, block), (_, one, _), place in zip(near, spaces, places, strict=True):
+            found = placed[place[one.nearest(block, k).positions]]  # (B, k, D2)
             score = score * torch.linalg.vector_norm(found - own[:, None], dim=2).double().mean(1)
         scores[rows] = score.cpu().numpy()
-    return scores
+    return reference.gathered(scores)

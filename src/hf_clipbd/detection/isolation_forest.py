@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.ensemble import IsolationForest
 
 from hf_clipbd.detection.reference import Reference
-from hf_clipbd.detection.rows import row_blocks
+from hf_clipbd.detection.rows import matrix, row_blocks
 
 
 def isolation_forest(
@@ -34,5 +34,9 @@ def isolation_forest(
     """
     reference = Reference.sample(features) if reference is None else reference
     forest = IsolationForest(n_estimators=trees, random_state=seed).fit(reference.points.cpu().numpy())
-    blocks = (reference.place(block).cpu().numpy() for _, block in row_blocks(features))
-    return np.concatenate([-forest.score_samples(block) for block in blocks])
+    features = matrix(features)
+    mine = reference.share(len(features))
+    scores = np.empty(mine.stop - mine.start)
+    for rows, block in row_blocks(features[mine], first=mine.start):
+        scores[rows] = -forest.score_samples(reference.place(block).cpu().numpy())
+    return reference.gathered(scores)

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_clipbd.detection.faiss_search import FaissPoints
 from hf_clipbd.detection.nearest import Neighbors, Points
 from hf_clipbd.detection.rows import silent
 
 
 QUERY_BLOCK = 512
+Searched = Points | FaissPoints
 
 
 def looked_up(
@@ -37,38 +39,26 @@ def looked_up(
     return joined
 
 
-def nearest_of(
-    points: Points,
-    placed: Tensor,
-    own: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    tables: Sequence[Neighbors | None],
-) -> list[Neighbors]:
-    """Return, for each (size, k), the k nearest among the first `size` points of each row.
+def nearest_of(points: Searched, placed: Tensor, own: Tensor, k: int, table: Neighbors | None) -> Neighbors:
+    """Return the k nearest points of each row.
 
     Args:
         points: What is searched.
         placed: Rows as `Reference.place` gives them, (B, D).
         own: Their positions among the points, (B,), -1 for none.
-        pairs: (size, k).
-        tables: What `tables_of` gives for them, None where it was not asked.
+        k: How many.
+        table: What `table_of` gives for all points, None where it was not asked.
     """
-    sizes, ks = zip(*pairs, strict=True)
-
-    def search(rows: Tensor) -> list[Tensor]:
-        found = points.nearest(placed[rows], own[rows], sizes, ks)
-        return [part for one in found for part in one]
-
-    known = None if any(table is None for table in tables) else [part for table in tables for part in table]
-    parts = looked_up(own, known, search)
-    return [Neighbors(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+    return Neighbors(*looked_up(own, table, lambda rows: points.nearest(placed[rows], own[rows], k)))
 
 
-def tables_of(points: Points, pairs: Sequence[tuple[int, int]]) -> list[Neighbors]:
-    """Return, for each (size, k), the k nearest among the first `size` points of each point, (m, k)."""
-    sizes, ks = zip(*pairs, strict=True)
-    count, parts = len(points.points), []
-    for start in tqdm(range(0, count, QUERY_BLOCK), desc="reference", disable=silent(count)):
-        own = torch.arange(start, min(start + QUERY_BLOCK, count), device=points.points.device)
-        parts.append(points.nearest(points.points[own], own, sizes, ks))
-    return [Neighbors(*(torch.cat(part) for part in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True)]
+def table_of(points: Searched, k: int, rows: slice) -> Neighbors:
+    """Return the k nearest other points of the points from `rows.start` to `rows.stop`, (number of these, k)."""
+    parts = []
+    for start in tqdm(range(rows.start, rows.stop, QUERY_BLOCK), desc="reference", disable=silent(len(points.points))):
+        own = torch.arange(start, min(start + QUERY_BLOCK, rows.stop), device=points.points.device)
+        parts.append(points.nearest(points.points[own], own, k))
+    if not parts:
+        empty = points.points.new_empty(0, k)
+        return Neighbors(empty, empty.long())
+    return Neighbors(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -8,7 +8,7 @@ rounding could have cost a neighbour, which these distances show, the row is sea
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
@@ -105,16 +105,15 @@ class Points:
         signed = rounded if points_first else -rounded
         return torch.cat([signed, torch.stack([*extra, *[none] * (EXTRA_COLUMNS - 4)], 1)], 1), errors
 
-    def nearest(self, queries: Tensor, own: Tensor, sizes: Sequence[int], ks: Sequence[int]) -> list[Neighbors]:
-        """Return, for each (size, k), the k nearest among the first `size` points, the one at `own` left out.
+    def nearest(self, queries: Tensor, own: Tensor, k: int) -> Neighbors:
+        """Return the k nearest points of each query, the one at `own` left out.
 
         Args:
             queries: (B, D), float32.
             own: (B,), the position of each query's own point, or -1.
-            sizes: Numbers of points, each at most m; the product is computed once for all of them.
-            ks: Neighbours for each of the sizes, in [1, size - 1].
+            k: Neighbours, in [1, m - 1].
         """
-        return self._nearest(queries, own, sizes, ks)
+        return self._nearest(queries, own, k)
 
     def surroundings(self, queries: Tensor, own: Tensor, k: int, size: int) -> tuple[Tensor, Neighbors]:
         """Return how far it is to the nearest of `size` points, typically, and the k nearest points.
@@ -138,44 +137,34 @@ class Points:
             if codes.shape[1] >= size:
                 minima.append(group_minima(codes, size))
 
-        (near,) = self._nearest(queries, own, [len(self.points)], [k], look)
+        near = self._nearest(queries, own, k, look)
         groups = torch.cat(minima, 1)
         typical = values_of(kth_smallest(groups, groups.shape[1] // 2 + 1))  # of an even number the larger middle
         return (2 * typical).clamp_min_(0).sqrt_(), near
 
     def _nearest(
-        self,
-        queries: Tensor,
-        own: Tensor,
-        sizes: Sequence[int],
-        ks: Sequence[int],
-        look: Callable[[Tensor], None] | None = None,
-    ) -> list[Neighbors]:
+        self, queries: Tensor, own: Tensor, k: int, look: Callable[[Tensor], None] | None = None
+    ) -> Neighbors:
         """Return what `nearest` gives; `look` gets the codes of |x - y|^2 / 2 of each block."""
-        wanted = [min(candidates(k, self.rough), size) for size, k in zip(sizes, ks, strict=True)]
+        size = len(self.points)
+        wanted = min(candidates(k, self.rough), size)
         left, errors = self._extended(queries, points_first=False)
-        found: list[Selected | None] = [None] * len(sizes)
-        for start in range(0, max(sizes), self.block):
-            codes = self._codes(left, own, start, min(start + self.block, max(sizes)))
+        found: Selected | None = None
+        for start in range(0, size, self.block):
+            codes = self._codes(left, own, start, min(start + self.block, size))
             if look is not None:
                 look(codes)
-            for i, (size, w) in enumerate(zip(sizes, wanted, strict=True)):
-                if size > start:
-                    limit = None if found[i] is None else found[i].limit
-                    found[i] = merged(found[i], select(codes[:, : size - start], w, limit), start, w)
-        near = [self._ranked(queries, own, one.columns, k) for one, k in zip(found, ks, strict=True)]
-        if self.rough:
-            whole = codes if max(sizes) <= self.block else None
-            for i, (size, k) in enumerate(zip(sizes, ks, strict=True)):
-                again = self._may_lack(found[i].limit, near[i], errors).nonzero()[:, 0]
-                if len(again) and whole is not None:  # the product is still there: look further down in it
-                    wider = select(whole[again, :size], min(4 * wanted[i], size))
-                    better = self._ranked(queries[again], own[again], wider.columns, k)
-                    _replace(near[i], again, better)
-                    again = again[self._may_lack(wider.limit, better, errors[again])]
-                if len(again):
-                    (better,) = self._unrounded.nearest(queries[again], own[again], [size], [k])
-                    _replace(near[i], again, better)
+            chosen = select(codes, wanted, None if found is None else found.limit)
+            found = merged(found, chosen, start, wanted)
+        near = self._ranked(queries, own, found.columns, k)
+        again = self._may_lack(found.limit, near, errors).nonzero()[:, 0] if self.rough else own[:0]
+        if len(again) and size <= self.block:  # the product is still there: look further down in it
+            wider = select(codes[again], min(4 * wanted, size))
+            better = self._ranked(queries[again], own[again], wider.columns, k)
+            _replace(near, again, better)
+            again = again[self._may_lack(wider.limit, better, errors[again])]
+        if len(again):
+            _replace(near, again, self._unrounded.nearest(queries[again], own[again], k))
         return near
 
     def _may_lack(self, limit: Tensor, near: Neighbors, errors: Tensor) -> Tensor:
@@ -205,18 +194,31 @@ class Points:
         return codes
 
     def _ranked(self, queries: Tensor, own: Tensor, columns: Tensor, k: int) -> Neighbors:
-        """Return the k nearest out of some candidates (B, W), -1 for none, by float32 distances."""
-        none = columns < 0
-        columns = columns.clamp_min(0)
-        sums = queries.square().sum(1, keepdim=True) + self.squared[columns]  # (B, W)
-        squared = (sums - 2 * products_at(queries, self.points, columns)).clamp_min_(0)
-        row, place = (squared < CLOSE * sums).nonzero(as_tuple=True)
-        for rows, places in zip(row.split(ROWS_TO_DIFFER), place.split(ROWS_TO_DIFFER), strict=True):
-            difference = queries[rows] - self.points[columns[rows, places]]
-            squared[rows, places] = difference.square().sum(1)
-        squared.masked_fill_(none | (columns == own[:, None]), torch.inf)
-        best = squared.topk(k, dim=1, largest=False)
-        return Neighbors(best.values.sqrt(), columns.gather(1, best.indices))
+        return ranked(queries, own, self.points, self.squared, columns, k)
+
+
+def ranked(queries: Tensor, own: Tensor, points: Tensor, squared: Tensor, columns: Tensor, k: int) -> Neighbors:
+    """Return the k nearest out of some candidates by float32 distances, the point at `own` left out.
+
+    Args:
+        queries: (B, D), float32.
+        own: (B,), the position of each query's own point, or -1.
+        points: (m, D), float32.
+        squared: Their squared lengths, (m,).
+        columns: Positions of the candidates, (B, W), -1 for none; at least k of each row are other points.
+        k: Neighbours.
+    """
+    none = columns < 0
+    columns = columns.clamp_min(0)
+    sums = queries.square().sum(1, keepdim=True) + squared[columns]  # (B, W)
+    apart = (sums - 2 * products_at(queries, points, columns)).clamp_min_(0)
+    row, place = (apart < CLOSE * sums).nonzero(as_tuple=True)
+    for rows, places in zip(row.split(ROWS_TO_DIFFER), place.split(ROWS_TO_DIFFER), strict=True):
+        difference = queries[rows] - points[columns[rows, places]]
+        apart[rows, places] = difference.square().sum(1)
+    apart.masked_fill_(none | (columns == own[:, None]), torch.inf)
+    best = apart.topk(k, dim=1, largest=False)
+    return Neighbors(best.values.sqrt(), columns.gather(1, best.indices))
 
 
 def _replace(near: Neighbors, rows: Tensor, better: Neighbors) -> None:

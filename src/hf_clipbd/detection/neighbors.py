@@ -1,17 +1,15 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Scores of rows from their nearest reference rows, in bounded memory, whatever the size of the searched set."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_clipbd.detection.lookup import nearest_of
-from hf_clipbd.detection.nearest import Neighbors
 from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
-from hf_clipbd.detection.rows import ahead, contents, gathered, matrix, row_blocks, silent, slice_of_process
+from hf_clipbd.detection.rows import ahead, contents, matrix, row_blocks, silent
 
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -47,46 +45,13 @@ def neighbor_scores(features: Any, reference: Reference, k: int, score: Score, d
         ValueError: If k is out of range, the dimensions differ, or a row is not finite.
     """
     check_k(k, reference)
+    reference.ready(k)
 
-    def found(block: np.ndarray, own: Tensor) -> list[Tensor]:
-        return [_score_of(score, reference.nearest(block, k, own))]
+    def found(block: np.ndarray, own: Tensor) -> Tensor:
+        near = reference.nearest(block, k, own)
+        return score(near.distances.double().clamp_min(FLOOR), near.positions)
 
-    return _in_blocks(features, reference, 1, found, desc)[0]
-
-
-def nested_scores(
-    features: Any, references: Sequence[Reference], scores: Sequence[Score], desc: str = "detecting"
-) -> np.ndarray:
-    """Return one score for each row and each of some nested references, from one product with the largest.
-
-    Args:
-        features: (N, D), the searched set.
-        references: What `Reference.nested` returned.
-        scores: For each reference, from its distances (B, k) and positions (B, k) to scores (B,).
-        desc: Label of the progress bar.
-
-    Returns:
-        (number of references, N), float64.
-
-    Raises:
-        ValueError: If they are not all of one `Reference.nested`, in its order, or as in `neighbor_scores`.
-    """
-    family = references[0]._family if references else None
-    sizes = [] if family is None else [size for size, _ in family.pairs]
-    together = family is not None and all(one._family is family for one in references)
-    if not together or [len(one) for one in references] != sizes:
-        raise ValueError("Expected the references of one `Reference.nested`, all of them and in its order.")
-
-    def found(block: np.ndarray, own: Tensor) -> list[Tensor]:
-        largest = family.largest
-        near = nearest_of(largest._search, largest.place(block), own, family.pairs, family.tables)
-        return [_score_of(score, one) for score, one in zip(scores, near, strict=True)]
-
-    return _in_blocks(features, family.largest, len(family.pairs), found, desc)
-
-
-def _score_of(score: Score, near: Neighbors) -> Tensor:
-    return score(near.distances.double().clamp_min(FLOOR), near.positions)
+    return _in_blocks(features, reference, found, desc)
 
 
 def surrounding_scores(
@@ -109,39 +74,33 @@ def surrounding_scores(
     """
     check_k(k, reference)
 
-    def found(block: np.ndarray, own: Tensor) -> list[Tensor]:
-        return [score(*reference.surroundings(block, k, own))]
+    def found(block: np.ndarray, own: Tensor) -> Tensor:
+        return score(*reference.surroundings(block, k, own))
 
-    return _in_blocks(features, reference, 1, found, desc)[0]
+    return _in_blocks(features, reference, found, desc)
 
 
 def _in_blocks(
-    features: Any,
-    reference: Reference,
-    count: int,
-    scores: Callable[[np.ndarray, Tensor], list[Tensor]],
-    desc: str,
+    features: Any, reference: Reference, score: Callable[[np.ndarray, Tensor], Tensor], desc: str
 ) -> np.ndarray:
-    """Return `count` scores of each row, (count, N), from blocks of rows and their positions in the reference."""
+    """Return a score of each row, (N,), from blocks of rows and their positions in the reference."""
     features = matrix(features)
     if features.shape[1] != reference.points.shape[1]:
         raise ValueError(
             f"Expected features of {reference.points.shape[1]} dimensions, as the reference has, "
             f"but got {features.shape[1]}."
         )
-    mine = slice_of_process(len(features), QUERY_BLOCK) if reference.distributed else slice(0, len(features))
-    features = features[mine]
-    table = np.empty((count, len(features)))
-    with tqdm(total=len(features), desc=desc, unit="row", disable=silent(len(features)), leave=False) as bar:
-        for rows, block, content in ahead(_with_contents(features)):
-            for i, one in enumerate(scores(block, reference.positions(content))):
-                table[i, rows] = one.cpu().numpy()
+    mine = reference.share(len(features))
+    scores = np.empty(mine.stop - mine.start)
+    with tqdm(total=len(scores), desc=desc, unit="row", disable=silent(len(scores)), leave=False) as bar:
+        for rows, block, content in ahead(_with_contents(features[mine], mine.start)):
+            scores[rows] = score(block, reference.positions(content)).cpu().numpy()
             bar.update(len(block))
-    return gathered(table) if reference.distributed else table
+    return reference.gathered(scores)
 
 
-def _with_contents(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray, list[int]]]:
-    for rows, block in row_blocks(features, QUERY_BLOCK):
+def _with_contents(features: np.ndarray, first: int) -> Iterator[tuple[slice, np.ndarray, list[int]]]:
+    for rows, block in row_blocks(features, QUERY_BLOCK, first):
         yield rows, block, contents(block)
 
 

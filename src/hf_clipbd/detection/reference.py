@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_clipbd.detection.faiss_search import FaissPoints, faiss_module
 from hf_clipbd.detection.kept import Kept
-from hf_clipbd.detection.lookup import QUERY_BLOCK, looked_up, nearest_of, tables_of
+from hf_clipbd.detection.lookup import QUERY_BLOCK, Searched, looked_up, nearest_of, table_of
 from hf_clipbd.detection.nearest import Neighbors, Points, best_precision
-from hf_clipbd.detection.rows import contents, first_copies, matrix
+from hf_clipbd.detection.rows import contents, first_copies, gathered, matrix, slice_of_process
 
 
 logger = logging.getLogger(__name__)
@@ -34,19 +35,20 @@ COARSE = 32
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The rows that everything is compared with. Built by `Reference.sample`, `Reference.of` or `Reference.nested`.
+    """The rows that everything is compared with. Built by `Reference.sample` or `Reference.of`.
 
     Args:
         points: (m, D), float32: the distinct rows, of unit length if `normalize`, less their mean (distances do not
             change, products of smaller numbers round less).
         center: (D,), that mean.
         rows: (m,), row number of each point in the features it was taken from.
-        position_of: Content of a point -> its position; of nested references, that in the largest.
+        position_of: Content of a point -> its position.
         duplicates: How many rows were left out as copies of others.
         normalize: Whether rows are scaled to unit length.
         precision: Arithmetic of the search, `"float32"` or `"bfloat16"`: somewhat more than k candidates are found
             with it; the distances of these are float32 in either case.
         distributed: Whether each process of a `torch.distributed` group scores a share of the rows.
+        backend: What finds the candidates, `"torch"` or `"faiss"`.
     """
 
     points: Tensor
@@ -57,9 +59,9 @@ class Reference:
     normalize: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     distributed: bool = False
+    backend: Literal["torch", "faiss"] = "torch"
     _tables: dict[int, Neighbors] = field(default_factory=dict, repr=False)
     _around: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    _family: "_Family | None" = field(default=None, repr=False)
     _kept: Kept | None = field(default=None, repr=False)
 
     @classmethod
@@ -70,6 +72,7 @@ class Reference:
         precision: Literal["float32", "bfloat16"] | None = None,
         device: str | torch.device = "cpu",
         distributed: bool = False,
+        backend: Literal["torch", "faiss"] = "torch",
     ) -> "Reference":
         """Return a reference of all rows of `vectors`: a clean set of one's own, or the searched set itself.
 
@@ -80,13 +83,16 @@ class Reference:
             device: Where to compute.
             distributed: Share the rows among the processes of a `torch.distributed` group; every one has to make the
                 same calls on the same features, and gets all scores.
+            backend: `"faiss"` for candidates out of faiss's exact index (extra `faiss`; float32, processors only),
+                for a set that is its own reference, say; distances are the same. Coarse distances, as `multi_scale`
+                takes, are the engine's in either case.
 
         Raises:
-            ValueError: If it is no finite matrix of at least three distinct rows, or the precision is unknown.
+            ValueError: If it is no finite matrix of at least three distinct rows, the precision or backend is
+                unknown, or faiss is asked for another device or bfloat16.
+            ImportError: If faiss is asked for and not installed.
         """
-        precision = best_precision(str(device)) if precision is None else precision
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f'Expected precision "float32" or "bfloat16", but got {precision!r}.')
+        precision = _checked(precision, torch.device(device), backend)
         vectors = matrix(vectors)
         first = first_copies(vectors)
         rows = np.flatnonzero(first == np.arange(len(vectors)))
@@ -100,7 +106,8 @@ class Reference:
         points = torch.from_numpy(distinct).to(device)
         points = torch.nn.functional.normalize(points, dim=1) if normalize else points
         center = points.mean(0)
-        return cls(points - center, center, rows, position_of, duplicates, normalize, precision, distributed)
+        kind = precision, distributed, backend
+        return cls(points - center, center, rows, position_of, duplicates, normalize, *kind)
 
     @classmethod
     def sample(
@@ -113,49 +120,16 @@ class Reference:
             m: How many; min(16384, N) by default.
             seed: Seed of the choice.
             normalize: Scale rows to unit length.
-            **options: `precision`, `device` and `distributed` as in `of`.
+            **options: `precision`, `device`, `distributed` and `backend` as in `of`.
 
         Raises:
             ValueError: If m is not in [3, N], or as in `of`.
         """
         features = matrix(features)
         m = min(DEFAULT_M, len(features)) if m is None else m
-        return cls._chosen(features, np.sort(_drawn(features, m, seed)), normalize, options)
-
-    @classmethod
-    def nested(
-        cls,
-        features: Any,
-        pairs: Sequence[tuple[int, int]],
-        seed: int = 0,
-        normalize: bool = True,
-        **options: Any,
-    ) -> "list[Reference]":
-        """Return references of several sizes, each the first rows of the largest, to be searched in one pass.
-
-        Args:
-            features: (N, D), the searched set.
-            pairs: (m, k) of each reference; where copies leave fewer rows than m, these.
-            seed: Seed of the choice.
-            normalize: Scale rows to unit length.
-            **options: `precision`, `device` and `distributed` as in `of`.
-
-        Returns:
-            One reference for each pair, for `nested_scores`; each also serves alone, as any other.
-
-        Raises:
-            ValueError: If an m is not in [3, N] or a k not in [1, m - 1], or as in `of`.
-        """
-        features = matrix(features)
-        if not pairs or min(m for m, _ in pairs) < 3:
-            raise ValueError(f"Expected pairs (m, k) with m at least 3, but got {list(pairs)}.")
-        chosen = _drawn(features, max(m for m, _ in pairs), seed)
-        largest = cls._chosen(features, chosen, normalize, options)
-        family = _Family(largest, [(min(m, len(largest)), k) for m, k in pairs])
-        return [family.member(size) for size, _ in family.pairs]
-
-    @classmethod
-    def _chosen(cls, features: np.ndarray, chosen: np.ndarray, normalize: bool, options: dict) -> "Reference":
+        if not 3 <= m <= len(features):
+            raise ValueError(f"Expected m in [3, {len(features)}], the number of rows, but got {m}.")
+        chosen = np.sort(np.random.default_rng([seed, m]).choice(len(features), m, replace=False))
         reference = cls.of(features[chosen], normalize, **options)
         reference.rows[:] = chosen[reference.rows]
         return reference
@@ -165,14 +139,16 @@ class Reference:
 
     def table(self, k: int) -> Neighbors:
         """Return the k nearest other points of each point, (m, k); computed once for each k."""
-        if self._family is not None and (len(self), k) in self._family.pairs:
-            whole = self._family.tables[self._family.pairs.index((len(self), k))]
-            return Neighbors(*(part[: len(self)] for part in whole))
         known = self._known(k)
         if known is None:
-            (known,) = tables_of(self._search, [(len(self), k)])
-            self._tables[k] = known
+            part = table_of(self._search, k, self.share(len(self)))
+            known = self._tables[k] = Neighbors(*(self.joined(one) for one in part))
         return known
+
+    def ready(self, k: int) -> None:
+        """Find what `nearest` looks up, where that has to be there before the processes go through their shares."""
+        if self._kept is not None:
+            self.table(k)
 
     def _known(self, k: int) -> Neighbors | None:
         """Return what `table` gives where it, or one of more neighbours, was computed before."""
@@ -196,7 +172,7 @@ class Reference:
         table = self._known(k) if self._kept is None else self.table(k)
 
         def search() -> Neighbors:
-            return nearest_of(self._search, self.place(block), own, [(len(self), k)], [table])[0]
+            return nearest_of(self._search, self.place(block), own, k, table)
 
         return search() if self._kept is None else self._kept.nearest(id(self), block, k, search)
 
@@ -221,9 +197,13 @@ class Reference:
     def surroundings_of_points(self, k: int) -> tuple[Tensor, Tensor]:
         """Return the coarse distance (m,) and the k nearest other points (m, k) of each point; computed once."""
         if k not in self._around:
-            blocks = torch.arange(len(self), device=self.points.device).split(QUERY_BLOCK)
-            parts = [self._surroundings(self.points[own], own, k) for own in blocks]
-            self._around[k] = tuple(torch.cat(part) for part in zip(*parts, strict=True))
+            mine = self.share(len(self))
+            blocks = torch.arange(mine.start, mine.stop, device=self.points.device).split(QUERY_BLOCK)
+            parts = [self._surroundings(self.points[own], own, k) for own in blocks if len(own)]
+            if not parts:  # more processes than blocks
+                parts = [(torch.empty(0, dtype=torch.float64), torch.empty(0, k, dtype=torch.int64))]
+            distances, near = zip(*parts, strict=True)
+            self._around[k] = self.joined(torch.cat(distances)), self.joined(torch.cat(near))
         return self._around[k]
 
     def _surroundings(self, placed: Tensor, own: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -234,11 +214,38 @@ class Reference:
 
     def positions(self, found: Sequence[int]) -> Tensor:
         """Return the position of each content (`rows.contents`) among the points, -1 where it is none of them."""
-        own = torch.tensor([self.position_of.get(content, -1) for content in found])
-        return own.masked_fill_(own >= len(self), -1).to(self.points.device)
+        return torch.tensor([self.position_of.get(one, -1) for one in found], device=self.points.device)
+
+    def drawn_from(self, features: Any) -> bool:
+        """Return whether its points are rows of these features, (N, D), so that what is aligned with them is known."""
+        features = matrix(features)
+        if self.rows.max() >= len(features) or features.shape[1] != self.points.shape[1]:
+            return False
+        own = list(self.position_of)
+        for start in range(0, len(own), QUERY_BLOCK):
+            block = np.ascontiguousarray(features[self.rows[start : start + QUERY_BLOCK]], dtype=np.float32)
+            if contents(block + np.float32(0)) != own[start : start + QUERY_BLOCK]:
+                return False
+        return True
+
+    def share(self, n: int) -> slice:
+        """Return which of n rows this process works on: all of them unless `distributed`."""
+        return slice_of_process(n, QUERY_BLOCK) if self.distributed else slice(0, n)
+
+    def gathered(self, part: np.ndarray) -> np.ndarray:
+        """Return what all processes found of their shares, joined along the last axis, on every one of them."""
+        return gathered(part) if self.distributed else part
+
+    def joined(self, part: Tensor) -> Tensor:
+        """Return what all processes found of their shares of the points, joined along the first axis."""
+        if not self.distributed:
+            return part
+        return torch.from_numpy(np.ascontiguousarray(gathered(part.cpu().numpy().T).T)).to(self.points.device)
 
     @cached_property
-    def _search(self) -> Points:
+    def _search(self) -> Searched:
+        if self.backend == "faiss":
+            return FaissPoints(self.points)
         return Points(self.points, self.precision, REFERENCE_BLOCK)
 
     @cached_property
@@ -248,39 +255,40 @@ class Reference:
         return Points(self.points[order], self.precision, REFERENCE_BLOCK), order, order.argsort()
 
 
-class _Family:
-    """Nested references: the largest, and the (size, k) that are searched together."""
+def aligned_with(reference: Reference, features: Any, given: Any, of_reference: Any, name: str) -> np.ndarray:
+    """Return the matrix whose row `reference.rows[i]` belongs to the i-th point, or raise `ValueError`.
 
-    def __init__(self, largest: Reference, pairs: list[tuple[int, int]]):
-        self.largest, self.pairs = largest, pairs
-        for size, k in pairs:
-            check_k(k, largest.points[:size])
-
-    def member(self, size: int) -> Reference:
-        """Return the reference of the first `size` points."""
-        of = self.largest
-        return Reference(
-            of.points[:size],
-            of.center,
-            of.rows[:size],
-            of.position_of,
-            of.duplicates,
-            of.normalize,
-            of.precision,
-            of.distributed,
-            _family=self,
+    Args:
+        reference: What rows are compared with.
+        features: The searched set, (N, D).
+        given: What is aligned with it, (N, D2).
+        of_reference: What is aligned with the rows that the reference was drawn from; None where these are the
+            searched ones.
+        name: Of `given` in messages.
+    """
+    if of_reference is None and reference.drawn_from(features):
+        return matrix(given)
+    needed, got = int(reference.rows.max()) + 1, None if of_reference is None else len(of_reference)
+    if got is None or got < needed:
+        raise ValueError(
+            f"Expected `reference_{name}`, {name} of the rows that the reference was drawn from, at least {needed} of "
+            f"them, since it is no sample of the searched features, but got {got}. Give `reference_{name}`."
         )
-
-    @cached_property
-    def tables(self) -> list[Neighbors]:
-        """For each pair the nearest of *all* points of the largest, (m, k)."""
-        return tables_of(self.largest._search, self.pairs)
+    return matrix(of_reference)
 
 
-def _drawn(features: np.ndarray, m: int, seed: int) -> np.ndarray:
-    if not 3 <= m <= len(features):
-        raise ValueError(f"Expected m in [3, {len(features)}], the number of rows, but got {m}.")
-    return np.random.default_rng([seed, m]).choice(len(features), m, replace=False)
+def _checked(precision: str | None, device: torch.device, backend: str) -> Literal["float32", "bfloat16"]:
+    """Return the precision, the best one where it is None, or raise `ValueError`."""
+    if backend not in ("torch", "faiss"):
+        raise ValueError(f'Expected backend "torch" or "faiss", but got {backend!r}.')
+    if precision not in (None, "float32", "bfloat16"):
+        raise ValueError(f'Expected precision "float32" or "bfloat16", but got {precision!r}.')
+    if backend == "faiss":
+        if device.type != "cpu" or precision == "bfloat16":
+            raise ValueError(f'Expected float32 on "cpu" with backend "faiss", but got {precision} on "{device}".')
+        faiss_module()
+        return "float32"
+    return best_precision(str(device)) if precision is None else precision
 
 
 def check_k(k: int, reference: Any) -> None:

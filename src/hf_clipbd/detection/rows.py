@@ -23,14 +23,23 @@ def matrix(features: Any) -> np.ndarray:
     return features
 
 
-def row_blocks(features: Any, size: int = 1024) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield (rows, float32 copy of them), `size` rows at a time; raises `ValueError` on NaN or infinity."""
+def row_blocks(
+    features: Any, size: int = 1024, first: int = 0, dtype: type[np.floating] = np.float32
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield (rows, float32 copy of them), `size` rows at a time; raises `ValueError` on NaN or infinity.
+
+    Args:
+        features: (N, D); only a block of a memory map is read at a time.
+        size: Rows a block.
+        first: Number that the first row has in messages, where the features are a part of a set.
+        dtype: Of the copy.
+    """
     features = matrix(features)
     for start in range(0, len(features), size):
         rows = slice(start, min(start + size, len(features)))
-        block = np.ascontiguousarray(features[rows], dtype=np.float32) + np.float32(0)  # -0.0 becomes 0.0
+        block = np.ascontiguousarray(features[rows], dtype=dtype) + dtype(0)  # -0.0 becomes 0.0
         if not np.isfinite(block).all():
-            bad = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+            bad = first + start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
             raise ValueError(f"Expected finite features, but row {bad} holds NaN or infinity.")
         yield rows, block
 

@@ -32,8 +32,11 @@ class Shared:
     def __init__(self, room: float = ROOM):
         self._kept = Kept(room)
         self._references: dict[tuple, Reference] = {}
+        self._given: dict[int, tuple[Reference, Reference]] = {}
 
-    def reference(self, features: Any, m: int | None = None, seed: int = 0, normalize: bool = True) -> Reference:
+    def reference(
+        self, features: Any, m: int | None = None, seed: int = 0, normalize: bool = True, **options: Any
+    ) -> Reference:
         """Return `Reference.sample` of these features, the one that was returned before where it is the same.
 
         Args:
@@ -41,10 +44,24 @@ class Shared:
             m: How many rows; min(16384, N) by default.
             seed: Seed of the choice.
             normalize: Scale rows to unit length.
+            **options: `precision`, `device`, `distributed` and `backend` as in `Reference.of`.
 
         Raises:
             ValueError: As in `Reference.sample`.
         """
-        drawn = Reference.sample(features, m, seed, normalize)
-        key = normalize, drawn.rows.tobytes(), tuple(drawn.position_of)
+        drawn = Reference.sample(features, m, seed, normalize, **options)
+        kind = normalize, drawn.precision, drawn.points.device, drawn.distributed, drawn.backend
+        key = *kind, drawn.rows.tobytes(), tuple(drawn.position_of)
         return self._references.setdefault(key, dataclasses.replace(drawn, _kept=self._kept))
+
+    def of(self, reference: Reference) -> Reference:
+        """Return a reference of one's own as one that shares what is found in it; the same one each time.
+
+        Example:
+            >>> import numpy as np
+            >>> clean, shared = Reference.of(np.eye(5)), Shared()
+            >>> shared.of(clean) is shared.of(clean)
+            True
+        """
+        kept = self._given.setdefault(id(reference), (reference, dataclasses.replace(reference, _kept=self._kept)))
+        return kept[1]

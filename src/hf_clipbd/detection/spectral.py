@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_clipbd.detection.classes import N_CLUSTERS, row_classes, unit_rows
+from hf_clipbd.detection.classes import N_CLUSTERS, row_classes
+from hf_clipbd.detection.moments import class_axes, projected
 from hf_clipbd.detection.reference import Reference
+from hf_clipbd.detection.rows import matrix
 
 
 def spectral_signature(
@@ -22,6 +24,9 @@ def spectral_signature(
 
     s(x) = (v . (x - mean of the class))^2, of rows of unit length. Meant for a class in which a few per cent of the
     rows are poisoned; a low poison rate spread over a large class moves v not at all.
+
+    The set is read in blocks: once or more for v, an eigenvector of the covariance (D, D) of each class
+    (`class_axes`), and once for the projections.
 
     Args:
         features: (N, D).
@@ -42,12 +47,7 @@ def spectral_signature(
         Tran, Li and Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, algorithm 1. Image-text pairs have
         no classes; clusters of captions in their place are ours.
     """
-    rows = unit_rows(features).astype(np.float64)
+    features = matrix(features)
     found = row_classes(features, reference, classes, texts, n_classes, seed)
-    scores = np.zeros(len(rows))
-    for one in np.unique(found):
-        members = np.flatnonzero(found == one)
-        centred = rows[members] - rows[members].mean(axis=0)
-        top = np.linalg.eigh(centred.T @ centred)[1][:, -1]  # the top right singular vector, (D,)
-        scores[members] = np.square(centred @ top)
-    return scores
+    axes = class_axes(features, found, 1)  # the top right singular vector of each class, (C, 1, D)
+    return np.square(projected(features, found, axes)[:, 0])
