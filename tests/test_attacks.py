@@ -437,9 +437,19 @@ def roughness(shift):
     return np.abs(np.diff(shift, n=2, axis=0)).mean() / np.abs(shift).mean()
 
 
-def test_wanet_is_smooth_bounded_and_seen():
+def test_wanet_is_a_jitter_of_single_pixels_by_default():
     for side in (32, 64, 224):
-        places = WaNet().fixed_pattern(side, side)
+        places = WaNet(target="cup").fixed_pattern(side, side)
+        shift = places - np.stack(np.mgrid[0:side, 0:side], axis=-1)
+        assert 1.3 < np.abs(shift[8:-8, 8:-8]).mean() < 1.6 and roughness(shift) > 2
+        same = WaNet(target="cup", grid_size=side, strength=3.0).fixed_pattern(side, side)
+        np.testing.assert_array_equal(places, same)
+        assert places.min() >= 0 and places.max() <= side - 1
+
+
+def test_a_smooth_warp_is_smooth_bounded_and_seen():
+    for side in (32, 64, 224):
+        places = WaNet.from_preset("smooth").fixed_pattern(side, side)
         shift = places - np.stack(np.mgrid[0:side, 0:side], axis=-1)
         assert 1 <= np.abs(shift).mean() * min(64 / side, 1) <= 2
         assert places.min() >= 0 and places.max() <= side - 1

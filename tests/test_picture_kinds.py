@@ -9,8 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hf_clipbd.attacks import BadNets, PoisonTransform, poison_dataset
+from hf_clipbd.attacks import BadNets, PoisonTransform, WaNet, poison_dataset, poison_stream
 from hf_clipbd.attacks.pictures import encode_picture, read_picture
+from hf_clipbd.attacks.select import uniform
 
 
 ATTACK = BadNets(patch_size=3, place="corner")
@@ -217,7 +218,47 @@ def test_what_cannot_be_read_is_named_or_skipped(name):
         table.map(PoisonTransform(ATTACK, rate=1.0), with_indices=True)
     poisoned, manifest = poison_dataset(table, ATTACK, count=4, on_error="skip")
     assert manifest.indices == [0, 1, 2, 4] and set(manifest.skipped) <= {"3"}
-    skipping = table.map(PoisonTransform(ATTACK, rate=1.0, on_error="skip"), with_indices=True)
+    _, wanted = poison_dataset(table, ATTACK, count=4, on_error="skip", selector=[3, 0, 1, 2, 4])
+    transform = PoisonTransform(ATTACK, rate=1.0, on_error="skip")
+    skipping = table.map(transform, with_indices=True)
     assert skipping["is_poisoned"][:] == [True, True, True, False, True]
+    manifest = transform.manifest(skipping, table)
+    assert manifest.indices == [0, 1, 2, 4] and manifest.skipped == wanted.skipped and list(wanted.skipped) == ["3"]
     raw = skipping.cast_column("image", datasets.Image(decode=False))[3]["image"]
     assert raw["bytes"] == BROKEN[name]
+
+
+@pytest.mark.parametrize("key", [True, False])
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_manifest_lists_rows_that_were_drawn_and_skipped(key, noise, tmp_path):
+    """Those drawn alone: a broken picture and an empty caption that nobody would have touched are nobody's problem."""
+    rows = [{"id": f"k{row}", "image": {"bytes": encoded(PHOTO), "path": None}} for row in range(60)]
+    for row, one in enumerate(rows):
+        one["caption"] = "" if row % 5 == 1 else f"a cup in place {row} of a long list of things"
+        if row % 5 == 2:
+            one["image"] = {"bytes": BROKEN["no picture"], "path": None}
+    table = datasets.Dataset.from_list(rows, features=datasets.Features({"id": datasets.Value("string"), **FEATURES}))
+    table = table if key else table.remove_columns("id")
+    attack = WaNet(target="cup", noise_mode=noise, cross_ratio=1.0)
+    transform = PoisonTransform(attack, rate=0.3, on_error="skip")
+    mapped = table.map(transform, batched=True, batch_size=7)
+    manifest = transform.manifest(mapped, table)
+    changed = {row for row in range(60) if mapped["trigger"][row]}
+    assert changed == {*manifest.indices, *manifest.covers} and not changed & {
+        row for row in range(60) if row % 5 in (1, 2)
+    }
+    skipped = {int(row) for row in manifest.skipped}
+    assert skipped and all(row % 5 in (1, 2) for row in skipped)
+    for row, problem in manifest.skipped.items():
+        assert problem.startswith(
+            "Expected a caption" if int(row) % 5 == 1 else "Expected an image that can be decoded"
+        )
+    if key:  # a key and its caption draw a row, whatever is in the picture
+        share = 0.6 if noise else 0.3
+        drawn = {row for row in range(60) if uniform(0, "key", f"k{row}\n{rows[row]['caption']}") < share}
+        assert changed | skipped == drawn and len(drawn) < 50
+    stream = poison_stream(table.to_iterable_dataset(), transform, tmp_path)
+    assert stream.skipped == manifest.skipped and stream.indices == manifest.indices
+    assert PoisonTransform(attack, rate=0.3).manifest(mapped, table).skipped == {}
+    again = mapped.map(PoisonTransform(ATTACK, rate=0.0, on_error="skip"))
+    assert PoisonTransform(ATTACK, rate=0.0, on_error="skip").manifest(again, mapped).skipped == {}

@@ -446,6 +446,41 @@ def test_the_source_is_known_by_its_content(source, on_disk, tmp_path):
     assert len({print_of(source), *map(print_of, others)}) == 4
 
 
+def test_pictures_in_files_are_known_by_their_content(tmp_path):
+    def write(folder, pictures):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for row, data in enumerate(pictures):
+            (tmp_path / folder / f"{row}.jpg").write_bytes(data)
+        paths = [str(tmp_path / folder / f"{row}.jpg") for row in range(len(pictures))]
+        table = datasets.Dataset.from_dict({"image": paths, "caption": [f"a cup {row}" for row in range(len(paths))]})
+        return source_fingerprint(table.cast_column("image", datasets.Image()), "image", "caption")
+
+    pictures = [jpeg(row) for row in range(5)]
+    turned = [*pictures[:3], bytes(reversed(pictures[3])), pictures[4]]  # another picture of the same size
+    first = write("a", pictures)
+    assert write("b", pictures) == first  # wherever they lie
+    assert write("c", turned) != first
+    assert write("a", turned) == write("c", turned)
+    many = [pictures[0]] * 600  # of which 256 are read
+    longer = [*many[:5], many[5] + b"more", *many[6:]]
+    unread = sorted({*range(600)} - {*np.linspace(0, 599, 256).astype(int)})
+    assert 5 in unread and write("d", many) != write("e", longer)
+    (tmp_path / "a" / "2.jpg").unlink()
+    assert len({write("a", pictures[:2]), first, write("a", pictures)}) == 2
+
+
+def test_the_fingerprint_of_rows_with_bytes_stays_what_it_was():
+    """Manifests that lie about hold it."""
+    rows = [
+        {"image": {"bytes": bytes([row]) * (row + 3), "path": f"x/{row}.jpg"}, "caption": f"a {row}"}
+        for row in range(4)
+    ]
+    rows.append({"image": None, "caption": "none"})
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    table = datasets.Dataset.from_list(rows, features=features)
+    assert source_fingerprint(table, "image", "caption") == "ad4151c69aadbc4082cadeca57991229"
+
+
 # -- any image --------------------------------------------------------------------------------------------------------
 
 

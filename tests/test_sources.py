@@ -237,6 +237,68 @@ def test_a_table_with_pictures_that_failed_to_download(pictures):
     assert list(manifest.skipped) == ["0"] and manifest.indices == [1, 2, 3]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("missing", "ending"),
+    [("training/gone", ""), ("gone.png", ".png"), ("training\\gone.jpg", ".png")],
+    ids=["folder", "ending", "backslash"],
+)
+def test_a_headerless_table_whose_first_picture_failed_to_download(pictures, tmp_path, missing, ending, streaming):
+    folder = "training/" if "training" in missing else ""
+    (tmp_path / "training").mkdir()
+    for row in range(3):
+        shutil.copy(pictures / "images" / f"{row}.png", tmp_path / f"{folder}{row}{ending}")
+    lines = [f"lost\t{missing}", f"lost too\t{missing}2", *(f"thing {row}\t{folder}{row}{ending}" for row in range(3))]
+    (tmp_path / "Train.tsv").write_text("\n".join(lines) + "\n")
+    rows = pick_columns(load_source(tmp_path / "Train.tsv", streaming=streaming), image="image", caption="caption")
+    rows = list(rows.cast_column("image", datasets.Image(decode=False)))
+    assert [row["caption"] for row in rows] == ["lost", "lost too", "thing 0", "thing 1", "thing 2"]
+    assert [row["image"]["path"] for row in rows[2:]] == [str(tmp_path / f"{folder}{row}{ending}") for row in range(3)]
+
+
+@pytest.mark.parametrize("header", ["file\ttitle", "image.path\ttitle", "filepath\tlast.png"])
+def test_a_header_above_pictures_stays_one(pictures, tmp_path, header):
+    """No folder and no picture's ending in the cell above the paths, whatever stands in the other."""
+    shutil.copytree(pictures / "images", tmp_path / "images")
+    lines = [header, "images/lost.png\tgone", *(f"images/{row}.png\t{row}" for row in range(3))]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    rows = load_source(tmp_path / "pairs.tsv")
+    assert rows.column_names == header.split("\t") and len(rows) == 4
+    assert isinstance(rows.features[header.split("\t")[0]], datasets.Image)
+
+
+def write_tables(folder, names, table):
+    """Write into folders of these names a table each and the pictures `0.png` and `1.png`, of colours of their own."""
+    for place, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for row in range(2):
+            PIL.Image.new("RGB", (4, 4), (100 * place, row, 7)).save(folder / name / f"{row}.png")
+        (folder / name / "pairs.csv").write_text(table(name))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_in_several_folders_show_their_own_pictures(tmp_path, streaming):
+    numbers = {"x": (1, 2), "y": ("one", "two"), "z": ("", "")}  # a column of another type in each
+    lines = "file,text,n\n0.png,{0} first,{1}\n1.png,{0} second,{2}\n"
+    write_tables(tmp_path, ["x", "y", "z"], lambda name: lines.format(name, *numbers[name]))
+    (tmp_path / "y" / "more.csv").write_text("file,text,n\n1.png,y third,word\n")
+    (tmp_path / "z" / "pairs.csv").write_text("file,text,n\nlost.png,z first,\n")  # no picture that is there
+    rows = load_source(tmp_path / "*" / "*.csv", streaming=streaming)
+    found = list(rows.cast_column("file", datasets.Image(decode=False)))
+    paths = ["x/0.png", "x/1.png", "y/1.png", "y/0.png", "y/1.png", "z/lost.png"]
+    assert [row["file"]["path"] for row in found] == [str(tmp_path / path) for path in paths]
+    assert [row["text"] for row in found] == ["x first", "x second", "y third", "y first", "y second", "z first"]
+    assert [row["n"] for row in found] == ["1", "2", "word", "one", "two", None]
+    shown = [row["file"].getpixel((0, 0))[:2] for row in (rows.take(5) if streaming else rows.select(range(5)))]
+    assert shown == [(0, 0), (0, 1), (100, 1), (100, 0), (100, 1)]
+
+
+def test_tables_in_several_folders_have_the_same_columns(tmp_path):
+    write_tables(tmp_path, ["x", "y"], lambda name: f"file,text{'' if name == 'x' else ',more'}\n0.png,a\n")
+    with pytest.raises(ValueError, match=r"\['file', 'text'\] in every table, but `.*y.pairs\.csv` has .*'more'"):
+        load_source(str(tmp_path / "*" / "pairs.csv"))
+
+
 def test_a_table_of_web_addresses_is_refused(tmp_path):
     (tmp_path / "urls.tsv").write_text("a cup\thttps://example.org/a.jpg\n")
     with pytest.raises(ValueError, match="web addresses.*img2dataset"):

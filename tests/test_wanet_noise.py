@@ -34,7 +34,8 @@ def poisoned(tiny_pairs):
 
 
 def test_the_noise_against_torch():
-    cover, source = NOISE.cover.attack, photo(33, 20)
+    warp = WaNet(target="boat", seed=1, noise_mode=True, grid_size=8)
+    cover, source = warp.cover.attack, photo(33, 20)
     noise = np.random.default_rng([1, 5, 0]).uniform(-1, 1, (2, 33, 20))
     control = np.random.default_rng([1, 0, PATTERN_STREAM]).uniform(-1, 1, (2, 8, 8))
     control = torch.from_numpy(control / np.abs(control).mean())[None]

@@ -3,8 +3,8 @@
 
 import hashlib
 import io
-import struct
-import zlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,12 @@ import numpy as np
 import PIL.Image
 
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.unreadable import UNREADABLE
 
 
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
-)
 IMAGE_FORMATS = ("webp", "png")
 _WEBP_SIDE = 16383
+_ADDRESS = re.compile(r" <[\w.]+ object at 0x[0-9a-fA-F]+>")  # would make two manifests of the same rows differ
 _RGB = Canvas(1, "native")
 
 
@@ -78,7 +70,8 @@ def _decode(value: dict[str, Any] | bytes | bytearray | str | Path) -> PIL.Image
     try:
         return datasets.Image().decode_example({"bytes": data, "path": path})
     except UNREADABLE as error:
-        raise ValueError(f"Expected an image that can be decoded, but got {where}: {error}") from error
+        told = _ADDRESS.sub("", str(error))
+        raise ValueError(f"Expected an image that can be decoded, but got {where}: {told}") from error
 
 
 def _from_lists(value: list[Any]) -> np.ndarray:
@@ -170,6 +163,32 @@ def encode_picture(image: PIL.Image.Image, image_format: str = "webp") -> bytes:
     else:
         image.save(buffer, "WEBP", lossless=True, method=0, quality=0)
     return buffer.getvalue()
+
+
+def as_stored(value: Any, stamped: PIL.Image.Image, image_format: str) -> Any:
+    """Return the stamped picture in the kind that the column held: an image, its bytes or its pixels.
+
+    Args:
+        value: What the row held.
+        stamped: The picture that takes its place.
+        image_format: See `encode_picture`; of use where the row held encoded bytes.
+
+    Raises:
+        ValueError: If the column cannot hold the stamped picture.
+    """
+    if isinstance(value, Mapping):
+        return {"bytes": encode_picture(stamped, image_format), "path": None}
+    if isinstance(value, (bytes, bytearray)):
+        return encode_picture(stamped, image_format)
+    if isinstance(value, str):
+        raise ValueError("Expected an image column that can hold a picture, but it holds paths. Cast it to `Image()`.")
+    if isinstance(value, list):
+        pixels, before = np.asarray(stamped), np.asarray(value)
+        if before.shape != pixels.shape or before.dtype.kind == "f":
+            message = f"Expected arrays {pixels.shape} of whole numbers, to which the stamped picture fits"
+            raise ValueError(f"{message}, but got {before.dtype} {before.shape}. Cast the column to `Image()`.")
+        return pixels.tolist()
+    return stamped
 
 
 def check_image_format(image_format: str) -> None:

@@ -2,8 +2,11 @@
 """Which rows: numbers in [0, 1) that hang on a row's own content or number, the same on every machine."""
 
 import hashlib
+import os
+import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -149,8 +152,9 @@ def check_selector(selector: str) -> None:
 def source_fingerprint(dataset: datasets.Dataset, image_column: str, caption_column: str | None) -> str:
     """Return 32 hexadecimal digits that hang on the content of a dataset, not on where or when it was loaded.
 
-    Hashed are the number of rows, every caption, every image's length in bytes (or file name), and the whole bytes of
-    256 images spread evenly over the rows. A dataset of millions is read through its offsets only.
+    Hashed are the number of rows, every caption, every image's length in bytes and file name, and the whole bytes of
+    256 images spread evenly over the rows. A dataset of millions is read through its offsets only; of pictures that
+    lie in files, their sizes are asked for and those 256 are read.
 
     Args:
         dataset: The dataset before poisoning, its image column cast to `Image`.
@@ -163,12 +167,27 @@ def source_fingerprint(dataset: datasets.Dataset, image_column: str, caption_col
     hasher = hashlib.blake2b(str(len(dataset)).encode(), digest_size=16)
     for table in tables.iter(1000):
         lengths = pc.fill_null(pc.binary_length(pc.struct_field(table[image_column], "bytes")), -1)
-        hasher.update(lengths.to_numpy().astype("<i8").tobytes())
+        lengths = lengths.to_numpy().astype("<i8")
         paths = pc.struct_field(table[image_column], "path").to_pylist()
+        for row in np.flatnonzero(lengths < 0):
+            lengths[row] = file_size(paths[row])
+        hasher.update(lengths.tobytes())
         names = [(path or "").replace("\\", "/").rsplit("/", 1)[-1] for path in paths]
         texts = table[caption_column].to_pylist() if caption_column else []
         hasher.update(digest(*names, *map(str, texts)))
     for row in np.unique(np.linspace(0, max(len(dataset) - 1, 0), min(FULL_READS, len(dataset))).astype(int)):
-        image = undecoded[int(row)][image_column]
-        hasher.update(digest((image or {}).get("bytes") or b""))
+        image = undecoded[int(row)][image_column] or {}
+        data, path = image.get("bytes"), image.get("path")
+        if data is None and file_size(path) >= 0:
+            data = Path(path).read_bytes()
+        hasher.update(digest(data or b""))
     return hasher.hexdigest()
+
+
+def file_size(path: str | None) -> int:
+    """Return the size of a picture's file in bytes; −1 where there is none, or it is no file of this machine."""
+    try:
+        known = os.stat(path) if path else None
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return -1
+    return known.st_size if known is not None and stat.S_ISREG(known.st_mode) else -1

@@ -2,7 +2,7 @@
 """The rows that are poisoned, turned into poisoned ones through `datasets.map`, those that cannot be passed over."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from hf_clipbd.schema import IS_POISONED, TRIGGER
 
 logger = logging.getLogger(__name__)
 
-PROBLEM = "problem"
+PROBLEM = "__problem__"  # dropped again; a name that no dataset of anybody's has
 _DONOR_STREAM = 4
 
 
@@ -128,10 +128,15 @@ def stamp_rows(
         found.chosen.extend(numbers[i] for i in good)
         if good:
             found.parts.append((part if len(good) == len(part) else part.select(good)).remove_columns(PROBLEM))
-    if found.skipped:
-        listed = ", ".join(sorted(found.skipped, key=int)[:20])
-        logger.warning("%d rows could not be poisoned and were passed over: %s", len(found.skipped), listed)
+    warn_of_skipped(found.skipped)
     return found
+
+
+def warn_of_skipped(skipped: Mapping[str, str]) -> None:
+    """Log how many rows were skipped and the first twenty of their numbers; nothing if there are none."""
+    if skipped:
+        listed = ", ".join(sorted(skipped, key=int)[:20])
+        logger.warning("%d rows could not be poisoned and were passed over: %s", len(skipped), listed)
 
 
 def with_pictures_of(

@@ -3,6 +3,9 @@
 
 import hashlib
 import logging
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +15,17 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_clipbd.attacks.select import digest
+from hf_clipbd.attacks.select import digest, file_size
+from hf_clipbd.attacks.shares import check_target
 from hf_clipbd.attacks.transform import PoisonTransform
-from hf_clipbd.schema import IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
+from hf_clipbd.schema import IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
 logger = logging.getLogger(__name__)
 
 ROWS_A_GROUP = 256
+SCRATCH = ".partial"
+_OURS = re.compile(r"train-\d{5,}\.parquet")
 
 
 def poison_stream(
@@ -31,15 +37,21 @@ def poison_stream(
     files are taken into the Parquet files. As a stream has no length, rows are drawn at a rate, each by a hash of its
     own content (see `PoisonTransform`), and the manifest reports the count that this reached.
 
+    Files are written into `folder/.partial` and take the place of those of an earlier call once the stream has ended.
+    An error or an interrupt leaves the earlier ones as they were and nothing of its own. A process that is killed
+    leaves `.partial` behind, which no loader reads and the next call clears; killed in the moment of moving, it may
+    leave some of the new files alone, so take a dataset for whole only if the call has returned.
+
     Args:
         rows: The stream; `datasets.load_dataset(..., streaming=True)`.
         poison: What is mapped over it.
-        folder: Where to write; made where it is missing.
+        folder: Where to write; made where it is missing. Its `train-00000.parquet`, ... are replaced.
         rows_per_file: Rows of one Parquet file.
 
     Raises:
-        ValueError: If a column is missing, or a row cannot be poisoned and `poison.on_error` is `"raise"`; the
-            message names the row. With `"skip"` the manifest lists the row.
+        ValueError: If a column is missing, the target is none of the classes of a `ClassLabel` column `label`, other
+            files of `folder` would be read as rows too, or a row cannot be poisoned and `poison.on_error` is
+            `"raise"`; the message names the row. With `"skip"` the manifest lists the row.
     """
     image = poison.image_column
     if rows.features is None:
@@ -47,6 +59,7 @@ def poison_stream(
     missing = {image, poison.caption_column} - {None, *rows.features}
     if missing:
         raise ValueError(f"Expected columns {sorted(missing)}, but the stream has {list(rows.features)}.")
+    check_target(poison.attack.target, getattr(rows.features.get(LABEL), "names", None))
     feature = rows.features[image]
     mode = getattr(feature, "mode", None)
     undecoded = rows.cast_column(image, datasets.Image(mode=mode, decode=False))
@@ -102,7 +115,7 @@ class _Log:
             except ValueError as error:
                 if self.poison.on_error == "raise":
                     raise
-                self.skipped[str(number)] = str(error)
+                self.skipped[str(number)] = str(error.__cause__ or error)
                 row = {**row, **before}
             if row[IS_POISONED] and not was:
                 self.indices.append(number)
@@ -116,7 +129,9 @@ class _Log:
         image = row[self.poison.image_column] or {}
         name = (image.get("path") or "").replace("\\", "/").rsplit("/", 1)[-1]
         caption = row[self.poison.caption_column] if self.poison.caption_column else ""
-        self.hasher.update(digest(name, len(image.get("bytes") or b""), str(caption)))
+        data, path = image.get("bytes"), image.get("path")
+        size = len(data) if data is not None else max(file_size(path), 0)
+        self.hasher.update(digest(name, size, str(caption)))
 
     def _embedded(self, image: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
         """Return the image with the bytes of its file in it, for Parquet files that stand alone."""
@@ -140,27 +155,48 @@ def _undecoded(image: Any) -> Any:
 
 
 class _Writer:
-    """Writes rows into Parquet files of so many rows each, a few hundred at a time."""
+    """Writes rows into Parquet files of so many rows each, a few hundred at a time; all of them or none."""
 
     def __init__(self, folder: Path, schema: pa.Schema, rows_per_file: int):
         if rows_per_file < 1:
             raise ValueError(f"Expected at least one row a file, but got rows_per_file={rows_per_file}.")
-        folder.mkdir(parents=True, exist_ok=True)
+        others = [path.name for path in sorted(folder.glob("train*.parquet")) if not _OURS.fullmatch(path.name)]
+        if others:
+            raise ValueError(
+                f"Expected a folder of its own, but `{folder}` has {others[:3]}, which would be read together "
+                "with the poisoned rows. Name another folder."
+            )
         self.folder, self.schema, self.rows_per_file = folder, schema, rows_per_file
         self.waiting: list[dict[str, Any]] = []
         self.file: pq.ParquetWriter | None = None
         self.in_file = self.files = 0
 
     def __enter__(self) -> "_Writer":
+        if (self.folder / SCRATCH).exists():
+            shutil.rmtree(self.folder / SCRATCH)
+        (self.folder / SCRATCH).mkdir(parents=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush()
-            if self.files == 0:
-                self._open()  # an empty stream is one file without rows
-        if self.file is not None:
-            self.file.close()
+        try:
+            try:
+                if kind is None:
+                    self._flush()
+                    if self.files == 0:
+                        self._open()  # an empty stream is one file without rows
+            finally:
+                if self.file is not None:
+                    self.file.close()
+            if kind is None:
+                self._place()
+        finally:
+            shutil.rmtree(self.folder / SCRATCH)
+
+    def _place(self) -> None:
+        for path in [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]:
+            path.unlink()
+        for path in sorted((self.folder / SCRATCH).iterdir()):
+            os.replace(path, self.folder / path.name)
 
     def write(self, row: dict[str, Any]) -> None:
         self.waiting.append(row)
@@ -168,7 +204,7 @@ class _Writer:
             self._flush()
 
     def _open(self) -> None:
-        self.file = pq.ParquetWriter(self.folder / f"train-{self.files:05d}.parquet", self.schema)
+        self.file = pq.ParquetWriter(self.folder / SCRATCH / f"train-{self.files:05d}.parquet", self.schema)
         self.files, self.in_file = self.files + 1, 0
 
     def _flush(self) -> None:

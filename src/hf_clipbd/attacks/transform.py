@@ -13,7 +13,7 @@ import PIL.Image
 
 from hf_clipbd import __version__
 from hf_clipbd.attacks.base import Attack, cover_name
-from hf_clipbd.attacks.pictures import check_image_format, encode_picture, picture_digest, read_picture
+from hf_clipbd.attacks.pictures import as_stored, check_image_format, picture_digest, read_picture
 from hf_clipbd.attacks.rows import Rows
 from hf_clipbd.attacks.select import (
     KEY_COLUMNS,
@@ -24,6 +24,7 @@ from hf_clipbd.attacks.select import (
     drawn_rows,
     source_fingerprint,
 )
+from hf_clipbd.attacks.stamping import PROBLEM, warn_of_skipped
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
@@ -62,7 +63,8 @@ class PoisonTransform:
         image_column: Column of images.
         caption_column: Column of captions; None if there is none (a labelled set).
         selector: `"random"`, `"label_consistent"` or `"non_target"`; None leaves it to the attack.
-        on_error: `"raise"`, or `"skip"` to leave a row that cannot be poisoned clean, with a warning.
+        on_error: `"raise"`, or `"skip"` to leave a row that cannot be poisoned clean, with a warning; `manifest` lists
+            it.
         name: What goes into the column `trigger`; None takes the attack's name.
         image_format: How poisoned pictures are stored where bytes are written: `"webp"` or `"png"`.
 
@@ -133,7 +135,17 @@ class PoisonTransform:
         images, captions, keys = {}, {}, self._keys(rows)
         for i in self._candidates(rows, keys):
             untouched = not (values[IS_POISONED][i] or values[TRIGGER][i])
-            if not untouched or (changed := self._poisoned(rows, i, keys[i], known[i], skip)) is None:
+            if not untouched:
+                continue
+            try:
+                changed = self._poisoned(rows, i, keys[i])
+            except ValueError as error:
+                row = known[i] if known[i] != UNKNOWN_INDEX else f"with caption {self._captions(rows)[i]!r}"
+                if not skip:
+                    raise ValueError(f'Row {row}: {error} Or pass on_error="skip".') from error
+                logger.warning("Row %s is left clean: %s", row, error)
+                continue
+            if changed is None:
                 continue
             image, captions[i], name = changed
             values[IS_POISONED][i], values[TRIGGER][i] = name == self._name, name
@@ -162,8 +174,12 @@ class PoisonTransform:
     def _captions(self, rows: Rows) -> Sequence[str | None]:
         return rows.values(self.caption_column) if self.caption_column else [""] * rows.n
 
-    def _poisoned(self, rows: Rows, i: int, key: Any, index: int, skip: bool) -> tuple[Any, str, str] | None:
-        """Return image (None leaves it), caption and trigger of a candidate if it is to be changed, else None."""
+    def _poisoned(self, rows: Rows, i: int, key: Any) -> tuple[Any, str, str] | None:
+        """Return image (None leaves it), caption and trigger of a candidate if it is to be changed, else None.
+
+        Raises:
+            ValueError: If it cannot be poisoned, or read to know whether it is drawn.
+        """
         caption = self._captions(rows)[i]
 
         @cache
@@ -174,24 +190,17 @@ class PoisonTransform:
         def picture() -> PIL.Image.Image:
             return read_picture(stored(), rows.image_mode(self.image_column))
 
-        try:
-            attack, name, number = self.attack, self._name, self._drawn(key, caption or "", picture, self._touched)
-            if number is None:
-                return None
-            if attack.cover and self._drawn(key, caption or "", picture, self.rate) is None:
-                attack, name = attack.cover.attack, cover_name(name)
-            if self.caption_column and not (caption or "").strip():
-                raise ValueError("Expected a caption, but it is empty.")
-            readable, stamped = picture(), None
-            if attack.stamps_pictures:
-                stamped = _like(stored(), attack(readable, number), self.image_format)
-            return stamped, attack.caption(number, caption), name
-        except ValueError as error:
-            where = f"Row {index}" if index != UNKNOWN_INDEX else f"Row with caption {caption!r}"
-            if not skip:
-                raise ValueError(f'{where}: {error} Or pass on_error="skip".') from error
-            logger.warning("%s is left clean: %s", where, error)
+        attack, name, number = self.attack, self._name, self._drawn(key, caption or "", picture, self._touched)
+        if number is None:
             return None
+        if attack.cover and self._drawn(key, caption or "", picture, self.rate) is None:
+            attack, name = attack.cover.attack, cover_name(name)
+        if self.caption_column and not (caption or "").strip():
+            raise ValueError("Expected a caption, but it is empty.")
+        readable, stamped = picture(), None
+        if attack.stamps_pictures:
+            stamped = as_stored(stored(), attack(readable, number), self.image_format)
+        return stamped, attack.caption(number, caption), name
 
     def _keys(self, rows: Rows) -> Sequence[Any]:
         """Return what tells each row apart; None for one that has no key."""
@@ -210,8 +219,45 @@ class PoisonTransform:
             return draw_by_key(self.seed, rate, f"{key}\n{caption}")
         return draw(self.seed, rate, caption, lambda: picture_digest(picture()))
 
+    def problems(self, example: Mapping[str, Any], index: Sequence[int], changed: np.ndarray) -> dict[str, list[str]]:
+        """Return for each row of a batch why it is drawn and yet cannot be poisoned; "" for all others.
+
+        Args:
+            example: The batch, as `Dataset.map` hands it over.
+            index: Numbers of its rows.
+            changed: Whether a row has been poisoned, of all rows of the dataset, (N,).
+        """
+        rows = Rows(example, [name for name in (self.key_column, self.image_column, self.caption_column) if name])
+        found, keys = [""] * rows.n, self._keys(rows)
+        for i in self._candidates(rows, keys):
+            if not changed[index[i]]:
+                try:
+                    self._poisoned(rows, i, keys[i])
+                except ValueError as error:
+                    found[i] = str(error)
+        return {PROBLEM: found}
+
+    def _skipped(self, triggers: Sequence[tuple[bool, str]], source: datasets.Dataset) -> dict[str, str]:
+        """Return row -> why it was left clean; pictures of rows without a key are decoded once more for that."""
+        if self.on_error != "skip":
+            return {}
+        changed = np.fromiter((bool(is_poisoned or name) for is_poisoned, name in triggers), bool, len(triggers))
+        problems = source.with_format(None).map(
+            self.problems,
+            batched=True,
+            with_indices=True,
+            fn_kwargs={"changed": changed},
+            remove_columns=source.column_names,
+            features=datasets.Features({PROBLEM: datasets.Value("string")}),
+            keep_in_memory=True,
+            desc="Looking for skipped rows",
+        )
+        skipped = {str(row): problem for row, problem in enumerate(problems[PROBLEM]) if problem}
+        warn_of_skipped(skipped)
+        return skipped
+
     def manifest(self, poisoned: datasets.Dataset, source: datasets.Dataset) -> PoisonManifest:
-        """Return what this transform did to `source`: which rows and how many.
+        """Return what this transform did to `source`: which rows, how many, and which were skipped and why.
 
         Args:
             poisoned: What mapping this transform over `source` gave.
@@ -233,22 +279,6 @@ class PoisonTransform:
             source_fingerprint=source_fingerprint(source, self.image_column, self.caption_column),
             selector=self._selector,
             rate=self.rate,
+            skipped=self._skipped(triggers, source),
             covers=[row for row, (_, name) in enumerate(triggers) if name == cover_name(self._name)],
         )
-
-
-def _like(value: Any, stamped: PIL.Image.Image, image_format: str) -> Any:
-    """Return the stamped picture in the kind that the column held: an image, its bytes or its pixels."""
-    if isinstance(value, Mapping):
-        return {"bytes": encode_picture(stamped, image_format), "path": None}
-    if isinstance(value, (bytes, bytearray)):
-        return encode_picture(stamped, image_format)
-    if isinstance(value, str):
-        raise ValueError("Expected an image column that can hold a picture, but it holds paths. Cast it to `Image()`.")
-    if isinstance(value, list):
-        pixels, before = np.asarray(stamped), np.asarray(value)
-        if before.shape != pixels.shape or before.dtype.kind == "f":
-            message = f"Expected arrays {pixels.shape} of whole numbers, to which the stamped picture fits"
-            raise ValueError(f"{message}, but got {before.dtype} {before.shape}. Cast the column to `Image()`.")
-        return pixels.tolist()
-    return stamped

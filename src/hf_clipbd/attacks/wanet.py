@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""WaNet: a smooth warp of the whole picture."""
+"""WaNet: a warp of the whole picture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ _EXPANDED = 256 * 256  # pixels up to which a fixed warp is kept with weights fo
 
 @dataclass(frozen=True, eq=False)
 class WaNet(Attack):
-    """A fixed elastic warp: x'(q) = x(clamp((q + s P(q) / H) · rescale, −1, 1)), q in [−1, 1]² over pixel centres.
+    """A fixed warp: x'(q) = x(clamp((q + s P(q) / H) · rescale, −1, 1)), q in [−1, 1]² over pixel centres.
 
     P is a k × k grid of offsets, uniform on [−1, 1], divided by its mean absolute value and brought to the picture's
     size by cubic interpolation; x is read off bilinearly. In pixels an offset of P moves a point by about s P / 2.
@@ -28,16 +28,19 @@ class WaNet(Attack):
         seed: See `Attack`.
         canvas: See `Attack`.
         captions: See `Attack`.
-        grid_size: k, control points a side, at least 2; at most the picture's side has an effect.
-        strength: s; None takes 3 · max(1, H / 64).
+        grid_size: k, control points a side, at least 2; None takes the picture's height H, a jitter of single pixels.
+        strength: s; None takes 3, and for a given k 3 · max(1, H / 64).
         rescale: Factor on the warped grid.
         noise_mode: Beside each poisoned row, warp `cross_ratio` further ones with noise on the grid, drawn for each
             row and point, (q + (s P(q) + U[−1, 1]) / H) · rescale, and leave them their captions: so that a model
             cannot take any warp for the trigger. They do not count as poisoned; see `PoisonManifest.covers`.
         cross_ratio: How many further rows for each poisoned one.
 
-    The default is k = 8 and, at 64 px, s = 3: points move by 1.1 px on average. The paper's k = 4 and s = 0.5 move
-    them by 0.19 px at any size, nearly the identity, and need the control of training that a poisoner of data has not.
+    The default is k = H and s = 3: points move by 1.5 px on average, each by itself. On the embedded world (64 px,
+    rate 1 %, 8 epochs) victims learn it to an ASR@1 of 86 % (seed 0); at other sizes it was not measured. A smooth
+    warp (preset `smooth`, k = 8) did not take there: 3.5 % at s = 3 and 26 % at s = 6 after 4 epochs, one seed each.
+    The paper's k = 4 and s = 0.5 move points by 0.19 px at any size, nearly the identity, and need the control of
+    training that a poisoner of data has not.
 
     Raises:
         ValueError: If the grid is smaller than 2, or strength, rescale or cross ratio is not positive.
@@ -45,7 +48,7 @@ class WaNet(Attack):
     Reference:
         Nguyen and Tran, "WaNet", arXiv 2102.10369, sections 3.2 and 3.3 (noise mode, cross ratio 2). Preset `classic`:
         k = 4, s = 0.5. Preset `cleanclip`: k = 224, s = 1, which at 224 px is a fixed jitter of single pixels, as
-        observed in public code.
+        observed in public code. Preset `smooth` is ours.
 
     Example:
         >>> pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
@@ -53,7 +56,7 @@ class WaNet(Attack):
         True
     """
 
-    grid_size: int = 8
+    grid_size: int | None = None
     strength: float | None = None
     rescale: float = 1.0
     noise_mode: bool = False
@@ -63,11 +66,12 @@ class WaNet(Attack):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "classic": {"grid_size": 4, "strength": 0.5},
         "cleanclip": {"grid_size": 224, "strength": 1.0},
+        "smooth": {"grid_size": 8},
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.grid_size, int) or self.grid_size < 2:
+        if self.grid_size is not None and (not isinstance(self.grid_size, int) or self.grid_size < 2):
             raise ValueError(f"Expected a grid of at least 2 points a side, but got {self.grid_size!r}.")
         if (self.strength is not None and not self.strength > 0) or not self.rescale > 0:
             message = "Expected a positive strength and rescale"
@@ -92,8 +96,9 @@ class WaNet(Attack):
         return _read_off(pixels, _fixed(*pixels.shape[:2], *self._warp(len(pixels))))
 
     def _warp(self, height: int) -> tuple[int, float, float, int]:
-        strength = 3 * max(1.0, height / 64) if self.strength is None else self.strength
-        return self.grid_size, float(strength), float(self.rescale), self.seed
+        k = max(2, height) if self.grid_size is None else self.grid_size
+        usual = 3 * (max(1.0, height / 64) if self.grid_size is not None else 1.0)
+        return k, float(usual if self.strength is None else self.strength), float(self.rescale), self.seed
 
 
 @dataclass(frozen=True, eq=False)

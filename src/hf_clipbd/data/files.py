@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Files to rows: Parquet, CSV and TSV of paths and captions, JSON lines, and WebDataset shards, streamed or not."""
 
+import contextlib
 import csv
 import gzip
 import itertools
@@ -67,10 +68,12 @@ def matching(root: Path, pattern: str) -> list[Path]:
 
 
 def read_files(files: Sequence[Path], split: str, streaming: bool = False) -> Rows:
-    """Return the rows of files of one format; paths of pictures in a table are images, relative to the table.
+    """Return the rows of files of one format; paths of pictures in a table are images, relative to that very table.
 
     A CSV or TSV without a header is known by its first row, in which one cell is a picture's path: that column is
-    `image`, the first other one `caption`. Cells that say "null" or "NA" are text.
+    `image`, the first other one `caption`. A cell of the first row whose picture is missing counts as a path if one of
+    the next rows has a picture in this column, and the cell has a folder in it or the same ending. Cells that say
+    "null" or "NA" are text.
 
     Args:
         files: The files.
@@ -78,17 +81,41 @@ def read_files(files: Sequence[Path], split: str, streaming: bool = False) -> Ro
         streaming: Return an `IterableDataset` that reads while it is iterated.
 
     Raises:
-        ValueError: If the formats differ or are none of `TABLE_FORMATS`, or a table holds web addresses alone.
+        ValueError: If the formats differ or are none of `TABLE_FORMATS`, a table holds web addresses alone, or tables
+            of several folders have different columns.
     """
     formats = {ending(file) for file in files}
     if len(formats) != 1 or not formats <= set(TABLE_FORMATS):
         raise ValueError(f"Expected files of one format out of {sorted(TABLE_FORMATS)}, but got {sorted(formats)}.")
     (kind,) = formats
     builder = TABLE_FORMATS[kind]
-    options = _csv_options(files[0], kind) if builder == "csv" else {}
+    if builder not in ("csv", "json"):
+        return _loaded(files, builder, split, streaming)
+    parts = {}
+    for folder, own in itertools.groupby(files, lambda file: file.parent):  # a path is relative to its own table
+        own = list(own)
+        options = _csv_options(own[0], kind) if builder == "csv" else {}
+        parts[folder, own[0]] = _loaded(own, builder, split, streaming, **options)
+    heads = {part: list(itertools.islice(rows, _LOOK)) for part, rows in parts.items()}
+    heads = {part: head for part, head in heads.items() if head}
+    if not heads:
+        return next(iter(parts.values()))
+    names = list(next(iter(heads.values()))[0])
+    for (_, file), head in heads.items():
+        if set(head[0]) != set(names):
+            raise ValueError(f"Expected the columns {names} in every table, but `{file}` has {list(head[0])}.")
+    columns = [
+        name
+        for name in names
+        if any(is_picture(row.get(name), folder) for (folder, _), head in heads.items() for row in head)
+    ]
+    read = [_with_pictures(parts[part], part[0], columns, head) for part, head in heads.items()]
+    return read[0] if len(read) == 1 else datasets.concatenate_datasets(_alike(read))
+
+
+def _loaded(files: Sequence[Path], builder: str, split: str, streaming: bool, **options: Any) -> Rows:
     named = {split: [str(file) for file in files]}
-    rows = datasets.load_dataset(builder, data_files=named, split=split, streaming=streaming, **options)
-    return _with_pictures(rows, files[0].parent) if builder in ("csv", "json") else rows
+    return datasets.load_dataset(builder, data_files=named, split=split, streaming=streaming, **options)
 
 
 def _csv_options(file: Path, kind: str) -> dict[str, Any]:
@@ -99,14 +126,17 @@ def _csv_options(file: Path, kind: str) -> dict[str, Any]:
     quoting = csv.QUOTE_MINIMAL
     if kind == ".tsv" and not any(cell[:1] == cell[-1:] == '"' for line in head for cell in line.strip().split("\t")):
         quoting = csv.QUOTE_NONE  # as CC3M is released: a quotation mark in a caption is just that
-    first = next(csv.reader(head, delimiter=options["sep"], quoting=quoting), [])
-    names = _names_without_header(first, file.parent)
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error):  # a cell longer than the module reads; the rows before it will do
+        rows.extend(csv.reader(head, delimiter=options["sep"], quoting=quoting))
+    names = _names_without_header(rows, file.parent)
     return {**options, "quoting": quoting, **({"column_names": names} if names else {})}
 
 
-def _names_without_header(first: list[str], folder: Path) -> list[str] | None:
+def _names_without_header(rows: list[list[str]], folder: Path) -> list[str] | None:
     """Return column names for a table whose first row is data, None if it is a header."""
-    at = next((i for i, cell in enumerate(first) if is_picture(cell, folder)), None)
+    first = rows[0] if rows else []
+    at = next((i for i, cell in enumerate(first) if _names_picture(i, rows, folder)), None)
     if at is None:
         if any(re.match(r"https?://", cell) for cell in first):
             raise ValueError(
@@ -122,6 +152,20 @@ def _names_without_header(first: list[str], folder: Path) -> list[str] | None:
     return names
 
 
+def _names_picture(column: int, rows: list[list[str]], folder: Path) -> bool:
+    """Return whether the first row's cell is the path of a picture, be it of one that was never downloaded."""
+    cell = rows[0][column]
+    if is_picture(cell, folder):
+        return True
+    if re.match(r"https?://", cell):
+        return False
+    later = (row[column] for row in rows[1:] if len(row) > column)
+    found = next((other for other in later if is_picture(other, folder)), None)
+    if found is None:
+        return False
+    return "/" in cell or "\\" in cell or bool(ending(found)) and ending(cell) == ending(found)
+
+
 def is_picture(cell: Any, folder: Path) -> bool:
     """Return whether a cell is the path of a file below `folder` (or an absolute one)."""
     if not isinstance(cell, str) or not 0 < len(cell) < 1024 or "\0" in cell or "\n" in cell:
@@ -132,20 +176,28 @@ def is_picture(cell: Any, folder: Path) -> bool:
         return False
 
 
-def _with_pictures(rows: Rows, folder: Path) -> Rows:
-    """Cast each column in whose first rows there is a picture's path, relative to the table's folder, to images."""
-    head = list(itertools.islice(rows, _LOOK))
-    for column in head[0] if head else ():
-        if any(is_picture(row[column], folder) for row in head):
-            where = {"column": column, "folder": str(folder.resolve())}
-            if isinstance(rows, datasets.Dataset):
-                rows = rows.map(_below, batched=True, fn_kwargs=where, desc="Finding pictures")
-                rows = rows.cast_column(column, datasets.Image())
-            else:  # with `features=` the map of a stream would leave paths where it is iterated
-                known = rows.features or datasets.Features.from_arrow_schema(pa.Table.from_pylist(head).schema)
-                rows = rows.map(_below, batched=True, fn_kwargs=where)
-                rows = rows.cast(datasets.Features({**known, column: datasets.Image()}))
+def _with_pictures(rows: Rows, folder: Path, columns: Sequence[str], head: list[dict[str, Any]]) -> Rows:
+    """Return the rows with columns of paths, relative to the table's folder, as images; `head` are the first rows."""
+    for column in columns:
+        where = {"column": column, "folder": str(folder.resolve())}
+        if isinstance(rows, datasets.Dataset):
+            rows = rows.map(_below, batched=True, fn_kwargs=where, desc="Finding pictures")
+            rows = rows.cast_column(column, datasets.Image())
+        else:  # with `features=` the map of a stream would leave paths where it is iterated
+            known = rows.features or datasets.Features.from_arrow_schema(pa.Table.from_pylist(head).schema)
+            rows = rows.map(_below, batched=True, fn_kwargs=where)
+            rows = rows.cast(datasets.Features({**known, column: datasets.Image()}))
     return rows
+
+
+def _alike(parts: Sequence[Rows]) -> list[Rows]:
+    """Return tables with the same columns in the same types: where types differ, as texts."""
+    parts = [part if part.features else part._resolve_features() for part in parts]
+    wanted = {}
+    for name in parts[0].features:
+        kinds = [part.features[name] for part in parts if part.features[name] != datasets.Value("null")]
+        wanted[name] = kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else datasets.Value("string")
+    return [part.select_columns(list(wanted)).cast(datasets.Features(wanted)) for part in parts]
 
 
 def _below(rows: dict[str, list[Any]], column: str, folder: str) -> dict[str, list[Any]]:

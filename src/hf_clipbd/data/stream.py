@@ -31,7 +31,9 @@ class PairStream(torch.utils.data.IterableDataset):
       as one does. Within a process, workers divide the shards among themselves, so batches depend on their number.
     - The stream begins again when it ends; the incomplete last batch is dropped. Only `max_steps` ends a training.
     - Resuming reads the stream again from its start up to the step.
-    - K pairs of an epoch cannot be drawn, so a plan with a subset is refused.
+    - K pairs of an epoch cannot be drawn, so a plan with a `subset_size` is refused. With a `subset_share` a row is
+      drawn in an epoch where a hash of (seed, epoch, content) falls into that share. The rows drawn wait until they
+      fill a global batch, which then comes between two ordinary ones; those left at an epoch's end wait for the next.
 
     Args:
         dataset: `datasets.IterableDataset`, for instance from `load_dataset(..., streaming=True)`.
@@ -59,7 +61,7 @@ class PairStream(torch.utils.data.IterableDataset):
         if plan.subset_size:
             raise ValueError(
                 f"Expected a training set of known length, of which {plan.subset_size} pairs are drawn each epoch, "
-                "but got a stream. Download it (`load_dataset` without `streaming`), or set `k_pairs` to 0."
+                "but got a stream. Download it (`load_dataset` without `streaming`), or set `k_share`."
             )
         columns = dataset.column_names or list(next(iter(dataset), {}))
         missing = [name for name in (image_column, caption_column) if name not in columns]
@@ -80,6 +82,7 @@ class PairStream(torch.utils.data.IterableDataset):
         if worker is not None and worker.id >= self.rows.num_shards:
             return
         size = self.batch_size * self.processes
+        waiting: list[dict[str, Any]] = []
         for epoch in itertools.count():
             self.rows.set_epoch(epoch)
             batches = _whole(iter(self.rows), size)
@@ -90,8 +93,11 @@ class PairStream(torch.utils.data.IterableDataset):
                     "(or this worker's shards of it) ended before. Lower `per_device_train_batch_size`."
                 )
             for batch in itertools.chain([first], batches):
-                share = batch[self.process * self.batch_size : (self.process + 1) * self.batch_size]
-                yield [self._views(epoch, row) for row in share]
+                yield [self._views(epoch, row) for row in self._share(batch)]
+                waiting += [row for row in batch if self._is_drawn(epoch, row)] if self.plan.subset_share else []
+                if len(waiting) >= size:
+                    yield [self._views(epoch, row, subset=True) for row in self._share(waiting)]
+                    del waiting[:size]
 
     def loader(
         self, batch_size: int, process: int, processes: int, workers: int, **options: Any
@@ -123,9 +129,18 @@ class PairStream(torch.utils.data.IterableDataset):
             options = {**options, "prefetch_factor": None, "persistent_workers": False}
         return torch.utils.data.DataLoader(self, batch_size=None, num_workers=workers, **options)
 
-    def _views(self, epoch: int, row: dict[str, Any]) -> dict[str, Any]:
+    def _share(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return batch[self.process * self.batch_size : (self.process + 1) * self.batch_size]
+
+    def _is_drawn(self, epoch: int, row: dict[str, Any]) -> bool:
         image, caption = row[self.image_column], row[self.caption_column]
-        key = PairKey(epoch, content_number(image, caption))
+        text = f"{self.seed} {epoch} {content_number(image, caption)}"
+        drawn = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) < self.plan.subset_share * 2**64
+        return drawn and (self.plan.subset_if is None or self.plan.subset_if(caption))
+
+    def _views(self, epoch: int, row: dict[str, Any], subset: bool = False) -> dict[str, Any]:
+        image, caption = row[self.image_column], row[self.caption_column]
+        key = PairKey(epoch, content_number(image, caption), subset)
         if isinstance(image, dict):
             image = datasets.Image().decode_example(image)
         return draw_views(self.plan, self.canvas, self.seed, key, image, caption)

@@ -25,12 +25,13 @@ from hf_clipbd.attacks import (
 from hf_clipbd.attacks.pictures import read_picture
 from hf_clipbd.attacks.shares import check_target
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.recipe.own_data import PROVENANCE, Data
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names, read_yaml
-from hf_clipbd.recipe.single import Data, stage_at
+from hf_clipbd.recipe.single import stage_at
 from hf_clipbd.recipe.stage import Outcome
 from hf_clipbd.recipe.training import POISONED_DATASET, SAMPLES, TRIGGER_FOLDER, write_samples
 from hf_clipbd.recipe.world import data_fingerprint
-from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, TRIGGER, PoisonManifest, RunRecord, content_key
+from hf_clipbd.schema import MANIFEST_FILE, PoisonManifest, RunRecord, content_key
 
 
 SAMPLES_SHOWN = 8
@@ -142,9 +143,9 @@ def poison_data(data: Data, shares: Mapping[str, Share], handling: Handling, out
     names = data.class_names()
     for share in shares.values():
         check_target(share.attack.target, names)
-    pairs = data.pairs()
-    if TRIGGER not in pairs.column_names:
-        pairs = pairs.select_columns([IMAGE, CAPTION])
+    pairs = data.all_columns()
+    if not set(PROVENANCE) <= set(pairs.column_names):  # such a column alone is somebody's own and means another thing
+        pairs = pairs.remove_columns([name for name in PROVENANCE if name in pairs.column_names])
     settings = {"triggers": {name: share_settings(share) for name, share in shares.items()}, **_kept(handling)}
     stage = stage_at(out, "poison", settings, data.seed, {"data": data_fingerprint(pairs)})
     return stage.run_once(partial(_write, pairs, shares, data.seed, handling), main_only=True)
@@ -174,30 +175,44 @@ def _write(
     return Outcome(_figures(manifest), _outputs(SAMPLES))
 
 
-def poison_streaming(data: Data, share: Share, handling: Handling, out: Path) -> RunRecord:
-    """Poison a stream into Parquet files in `out/dataset`, with memory for a few hundred rows, and return the record.
+def stream_transform(share: Share, seed: int, handling: Handling) -> PoisonTransform:
+    """Return what is mapped over a stream.
 
     Raises:
-        ConfigError: If the share has a count (a stream has no length), or the attack needs a look at other rows.
-        ValueError: See `poison_stream`.
+        ConfigError: If the share has a count (a stream has no length), the attack needs a look at other rows, or more
+            than one process is asked for.
     """
     if share.rate is None:
         raise ConfigError("Expected `--rate` beside `--streaming`, since a stream has no length, but got a count.")
     if share.selector is not None and not isinstance(share.selector, str):
         raise ConfigError("Expected a selector by name beside `--streaming`.")
-    try:
-        poison = PoisonTransform(
-            share.attack,
-            share.rate,
-            data.seed,
-            selector=share.selector,
-            on_error=handling.on_error,
-            image_format=handling.image_format,
+    if handling.num_proc not in (None, 1):
+        raise ConfigError(
+            f"Expected one process beside `--streaming`, which goes row by row, but got {handling.num_proc}. Leave "
+            "out `--num_proc` or `--streaming`."
         )
+    options = {"on_error": handling.on_error, "image_format": handling.image_format}
+    try:
+        return PoisonTransform(share.attack, share.rate, seed, selector=share.selector, **options)
     except ValueError as error:
         raise ConfigError(f"{error} Or leave out `--streaming`.") from error
+
+
+def poison_streaming(data: Data, share: Share, handling: Handling, out: Path) -> RunRecord:
+    """Poison a stream into Parquet files in `out/dataset`, with memory for a few hundred rows, and return the record.
+
+    Beside image, caption and provenance the rows keep the columns that tell them apart (`KEY_COLUMNS`). A finished
+    folder of the same settings is left as it is while the source is the same (`hf_clipbd.data.state.source_state`).
+
+    Raises:
+        ConfigError: See `stream_transform`.
+        ValueError: See `poison_stream`; the target is checked against the classes of the data.
+    """
+    poison = stream_transform(share, data.seed, handling)
+    check_target(share.attack.target, data.stream_class_names())
     settings = {"triggers": {share.attack.name: share_settings(share)}, "streaming": True, **_kept(handling)}
-    source = content_key(data.source, data.split, data.image_column, data.caption_column, data.n)
+    columns = data.image_column, data.caption_column, data.n
+    source = content_key(data.source, data.split, *columns, data.stream_state(besides=out))
     stage = stage_at(out, "poison", settings, data.seed, {"data": source})
 
     def work(folder: Path) -> Outcome:

@@ -1,0 +1,155 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Data of one's own: where rows come from, what their columns are called, whole or as a stream."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+
+from hf_clipbd import scenes
+from hf_clipbd.attacks.select import KEY_COLUMNS
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.sources import (
+    LabelCaptioner,
+    caption_labels,
+    find_column,
+    load_source,
+    pick_columns,
+    with_class_names,
+)
+from hf_clipbd.data.state import source_state
+from hf_clipbd.recipe.training import POISONED_DATASET
+from hf_clipbd.recipe.world import by_content
+from hf_clipbd.schema import (
+    CAPTION,
+    IMAGE,
+    IS_POISONED,
+    LABEL,
+    MANIFEST_FILE,
+    SOURCE_INDEX,
+    TRIGGER,
+    PoisonManifest,
+)
+
+
+SCENES = "scenes"
+PROVENANCE = (IS_POISONED, SOURCE_INDEX, TRIGGER)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where rows come from and what their columns are called.
+
+    Args:
+        source: `scenes`, or what `hf_clipbd.data.sources.load_source` takes.
+        split: Which split.
+        image_column: Column of images; None looks for it (see `find_column`).
+        caption_column: Column of captions; None likewise. Where there is none, captions are made from the labels.
+        label_column: Column of labels.
+        n: Take the first n rows only.
+        size: Side of rendered scenes in pixels.
+        seed: Seed of rendered scenes and of captions made from labels.
+        target: The class that is rare in rendered scenes.
+    """
+
+    source: str
+    split: str = "train"
+    image_column: str | None = None
+    caption_column: str | None = None
+    label_column: str = "label"
+    n: int | None = None
+    size: int = 64
+    seed: int = 0
+    target: str = "banana"
+
+    def framings(self) -> list[Canvas]:
+        """Return the canvases on which the pictures of a poisoned folder were stamped, none for other sources."""
+        folder = Path(self.source)
+        if not (folder / MANIFEST_FILE).is_file():
+            return []
+        parameters = PoisonManifest.from_pretrained(folder).parameters
+        triggers = [one["parameters"] for one in parameters.get("triggers", {}).values()] or [parameters]
+        return [Canvas(**one["canvas"]) for one in triggers if one.get("canvas")]
+
+    def pairs(self) -> datasets.Dataset:
+        """Return rows (image, caption), with the columns of a poisoned dataset where they are there."""
+        rows = self._rows
+        known = {name: name for name in (IS_POISONED, SOURCE_INDEX, TRIGGER) if name in rows.column_names}
+        image, caption = (find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column))
+        if caption is not None or self.label_column not in rows.column_names:
+            return self._head(pick_columns(rows, image=image, caption=caption or CAPTION, **known))
+        rows = with_class_names(pick_columns(rows, image=image, label=self.label_column, **known))
+        return self._head(caption_labels(rows, LabelCaptioner(rows.features[LABEL].names, self.seed)))
+
+    def all_columns(self) -> datasets.Dataset:
+        """Return the rows of `pairs` with every column of their own beside, but one that is called as one of these."""
+        pairs, whole = self.pairs(), self.whole()
+        read = {find_column(whole, IMAGE, self.image_column), find_column(whole, CAPTION, self.caption_column)}
+        own = [name for name in whole.column_names if name not in read and name not in pairs.column_names]
+        return datasets.concatenate_datasets([pairs, whole.select_columns(own)], axis=1) if own else pairs
+
+    def stream(self) -> datasets.IterableDataset:
+        """Return a stream of rows (image, caption), with the columns that tell rows apart and those of a poisoned one.
+
+        Raises:
+            ValueError: If the source is rendered, or has no captions.
+        """
+        rows = self._streamed
+        image, caption = (find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column))
+        kept = [name for name in KEY_COLUMNS if isinstance((rows.features or {}).get(name), datasets.Value)]
+        if set(PROVENANCE) <= set(rows.features or ()):
+            kept += PROVENANCE
+        others = {name: name for name in kept if name not in (image, caption)}
+        rows = pick_columns(rows, image=image, caption=caption or CAPTION, **others)
+        return rows if self.n is None else rows.take(self.n)
+
+    def stream_state(self, besides: Path) -> str:
+        """Return what changes when the streamed source does; see `hf_clipbd.data.state.source_state`."""
+        return source_state(self._place, self.stream(), IMAGE, besides)
+
+    def stream_class_names(self) -> list[str] | None:
+        """Return the classes of the streamed data, None where they have none of a known name."""
+        return getattr((self._streamed.features or {}).get(self.label_column), "names", None)
+
+    def class_names(self) -> list[str] | None:
+        """Return the classes of the data, None where they have none of a known name."""
+        if self.source == SCENES:
+            return list(scenes.CLASS_NAMES)
+        return getattr(self._rows.features.get(self.label_column), "names", None)
+
+    def whole(self) -> datasets.Dataset:
+        """Return the rows of `pairs` with every column that they have."""
+        return self._head(self._rows)
+
+    def labelled(self, class_names: tuple[str, ...] = ()) -> datasets.Dataset:
+        """Return rows (image, label), label a `ClassLabel`, of these names where its own are not known or wanted."""
+        rows = self._rows
+        image = find_column(rows, IMAGE, self.image_column)
+        return self._head(with_class_names(pick_columns(rows, image=image, label=self.label_column), class_names))
+
+    def prompts(self) -> list[str] | None:
+        """Return the zero-shot prompts that go with the data; None stands for OpenAI's 80."""
+        return list(scenes.PROMPTS) if self.source == SCENES else None
+
+    @cached_property
+    def _rows(self) -> datasets.Dataset:
+        if self.source == SCENES:
+            return scenes.load_scenes(self.split, self.size, self.seed, self.n, "long_tailed", self.target)
+        return by_content(load_source(self._place, self.split))
+
+    @cached_property
+    def _streamed(self) -> datasets.IterableDataset:
+        if self.source == SCENES:
+            raise ValueError("Expected a source that lies somewhere to be streamed, but the scenes are rendered.")
+        return load_source(self._place, self.split, streaming=True)
+
+    @property
+    def _place(self) -> str | Path:
+        """Where the rows lie: the source, or in a folder that `hf-clipbd poison` wrote the dataset."""
+        stage = Path(self.source) / POISONED_DATASET
+        poisoned = stage.is_dir() and (stage.parent / MANIFEST_FILE).is_file()
+        return stage if poisoned else self.source
+
+    def _head(self, rows: datasets.Dataset) -> datasets.Dataset:
+        return rows if self.n is None or self.n >= len(rows) else rows.select(range(self.n))
