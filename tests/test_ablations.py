@@ -49,7 +49,8 @@ def test_the_readings_change_one_thing_at_a_time():
     names = [cell.name for cell in found.cells]
     for option in ("negatives", "text_negatives", "fc_reduction", "learned_scale", "subset_terms", "fc_images"):
         assert sum(f",{option}=" in name for name in names) == 1
-    assert len(set(names)) == 9
+    assert sum(",directions=" in name for name in names) == 2
+    assert len(set(names)) == 11
 
 
 def test_shipped_grids_start_from_the_settings_of_the_run():

@@ -4,18 +4,31 @@
 import gzip
 import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import random
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hf_clipbd.captions import Parse, augment_caption, counterfactual_caption, eda, factual_caption, parse
+from hf_clipbd.captions import (
+    Parse,
+    augment_caption,
+    counterfactual_caption,
+    counterfactual_whole,
+    eda,
+    factual_caption,
+    parse,
+    parser_named,
+    sub_captions,
+    whole_caption,
+)
 from hf_clipbd.captions.inflection import inflect_verb, plural
 from hf_clipbd.captions.lexicon import FILE, lexicon, related
 from hf_clipbd.captions.parser import MAX_TOKENS
@@ -239,6 +252,48 @@ def test_spacy_backend_gives_the_same_parts() -> None:
     assert factual_caption("any", parser=lambda _: parse_doc(doc)) == "brown dogs running on green grass"
 
 
+@pytest.fixture(scope="module")
+def spacy_model(tmp_path_factory) -> Path:
+    """Return the folder of a small spaCy pipeline that learnt one sentence by heart."""
+    spacy = pytest.importorskip("spacy")
+    words = "a brown dog is running on the green grass".split()
+    deps = ["det", "amod", "nsubj", "aux", "ROOT", "prep", "det", "amod", "pobj"]
+    nlp = spacy.blank("en")
+    nlp.add_pipe("parser", config={"min_action_freq": 1})
+    annotated = {"words": words, "heads": [2, 2, 4, 4, 4, 4, 8, 8, 5], "deps": deps, "tags": ["NN"] * 9}
+    examples = [spacy.training.Example.from_dict(spacy.tokens.Doc(nlp.vocab, words=words), annotated)]
+    optimizer = nlp.initialize(lambda: examples)
+    for _ in range(30):
+        nlp.update(examples, sgd=optimizer)
+    folder = tmp_path_factory.mktemp("spacy") / "model"
+    nlp.to_disk(folder)
+    return folder
+
+
+def test_a_spacy_model_is_loaded_by_name_once_in_each_process(spacy_model: Path) -> None:
+    caption, name = "a brown dog is running on the green grass", f"spacy:{spacy_model}"
+    parser = parser_named(name)
+    assert parser_named(name) is parser and parser(caption).subject == "dog"
+    assert factual_caption(caption, parser) == "brown dog running on green grass"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # where nothing is inherited
+        false = pool.map(partial(counterfactual, parser=name), [caption], chunksize=1)
+    assert false == [counterfactual_caption(caption, (0, 1, 2), parser=parser)] and false[0] != caption
+
+
+def counterfactual(caption: str, parser: str) -> str:
+    return counterfactual_caption(caption, (0, 1, 2), parser=parser_named(parser))
+
+
+def test_parsers_are_known_by_name(monkeypatch) -> None:
+    assert parser_named("rules") is parser_named("whole") is parse
+    for name in ("", "spacy", "spacy:", "nltk"):
+        with pytest.raises(ValueError, match='Expected parser "rules", "whole" or "spacy:MODEL"'):
+            parser_named(name)
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(ImportError, match=r"hf-clipbd\[spacy\]"):
+        parser_named("spacy:nowhere")
+
+
 # ---- sub-captions
 
 
@@ -349,8 +404,39 @@ def test_rarity_chooses_a_share_of_the_repositories() -> None:
     nouns = lexicon().nouns
     for rarity, allowed in (((0.0, 0.1), set(nouns[:300])), ((0.9, 1.0), set(nouns[2700:]))):
         assert {counterfactual_caption("dog", row, rarity) for row in range(200)} <= allowed
-    with pytest.raises(ValueError, match="two shares"):
-        counterfactual_caption("dog", 0, (0.5, 0.5))
+    for rarity in ((0.5, 0.5), (0.0, 0.0003), (0.0, 0.009), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="two shares"):
+            counterfactual_caption("dog", 0, rarity)
+    assert counterfactual_caption("dog", 0, (0.99, 1.0)) in nouns[2970:]
+
+
+def test_a_repository_that_has_no_replacement_is_an_error_and_no_endless_loop() -> None:
+    replace = sub_captions._Replacer(sub_captions._draws(0, "dog"), (0.0, 1.0))
+    with pytest.raises(ValueError, match=r"no form or synonym of \['dog'\].*Widen `rarity`"):
+        replace.word(["dog", "dogs"], ["dog"])
+    every = {preposition for group in lexicon().prepositions for preposition in group}
+    with pytest.raises(ValueError, match="another meaning"):
+        replace.preposition(every)
+
+
+def test_a_whole_caption_differs_in_the_replaced_words_alone() -> None:
+    caption = "Three very old brown dogs are running quickly along a sandy beach, and a child laughs!"
+    true, seen = whole_caption(caption).split(), Counter()
+    assert " ".join(true) == "three very old brown dogs are running quickly along a sandy beach , and a child laughs !"
+    for row in range(200):
+        before, (after, operation) = factual_parts(caption), counterfactual_parts(caption, seed=(4, row))
+        false = counterfactual_whole(caption, seed=(4, row)).split()
+        seen[operation] += 1
+        places = {"adjectives": [3, 10], "nouns": [4, 11], "relation": [6, 8]}[operation]
+        kept = [word for i, word in enumerate(true) if i not in places]
+        left = list(false)
+        for word in kept:
+            left.remove(word)  # all other words are there, and ...
+        made = " ".join(new for old, new in zip(before, after, strict=True) if new != old).split()
+        assert sorted(left) == sorted(made)  # ... beside them those that the sub-caption has
+    assert set(seen) == {"adjectives", "nouns", "relation"}
+    for text in ("", "!!", "🍌"):
+        assert counterfactual_whole(text) == whole_caption(text)
 
 
 def test_seeds() -> None:

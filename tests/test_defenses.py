@@ -13,8 +13,9 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from hf_clipbd.captions import counterfactual_caption
+from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.pairs import PairBatchSampler, PairViews
+from hf_clipbd.data.pairs import PairViews
 from hf_clipbd.defenses import DEFENSES, OBJECTIVES
 from hf_clipbd.defenses.cleanerclip import CleanerCLIPConfig, CleanerCLIPTrainer, has_factual
 from hf_clipbd.defenses.par import perturbed
@@ -180,9 +181,28 @@ def test_replacements_come_from_the_chosen_share_of_the_repositories(tmp_path):
     assert drawn(rarity_to=0.2) == common and set(common) != set(plain)
 
 
+def test_the_whole_caption_may_stand_for_its_sub_caption(tmp_path):
+    args = CleanerCLIPConfig(output_dir=str(tmp_path), use_cpu=True, parser="whole")
+    views = pickle.loads(pickle.dumps(CleanerCLIPTrainer.view_plan(args))).subset_texts
+    caption = "Two big black dogs run over the green grass today"
+    true = {views["factual"](caption, (0, epoch, 7)) for epoch in range(40)}
+    false = {views["counterfactual"](caption, (0, epoch, 7)) for epoch in range(40)}
+    assert true == {caption.lower()} and len(false) > 20 and not true & false
+    assert all("two big" in one and one.endswith("today") for one in false)
+    args = CleanerCLIPConfig(output_dir=str(tmp_path), use_cpu=True)
+    shortened = CleanerCLIPTrainer.view_plan(args).subset_texts["factual"](caption, (0, 0, 7))
+    assert shortened == "black dogs run over green grass"
+
+
 @pytest.mark.parametrize(
     ("options", "image", "factor"),
-    [({}, "image", 1.0), ({"fc_images": "augmented"}, "augmented", 1.0), ({"learned_scale": True}, "image", 7.0)],
+    [
+        ({}, "image", 1.0),
+        ({"fc_images": "augmented"}, "augmented", 1.0),
+        ({"learned_scale": True}, "image", 7.0),
+        ({"directions": "i2t"}, "image", 1.0),
+        ({"directions": "t2i"}, "image", 1.0),
+    ],
 )
 def test_readings_of_the_sub_caption_loss_equal_the_equation_on_what_they_say(options, image, factor, build):
     trainer = build("cleanerclip", tau_pos=0.4, tau_neg=0.3, **options)
@@ -190,7 +210,10 @@ def test_readings_of_the_sub_caption_loss_equal_the_equation_on_what_they_say(op
     texts = {name: unit_rows(4, 2 + i) for i, name in enumerate(("caption", "augmented", "factual", "counterfactual"))}
     views = Views(images, texts, torch.tensor(7.0, dtype=torch.float64))
     factual, counterfactual = texts["factual"], texts["counterfactual"]
-    expected = counterfactual_loss(images[image], factual, counterfactual, 0.4 / factor, 0.3 / factor)
+    directions = options.get("directions", "both")
+    expected = counterfactual_loss(
+        images[image], factual, counterfactual, 0.4 / factor, 0.3 / factor, directions=directions
+    )
     assert trainer.loss_terms(views)["fc"].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -238,6 +261,18 @@ def test_terms_are_finite_scalars_that_sum_to_the_loss(name, build):
         ("cleanerclip", {"subset_terms": "some"}),
         ("cleanerclip", {"fc_images": "none"}),
         ("cleanerclip", {"rarity_from": 0.5, "rarity_to": 0.2}),
+        ("cleanerclip", {"rarity_to": 0.0003}),
+        ("cleanerclip", {"rarity_from": 0.995}),
+        ("cleanerclip", {"negatives": "some"}),
+        ("cleanerclip", {"fc_reduction": "none"}),
+        ("cleanerclip", {"directions": "t2t"}),
+        ("cleanerclip", {"tau_pos": 0.0}),
+        ("cleanerclip", {"tau_neg": -0.3}),
+        ("cleanerclip", {"k_pairs": -5}),
+        ("cleanerclip", {"k_pairs": 1}),
+        ("cleanerclip", {"k_share": 0.0}),
+        ("cleanerclip", {"parser": "spacy"}),
+        ("cleanerclip", {"parser": "spacy:"}),
         ("par", {"noise_probability": 1.5}),
         ("par", {"erase_area_min": 0.5}),
         ("par", {"noise_std": -1.0}),

@@ -176,6 +176,21 @@ def test_input_is_left_alone(picture: Image.Image) -> None:
     assert picture.tobytes() == before
 
 
+def test_the_policy_table_is_torchvisions() -> None:
+    transforms = pytest.importorskip("torchvision.transforms", exc_type=(ImportError, RuntimeError))
+    names = {
+        "Posterize": "posterize", "Rotate": "rotate", "Solarize": "solarize", "AutoContrast": "auto_contrast",
+        "Equalize": "equalize", "Color": "color", "Contrast": "contrast", "Sharpness": "sharpness",
+        "Invert": "invert", "ShearX": "shear_x",
+    }  # fmt: skip
+    policies = transforms.AutoAugment(transforms.AutoAugmentPolicy.IMAGENET).policies
+    assert len(policies) == len(IMAGENET_POLICY)
+    for theirs, ours in zip(policies, IMAGENET_POLICY, strict=True):
+        for (name, probability, level), (mine, chance, strength) in zip(theirs, ours, strict=True):
+            assert (names[name], probability) == (mine, chance)
+            assert level == strength or level is None and name in ("AutoContrast", "Equalize", "Invert")
+
+
 def test_operations_equal_torchvisions(picture: Image.Image) -> None:
     functional = pytest.importorskip("torchvision.transforms.functional", exc_type=(ImportError, RuntimeError))
     nearest = functional.InterpolationMode.NEAREST

@@ -26,7 +26,7 @@ def slow_one_way(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> flo
     return total / len(queries)
 
 
-def slow_counterfactual(u, vp, vn, tp, tn, own=False, text_negatives=True) -> float:
+def slow_counterfactual(u, vp, vn, tp, tn, own=False, text_negatives=True, directions="both") -> float:
     n, image_to_text, text_to_image = len(u), 0.0, 0.0
     for i in range(n):
         others = [i] if own else range(n)
@@ -36,7 +36,8 @@ def slow_counterfactual(u, vp, vn, tp, tn, own=False, text_negatives=True) -> fl
         below = sum(math.exp(dot(vp[i], u[j]) / tp) for j in range(n))
         negatives = sum(math.exp(dot(vn[i], u[j]) / tn) for j in others) if text_negatives else 0.0
         text_to_image -= math.log(top / (below + negatives))
-    return (image_to_text + text_to_image) / n
+    parts = {"i2t": image_to_text, "t2i": text_to_image, "both": image_to_text + text_to_image}
+    return parts[directions] / n
 
 
 U, V, A, B, C = (unit_rows(4, seed) for seed in range(5))
@@ -65,6 +66,16 @@ def test_counterfactual_loss_equals_slow_loops(own, text_negatives):
     assert total.item() == pytest.approx(4 * expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("directions", ["both", "i2t", "t2i"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_directions_of_the_counterfactual_loss_equal_slow_loops(directions, reduction):
+    expected = slow_counterfactual(U, V, C, 0.3, 0.2, directions=directions) * (4 if reduction == "sum" else 1)
+    got = counterfactual_loss(U, V, C, 0.3, 0.2, reduction=reduction, directions=directions)
+    assert got.item() == pytest.approx(expected, rel=1e-12)
+    one, other = (slow_counterfactual(U, V, C, 0.3, 0.2, directions=name) for name in ("i2t", "t2i"))
+    assert one != pytest.approx(other, rel=1e-2)
+
+
 def test_a_harder_counterfactual_costs_more():
     easy = counterfactual_loss(U, U, -U, 0.3, 0.3)
     hard = counterfactual_loss(U, U, U, 0.3, 0.3)
@@ -84,6 +95,7 @@ def test_uninformative_pairs_cost_log_n():
         lambda: counterfactual_loss(U, V, C, 0.0, 0.3),
         lambda: counterfactual_loss(U, V, C, 0.3, 0.3, negatives="some"),
         lambda: counterfactual_loss(U, V, C, 0.3, 0.3, reduction="none"),
+        lambda: counterfactual_loss(U, V, C, 0.3, 0.3, directions="t2t"),
     ],
 )
 def test_bad_input_is_refused(call):

@@ -7,8 +7,9 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, Features, Image, Value
 
+from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.pairs import PLAIN_VIEWS, PairBatchSampler, PairKey, PairViews, ViewPlan
+from hf_clipbd.data.pairs import PLAIN_VIEWS, PairKey, PairViews, ViewPlan
 
 
 def rows_of(batches):
@@ -49,6 +50,55 @@ def test_k_pairs_form_batches_of_their_own_spread_through_the_epoch(k, sizes):
     assert gaps.max() - gaps.min() <= 2
     sampler.set_epoch(1)
     assert rows != [key.row for batch in sampler for key in batch if key.subset]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch", "k", "sizes"),
+    [
+        (200, 12, 24, [12, 12]),
+        (200, 20, 40, [20, 20]),
+        (3000, 100, 1000, [100] * 10),
+        (200, 8, 9, [7, 2]),
+        (16_000, 256, 256, [256]),
+        (16_000, 256, 64, [64]),
+        (16_000, 256, 1024, [256] * 4),
+        (16_000, 256, 12_800, [256] * 50),
+        (500_000, 64, 1000, [64] * 13 + [56] * 3),  # the paper's
+        (500_000, 128, 3000, [128] * 15 + [120] * 9),
+    ],
+)
+def test_no_extra_batch_is_larger_than_a_global_batch_or_a_single_pair(n_rows, batch, k, sizes):
+    assert PairBatchSampler(n_rows, batch, subset_size=k)._subset_sizes() == sizes
+
+
+@pytest.mark.parametrize("global_batch", [2, 3, 7, 8, 12, 21, 24, 60, 63, 96, 100, 256])
+def test_extra_batches_of_awkward_numbers_are_shared_by_any_number_of_processes(global_batch):
+    for k in [*range(2, 60), 96, 100, 250, 999, 1000, 1001]:
+        alone = PairBatchSampler(1200, global_batch, subset_size=k)._subset_sizes()
+        for processes in (one for one in range(1, 33) if global_batch % one == 0 and one <= k):
+            sampler = PairBatchSampler(1200, global_batch // processes, processes, subset_size=k)
+            sizes = sampler._subset_sizes()
+            assert all(2 <= size <= global_batch and size % processes == 0 for size in sizes), (k, processes, sizes)
+            assert len(sampler) == (1200 // global_batch + len(sizes)) * processes
+            if k % processes == 0 and not (global_batch == 2 and k % 2):
+                assert sum(sizes) == k
+                assert sizes == alone or 24 % processes, (k, processes, sizes, alone)
+            assert k - max(processes, 2) < sum(sizes) <= k
+
+
+def test_pairs_that_processes_cannot_share_evenly_are_left_out_and_said(caplog):
+    with caplog.at_level("WARNING", "hf_clipbd"):
+        sampler = PairBatchSampler(6400, 21, 3, subset_size=1000)
+    drawn = [key for batch in sampler for key in batch if key.subset]
+    assert sampler.subset_size == len(drawn) == 999 and "999 of 1000 pairs" in caplog.text
+    with pytest.raises(ValueError, match="as many pairs for the extra batches as there are processes.*k_pairs"):
+        PairBatchSampler(6400, 21, 3, subset_size=2)
+
+
+def test_three_processes_have_the_extra_batches_of_one():
+    alone = list(PairBatchSampler(400, 96, 1, seed=4, subset_size=150))
+    shared = list(PairBatchSampler(400, 32, 3, seed=4, subset_size=150))
+    assert [sum(shared[i : i + 3], []) for i in range(0, len(shared), 3)] == alone
 
 
 @pytest.mark.parametrize("bad", [dict(n_rows=7, batch_size=8), dict(n_rows=80, batch_size=8, subset_size=81)])

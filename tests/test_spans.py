@@ -76,7 +76,7 @@ def test_the_text_view_is_an_option_drawn_by_seed_epoch_and_row(name):
 
 
 def test_the_option_leaves_the_keys_of_earlier_records_alone():
-    later = {"text_view", "fc_images", "learned_scale", "rarity_from", "rarity_to"}
+    later = {"text_view", "fc_images", "learned_scale", "rarity_from", "rarity_to", "directions", "parser", "k_share"}
     assert later.isdisjoint(training_settings(config("cleanerclip")))
     assert training_settings(config("cleanerclip", rarity_to=0.2))["rarity_to"] == 0.2
     assert training_settings(config("cleanclip", text_view="span"))["text_view"] == "span"

@@ -10,8 +10,8 @@ from datasets import Dataset, Features, Image, Value
 from safetensors.torch import load_file
 
 from hf_clipbd import features
+from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.pairs import PairBatchSampler
 from hf_clipbd.defenses import DEFENSES, CleanCLIPTrainer
 from hf_clipbd.training.guard import NonFiniteLossError
 

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, TrainerCallback
 from transformers.integrations import integration_utils
 
+import tiny_families
 from hf_clipbd import features
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.pairs import PLAIN_VIEWS
+from hf_clipbd.data.pairs import PLAIN_VIEWS, same_caption
 from hf_clipbd.data.stream import PairStream
 from hf_clipbd.defenses import DEFENSES
 from hf_clipbd.models import load_dual_encoder
@@ -33,6 +35,11 @@ from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "accelerate"
 CONTRASTED = ("ft", "cleanclip", "cleanerclip")
+SMALL = {
+    "cleanerclip": {"k_pairs": 8},
+    "roclip": {"pool_size": 20, "match_every": 2, "match_unit": "step"},
+    "safeclip": {"warmup_epochs": 0, "safe_probability": 0.6},
+}
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +93,7 @@ def build(model, processor, pairs, folder, defense="ft", evaluator=None, callbac
         logging_strategy="steps",
         logging_steps=1,
         warmup_steps=0,
-        **({"k_pairs": 8} if defense == "cleanerclip" else {}),
+        **SMALL.get(defense, {}),
     )
     args = DEFENSES[defense].config(output_dir=str(folder), **{**defaults, **changes})
     trainer = DEFENSES[defense].trainer
@@ -119,7 +126,7 @@ def assert_same(one, other, tolerance):
 # -- chunks and accumulation ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("defense", CONTRASTED)
+@pytest.mark.parametrize("defense", [*CONTRASTED, "par", "roclip", "safeclip"])
 @pytest.mark.parametrize("chunk_size", [1, 3])
 def test_chunks_give_the_whole_batch_loss_and_gradient(
     defense, chunk_size, either_model, tiny_processor, tiny_pairs, tmp_path
@@ -195,13 +202,21 @@ def test_bf16_towers_and_a_float_loss(tiny_vit, tiny_processor, tiny_pairs, tmp_
     projection = tiny_vit.vision_model.encoder.layers[0].mlp.fc1
     projection.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
     trainer = build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, bf16=True, max_steps=2, defense="cleanclip")
-    seen = []
+    seen, inside, made = [], [], []
     loss_terms = trainer.loss_terms
-    trainer.loss_terms = lambda views: seen.append(views) or loss_terms(views)
+
+    def watched(views):
+        seen.append(views)
+        inside.append(torch.is_autocast_enabled("cpu"))
+        terms = loss_terms(views)
+        made.extend(term.dtype for term in terms.values())
+        return terms
+
+    trainer.loss_terms = watched
     trainer.train()
     embeddings = [one for views in seen for one in (*views.images.values(), *views.texts.values())]
     assert set(types) == {torch.bfloat16} and {one.dtype for one in embeddings} == {torch.float32}
-    assert {term.dtype for term in loss_terms(seen[0]).values()} == {torch.float32}
+    assert inside == [False, False] and set(made) == {torch.float32}  # the logits of the loss are never in bf16
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     clip = [entry["loss_clip"] for entry in trainer.state.log_history if "loss_clip" in entry]
     assert clip[0] == pytest.approx(exact[0][0], rel=2e-2) and clip[0] != exact[0][0]
@@ -229,6 +244,38 @@ def test_compilation_passes_through(tiny_vit, tiny_processor, tiny_pairs, tmp_pa
     plain = run(copy.deepcopy(tiny_vit), tiny_processor, tiny_pairs, tmp_path, max_steps=2)
     compiled = run(tiny_vit, tiny_processor, tiny_pairs, tmp_path, max_steps=2, torch_compile_backend="eager")
     assert compiled[0] == pytest.approx(plain[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("defense", "changes", "streamed"),
+    [
+        ("ft", dict(eval_strategy="steps", eval_steps=2, early_stopping_patience=1, max_steps=8), False),
+        ("cleanclip", dict(lora=True, lora_r=2, gradient_checkpointing=True, max_steps=3), False),
+        ("cleanclip", dict(gradient_accumulation_steps=2, max_steps=3), True),
+        ("par", dict(bf16=True, max_steps=3), False),
+        ("par", dict(lora=True, lora_r=2, max_steps=3), False),
+    ],
+    ids=["early stop without the best model", "LoRA checkpointed", "stream accumulated", "PAR bf16", "PAR LoRA"],
+)
+def test_ways_of_carrying_out_go_together(defense, changes, streamed, tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    before = {name: value.clone() for name, value in tiny_vit.state_dict().items()}
+    figures = iter([0.5, 0.4, 0.3, 0.2])
+    evaluator = (lambda model: {"ba1": next(figures)}) if "eval_strategy" in changes else None
+    pairs = tiny_pairs.to_iterable_dataset(num_shards=2) if streamed else tiny_pairs
+    plain = {name: value for name, value in changes.items() if name == "max_steps" or "lora" in name}
+    if changes.get("gradient_accumulation_steps"):
+        plain["gradient_accumulation_steps"] = 2
+    reference = run(copy.deepcopy(tiny_vit), tiny_processor, pairs, tmp_path, defense=defense, **plain)
+    trainer = build(tiny_vit, tiny_processor, pairs, tmp_path, defense, evaluator, **changes)
+    trainer.train()
+    got, steps = losses(trainer), 4 if evaluator else changes["max_steps"]  # the second evaluation was no better
+    assert len(got) == trainer.state.global_step == steps
+    assert got == pytest.approx(reference[0][:steps], rel=3e-2 if changes.get("bf16") else 1e-4, abs=1e-2)
+    after = trainer.trained_model().state_dict()
+    assert set(after) == set(before) and any(not torch.equal(after[name], value) for name, value in before.items())
+    if defense == "par":
+        frozen = trainer.frozen.state_dict()
+        assert set(frozen) == set(before) and all(torch.equal(frozen[name], value) for name, value in before.items())
 
 
 # -- adapters ---------------------------------------------------------------------------------------------------------
@@ -278,24 +325,29 @@ def test_adapters_of_unknown_layers_are_refused(tiny_vit, tiny_processor, tiny_p
 # -- two processes ----------------------------------------------------------------------------------------------------
 
 
-def launch(processes, model_folder, out):
+def launch(processes, folder, out):
     """Return name of run -> what `distributed/scaled_steps.py` wrote on so many processes."""
     out.mkdir()
     config = CONFIGS / ("two_cpu_processes.yaml" if processes == 2 else "cpu.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     script = Path(__file__).parent / "distributed" / "scaled_steps.py"
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launcher, script, model_folder, out], check=True, env=env, timeout=300)
+    arguments = [script, folder / "model", out, folder / "siglip"]
+    subprocess.run([*launcher, *arguments], check=True, env=env, timeout=300)
     return {path.stem: load_file(path) for path in out.glob("*.safetensors")}
 
 
-def test_two_processes_equal_one_in_chunks_with_adapters_and_from_a_stream(tiny_model, tiny_processor, tmp_path):
+def test_two_processes_equal_one_in_chunks_from_a_stream_and_in_other_readings(
+    tiny_model, tiny_processor, tiny_captions, tmp_path
+):
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
-    one, two = launch(1, tmp_path / "model", tmp_path / "one"), launch(2, tmp_path / "model", tmp_path / "two")
+    tiny_families.write("siglip", tiny_captions, tmp_path / "siglip")
+    one, two = launch(1, tmp_path, tmp_path / "one"), launch(2, tmp_path, tmp_path / "two")
     compared = [(one[name], two[name]) for name in one]
     compared += [(one[f"{name}-whole"], two[f"{name}-chunked"]) for name in CONTRASTED]
-    assert len(compared) == 12
+    assert len(compared) == 17
+    assert "grad.logit_scale" not in one["alternating-checkpointed"] and "grad.logit_bias" in one["siglip-warmup"]
     for expected, got in compared:
         assert got["losses"].tolist() == pytest.approx(expected["losses"].tolist(), rel=1e-9)
         names = [name for name in expected if name.startswith("grad.")]
@@ -365,6 +417,36 @@ def test_two_processes_share_the_batches_of_a_stream(stream):
     assert [one + other for one, other in zip(*shares, strict=True)] == alone
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_share_of_a_stream_comes_in_batches_of_its_own(stream, processes):
+    plan = replace(
+        PLAIN_VIEWS, subset_texts={"extra": same_caption}, subset_share=0.4, subset_if=lambda text: "b" in text
+    )
+    rows = PairStream(stream, plan, Canvas(32), seed=5, shuffle_buffer=100)
+
+    def batches(process):
+        loader = rows.loader(8 // processes, process, processes, 0, collate_fn=list)
+        return [[(pair["row"], tuple(pair["texts"])) for pair in batch] for batch in itertools.islice(loader, 200)]
+
+    together = [sum(parts, []) for parts in zip(*map(batches, range(processes)), strict=True)]
+    ordinary, extra = ([b for b in together if len(b[0][1]) == n] for n in (1, 2))
+    assert all(len(batch) == 8 and len({len(texts) for _, texts in batch}) == 1 for batch in together)
+    epochs = len(ordinary) // 6
+    allowed = {row for batch in ordinary for row, (text,) in batch if "b" in text}
+    drawn = [row for batch in extra for row, _ in batch]
+    assert set(drawn) == allowed and len(drawn) / (epochs * len(allowed)) == pytest.approx(0.4, abs=0.1)
+    assert len({tuple(sorted(row for row, _ in batch)) for batch in extra}) == len(extra)  # drawn anew each epoch
+    if processes == 2:
+        again = rows.loader(8, 0, 1, 0, collate_fn=list)
+        alone = [[(p["row"], tuple(p["texts"])) for p in batch] for batch in itertools.islice(again, 200)]
+        assert alone == together
+
+
+def test_a_share_is_for_streams_alone(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    with pytest.raises(ValueError, match="Expected a stream for a share of 0.1.*k_pairs"):
+        build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, defense="cleanerclip", k_share=0.1)
+
+
 def test_workers_divide_the_shards_of_a_stream(stream, caplog):
     rows = PairStream(stream, PLAIN_VIEWS, Canvas(32), seed=5)
     drawn = batches_of(rows, 6, batch_size=6, workers=2)
@@ -379,7 +461,7 @@ def test_workers_divide_the_shards_of_a_stream(stream, caplog):
     ("changes", "says"),
     [
         (dict(), "max_steps"),
-        (dict(defense="cleanerclip", max_steps=2), "k_pairs"),
+        (dict(defense="cleanerclip", max_steps=2), "k_share"),
         (dict(max_steps=2, caption_column="text"), "text"),
     ],
 )
@@ -415,8 +497,9 @@ class Stop(TrainerCallback):
         dict(defense="cleanclip", gradient_accumulation_steps=2),
         dict(defense="cleanclip", chunk_size=3, lora=True, lora_dropout=0.2),
         dict(defense="cleanclip", streamed=True, max_steps=14),
+        dict(defense="cleanerclip", k_share=0.5, streamed=True, max_steps=14),
     ],
-    ids=["workers", "accumulation", "adapters in chunks", "stream"],
+    ids=["workers", "accumulation", "adapters in chunks", "stream", "stream with sub-captions"],
 )
 def test_stopped_within_an_epoch_and_resumed_equals_unbroken_to_the_bit(
     settings, tiny_vit, tiny_processor, tiny_pairs, stream, tmp_path

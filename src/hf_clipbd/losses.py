@@ -206,6 +206,7 @@ def counterfactual_loss(
     negatives: Literal["all", "own"] = "all",
     text_negatives: bool = True,
     reduction: Literal["mean", "sum"] = "mean",
+    directions: Literal["both", "i2t", "t2i"] = "both",
 ) -> Tensor:
     """Return CleanerCLIP's L_FC = L_i2t + L_t2i on factual and counterfactual sub-captions.
 
@@ -222,6 +223,7 @@ def counterfactual_loss(
             row's own one only (j = i in the sums over v⁻).
         text_negatives: Whether L_t2i has its sum over v⁻; without it L_t2i is plain InfoNCE from text to image.
         reduction: `"mean"` over the batch (1/B) or `"sum"`.
+        directions: `"both"` for the sum above, `"i2t"` for L_i2t alone, `"t2i"` for L_t2i alone.
 
     Returns:
         Scalar, in nats.
@@ -236,10 +238,10 @@ def counterfactual_loss(
     _check_pairs(images=images, factual=factual, counterfactual=counterfactual)
     if tau_pos <= 0 or tau_neg <= 0:
         raise ValueError(f"Expected positive temperatures, but got tau_pos={tau_pos} and tau_neg={tau_neg}.")
-    if negatives not in ("all", "own") or reduction not in ("mean", "sum"):
+    if negatives not in ("all", "own") or reduction not in ("mean", "sum") or directions not in ("both", "i2t", "t2i"):
         raise ValueError(
-            'Expected negatives "all" or "own" and reduction "mean" or "sum", '
-            f"but got negatives={negatives!r}, reduction={reduction!r}."
+            'Expected negatives "all" or "own", reduction "mean" or "sum" and directions "both", "i2t" or "t2i", '
+            f"but got negatives={negatives!r}, reduction={reduction!r}, directions={directions!r}."
         )
     positive = images @ factual.T / tau_pos  # (B, B), row i column j: uᵢ·v⁺ⱼ/τ⁺
     negative = images @ counterfactual.T / tau_neg  # (B, B), row i column j: uᵢ·v⁻ⱼ/τ⁻
@@ -247,9 +249,10 @@ def counterfactual_loss(
     image_side = negative if negatives == "all" else own
     text_side = negative.T if negatives == "all" else own
     labels = torch.arange(len(images), device=images.device)
-    image_to_text = F.cross_entropy(torch.cat([positive, image_side], dim=1), labels, reduction=reduction)
     text_logits = torch.cat([positive.T, text_side], dim=1) if text_negatives else positive.T
-    return image_to_text + F.cross_entropy(text_logits, labels, reduction=reduction)
+    logits = {"i2t": torch.cat([positive, image_side], dim=1), "t2i": text_logits}
+    wanted = ("i2t", "t2i") if directions == "both" else (directions,)
+    return sum(F.cross_entropy(logits[name], labels, reduction=reduction) for name in wanted)
 
 
 def perturbation_loss(

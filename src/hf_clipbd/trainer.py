@@ -5,6 +5,7 @@ Victim training and plain fine-tuning are this class as it stands; a defence say
 """
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer
 
 from hf_clipbd import features
+from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
-from hf_clipbd.data.pairs import PLAIN_VIEWS, PairBatchSampler, PairCollator, PairViews, ViewPlan
+from hf_clipbd.data.pairs import PLAIN_VIEWS, PairCollator, PairViews, ViewPlan
 from hf_clipbd.data.stream import PairStream
 from hf_clipbd.losses import gather_with_grad, image_text_loss
 from hf_clipbd.models.text_input import TextInput
@@ -79,7 +81,7 @@ class CLIPTrainer(PushOnce, Trainer):
         if evaluator is None and args.eval_strategy != "no":
             raise ValueError(
                 f"Expected an `evaluator` for evaluations by {args.eval_strategy.value}, but got none. "
-                "Pass evaluator=, or set `eval_strategy` to no."
+                "Pass evaluator= (in a recipe set `evaluate.epoch_images`), or set `eval_strategy` to no."
             )
         self.plan = self.view_plan(args)
         views = self._views(train_dataset, canvas or Canvas.of(processing_class), args)
@@ -93,7 +95,7 @@ class CLIPTrainer(PushOnce, Trainer):
             data_collator=PairCollator(TextInput.of(model, processing_class)),
             **kwargs,
         )
-        self.evaluator = evaluator
+        self.evaluator, self.evaluation_seconds = evaluator, 0.0
         self.pixel_mean, self.pixel_std = pixel_statistics(processing_class)
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
@@ -104,9 +106,7 @@ class CLIPTrainer(PushOnce, Trainer):
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.accelerator, self.model)
             if evaluator is not None:
-                raise ValueError(
-                    "Expected no `evaluator` under FSDP, where no process has the model. Evaluate it later."
-                )
+                raise ValueError("Expected no `evaluator` under FSDP, where no process has it all. Evaluate later.")
         self._check_scale()
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
         if args.push_to_hub:
@@ -273,10 +273,10 @@ class CLIPTrainer(PushOnce, Trainer):
             ValueError: If the trainer has no evaluator.
         """
         if self.evaluator is None:
-            raise ValueError(
-                "Expected a trainer with an `evaluator`, but it has none. Pass evaluator= to the trainer."
-            )
+            raise ValueError("Expected a trainer with an `evaluator`, but it has none. Pass evaluator= to it.")
+        started = time.perf_counter()
         figures = self.evaluator(self.accelerator.unwrap_model(self.model))
+        self.evaluation_seconds += time.perf_counter() - started
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

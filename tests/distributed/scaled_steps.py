@@ -1,5 +1,8 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Trains as `train_steps.py` does, whole batches beside chunks, with adapters, and from a stream."""
+"""Trains as `train_steps.py` does: in chunks, with adapters, from a stream, with CleanerCLIP's other readings.
+
+The arguments are the folders of a CLIP, of what is written, and of a SigLIP.
+"""
 
 import os
 import sys
@@ -14,11 +17,17 @@ RUNS = {
     "accumulated": ("cleanclip", {**FROZEN, "chunk_size": 3, "gradient_accumulation_steps": 2, "max_steps": 1}),
     "adapters": ("cleanclip", {"lora": True, "lora_r": 2}),
     "stream": ("ft", {}),
+    "stream-share": ("cleanerclip", {"k_share": 0.9}),
+    "alternating-checkpointed": ("cleanerclip", {"subset_terms": "fc", "gradient_checkpointing": True}),
+    "learned_scale": ("cleanerclip", {"learned_scale": True, "directions": "t2i"}),
+    "augmented": ("cleanerclip", {"fc_images": "augmented", "negatives": "own", "fc_reduction": "sum"}),
+    "siglip-warmup": ("safeclip", {"warmup_epochs": 1}),
 }
 
 
 if __name__ == "__main__":
     for name, (defense, changes) in RUNS.items():
-        rows = pairs().to_iterable_dataset(num_shards=3) if name == "stream" else None
+        rows = pairs().to_iterable_dataset(num_shards=3) if name.startswith("stream") else None
         out, world = f"{sys.argv[2]}/{name}.safetensors", int(os.environ.get("WORLD_SIZE", "1"))
-        train(sys.argv[1], defense, out, world, rows=rows, **changes)
+        model = sys.argv[3] if name.startswith("siglip") else sys.argv[1]
+        train(model, defense, out, world, rows=rows, **changes)

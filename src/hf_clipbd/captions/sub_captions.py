@@ -17,6 +17,8 @@ from .words import DEPENDENT_PARTICIPLES
 
 ADJECTIVES, RELATION, NOUNS = "adjectives", "relation", "nouns"
 ALL = (0.0, 1.0)
+MIN_SHARE = 0.01  # of a repository: 30 words, more than a caption's own words can rule out
+TRIES = 1000
 INFINITIVE = re.compile(r"\bto (?!the\b)(?=\w)")  # "waits to hear": no preposition
 # The form a replacement verb takes, by the form of the verb it replaces ("b" and "h" forms are looked up by word).
 FORMS = {"v": "v", "vz": "vs", "vd": "vd", "vg": "vg"}
@@ -39,19 +41,26 @@ class Parts(NamedTuple):
         return " ".join(filter(None, self))
 
 
-def _kept(parsed: Parse, at: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the adjectives a sub-caption keeps: the one before the noun, or two that "and" joins ("black and white").
+def kept_adjectives(parsed: Parse, at: tuple[int, ...]) -> tuple[int, ...]:
+    """Return which tokens of the adjectives a sub-caption keeps: the one before the noun, or two that "and" joins.
 
     A participle keeps the word it needs ("dark haired" counts as one).
+
+    Example:
+        >>> parsed = parse("A large black and white dog runs")
+        >>> kept_adjectives(parsed, parsed.subject_adjectives_at)
+        (2, 3, 4)
     """
     if not at:
         return ()
-    last = parsed.tokens[at[-1]]
-    if len(at) > 1 and last in DEPENDENT_PARTICIPLES and at[-1] - at[-2] == 1:
-        return (f"{parsed.tokens[at[-2]]} {last}",)
-    if len(at) > 1 and at[-1] - at[-2] == 2 and parsed.tokens[at[-1] - 1] in ("and", "&"):
-        return (parsed.tokens[at[-2]], last)
-    return (last,)
+    needed = len(at) > 1 and parsed.tokens[at[-1]] in DEPENDENT_PARTICIPLES and at[-1] - at[-2] == 1
+    joined = len(at) > 1 and at[-1] - at[-2] == 2 and parsed.tokens[at[-1] - 1] in ("and", "&")
+    return tuple(range(at[-2] if needed or joined else at[-1], at[-1] + 1))
+
+
+def _adjectives(parsed: Parse, at: tuple[int, ...]) -> str:
+    kept = (parsed.tokens[i] for i in kept_adjectives(parsed, at))
+    return " ".join("and" if word == "&" else word for word in kept)
 
 
 def factual_parts(caption: str, parser: Parser = parse) -> Parts:
@@ -62,8 +71,8 @@ def factual_parts(caption: str, parser: Parser = parse) -> Parts:
         Parts(subject_adjective='black and white', subject='dog', relation='runs', object_adjective='', object='')
     """
     parsed = parser(caption)
-    first = " and ".join(_kept(parsed, parsed.subject_adjectives_at))
-    second = " and ".join(_kept(parsed, parsed.object_adjectives_at))
+    first = _adjectives(parsed, parsed.subject_adjectives_at)
+    second = _adjectives(parsed, parsed.object_adjectives_at)
     return Parts(first, parsed.subject, parsed.relation, second, parsed.object)
 
 
@@ -114,10 +123,14 @@ class _Replacer:
         """Return a word from the chosen share of `repository` that is no form or synonym of any word in `avoid`."""
         start, stop = (int(share * len(repository)) for share in self.rarity)
         forbidden = [senses(word) for word in avoid]
-        while True:
+        for _ in range(TRIES):
             word = repository[start + next(self.draws) % max(1, stop - start)]
             if all(known.isdisjoint(lemmas(word)) for known in forbidden):
                 return word
+        raise ValueError(
+            f"Expected a replacement among the words {start} to {stop} of a repository that is no form or synonym of "
+            f"{list(avoid)}, but {TRIES} draws gave none. Widen `rarity`, which is {self.rarity}."
+        )
 
     def adjective(self, adjective: str) -> str:
         """Return another adjective, or two where "and" joins two."""
@@ -143,13 +156,18 @@ class _Replacer:
         present = _prepositions(parsed.relation)
         if kind and not present:
             return verb
+        return f"{verb} {self.preposition(present)}".strip()
+
+    def preposition(self, present: set[str]) -> str:
+        """Return a preposition of another meaning than those that are `present`."""
         groups = [group for group in lexicon().prepositions if not present & set(group)]
         forbidden = frozenset().union(*map(senses, present))  # WordNet has some as adverbs: "on" and "along"
-        while True:
+        for _ in range(TRIES if groups else 0):
             group = groups[next(self.draws) % len(groups)]
             preposition = group[next(self.draws) % len(group)]
             if preposition not in forbidden:
-                return f"{verb} {preposition}".strip()
+                return preposition
+        raise ValueError(f"Expected a preposition of another meaning than {sorted(present)}, but there is none.")
 
 
 @cache
@@ -163,6 +181,19 @@ def _prepositions(relation: str) -> set[str]:
     return {preposition for preposition in _known_prepositions() if f" {preposition} " in padded}
 
 
+def check_rarity(rarity_from: float, rarity_to: float) -> None:
+    """Raise `ValueError` unless the two are shares of the repositories that lie at least `MIN_SHARE` apart.
+
+    Example:
+        >>> check_rarity(0.0, 0.2)
+    """
+    if not (0 <= rarity_from and rarity_to <= 1 and rarity_to - rarity_from >= MIN_SHARE - 1e-9):
+        raise ValueError(
+            f"Expected a rarity of two shares 0 <= rarity_from < rarity_to <= 1, at least {MIN_SHARE:g} apart (30 of "
+            f"3,000 words), but got {rarity_from} and {rarity_to}."
+        )
+
+
 def counterfactual_parts(
     caption: str, seed: int | Sequence[int] = 0, rarity: tuple[float, float] = ALL, parser: Parser = parse
 ) -> tuple[Parts, str]:
@@ -172,8 +203,7 @@ def counterfactual_parts(
         The parts, equal to those of `factual_parts(caption)` but for the replaced ones, and "adjectives", "relation",
         "nouns", or "" for a caption without words.
     """
-    if not 0 <= rarity[0] < rarity[1] <= 1:
-        raise ValueError(f"Expected `rarity` to be two shares 0 <= from < to <= 1 but got {rarity}.")
+    check_rarity(*rarity)
     parsed = parser(caption)
     parts = factual_parts(caption, lambda _: parsed)
     if not parts.subject:
@@ -220,7 +250,7 @@ def counterfactual_caption(
         The counterfactual; "" for a caption without any word.
 
     Raises:
-        ValueError: if `rarity` is no range of shares.
+        ValueError: if `rarity` is no range of shares, or one under 0.01.
 
     Reference:
         CleanerCLIP (arXiv 2409.17601), section 3.2; how an operation and its words are drawn is reconstructed.

@@ -2,6 +2,7 @@
 """One geometry for poisoning, clean evaluation and triggered evaluation: the canvas, and pixel normalisation."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,26 @@ class Canvas:
                 f"Expected a processor with one square size, but got size {size}. Pass `canvas=` instead."
             )
         return cls(height, "center_crop" if crops or _side(size, "shortest_edge") else "squash")
+
+    def framed_as(self, others: "Iterable[Canvas | None]") -> "Canvas":
+        """Return the canvas of this size with the framing of others, on which pictures were stamped or will be.
+
+        Args:
+            others: Their canvases; None and `"native"` ones have no framing.
+
+        Raises:
+            ValueError: If they have several framings.
+
+        Example:
+            >>> Canvas(64).framed_as([Canvas(224, "squash"), None])
+            Canvas(size=64, mode='squash')
+        """
+        modes = {one.mode for one in others if one is not None and one.mode != "native"}
+        if len(modes) > 1:
+            raise ValueError(
+                f"Expected triggers with one framing, but got {sorted(modes)}. Take one at a time, or pass `canvas=`."
+            )
+        return Canvas(self.size, modes.pop()) if modes else self
 
     def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """Return a fresh RGB image on this canvas; EXIF rotation applied, transparency laid on white."""

@@ -1,12 +1,11 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Training pairs as views: which rows make a batch, what is drawn from each row, and how the batch is stacked.
+"""Training pairs as views: what is drawn from each row, and how a batch is stacked.
 
 Every draw is a pure function of (seed, epoch, row), so a resumed run, another number of workers or another number
 of processes sees the same pixels and the same words.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +39,7 @@ class ViewPlan:
         texts: Text views of every pair, in order.
         subset_texts: Further text views of the pairs that are drawn into the extra batches.
         subset_size: How many pairs are drawn into extra batches each epoch (CleanerCLIP's K).
+        subset_share: Share of a stream's pairs that are drawn into them instead, in [0, 1]; see `PairStream`.
         subset_if: Whether a pair of this caption may be drawn into them; every pair may where it is None.
     """
 
@@ -47,6 +47,7 @@ class ViewPlan:
     texts: dict[str, TextView]
     subset_texts: dict[str, TextView] | None = None
     subset_size: int = 0
+    subset_share: float = 0.0
     subset_if: Callable[[str], bool] | None = None
 
     @property
@@ -80,7 +81,7 @@ class PairViews(torch.utils.data.Dataset):
         caption_column: Column of captions.
 
     Raises:
-        ValueError: If a column is missing or the dataset is empty.
+        ValueError: If a column is missing, the dataset is empty, or the plan draws a share, which is for streams.
     """
 
     def __init__(
@@ -97,6 +98,11 @@ class PairViews(torch.utils.data.Dataset):
             raise ValueError(
                 f"Expected rows with columns {image_column!r} and {caption_column!r}, but got {len(dataset)} rows "
                 f"with {dataset.column_names}."
+            )
+        if plan.subset_share:
+            raise ValueError(
+                f"Expected a stream for a share of {plan.subset_share:g} of its pairs in extra batches, but got "
+                f"{len(dataset)} rows. Set `k_pairs` to their number, and leave `k_share` out."
             )
         self.rows = dataset.select_columns([image_column, caption_column])
         self._captions = dataset.select_columns([caption_column])
@@ -141,126 +147,6 @@ def draw_views(
         "images": np.stack([np.asarray(view(image, draw)) for view in plan.images.values()]),
         "texts": [view(caption, draw) for view in texts.values()],
     }
-
-
-class PairBatchSampler(torch.utils.data.Sampler):
-    """Per-process batches of `PairKey`, epoch by epoch, the same on every rank.
-
-    Global batches hold `batch_size * processes` rows of a permutation drawn from (seed, epoch); the incomplete last
-    one is dropped or, with `drop_incomplete=False`, is a smaller batch of the rows left over, as many of them as the
-    processes can share evenly, unless that is a single pair. `subset_size` rows, drawn anew each epoch, form batches
-    of their own, spread evenly among the ordinary ones. Consecutive `processes` batches of the iteration make one
-    global batch (the order in which Accelerate deals them out), so the global batches do not depend on how many
-    processes share the work.
-
-    Args:
-        n_rows: Number of rows.
-        batch_size: Pairs a process in an ordinary batch.
-        processes: Number of processes.
-        seed: Seed of the permutations.
-        subset_size: Number of pairs in the extra batches of an epoch.
-        drop_incomplete: Whether the incomplete last batch is dropped.
-        in_subset: Whether a row may be drawn into the extra batches; every row may where it is None. Rows that may not
-            are passed over in the order of the draw, and where fewer than `subset_size` may, those are drawn again.
-
-    Raises:
-        ValueError: If a global batch would hold a single pair, there are fewer rows than one global batch (with
-            `drop_incomplete=False`, fewer than two rows a process), or fewer than `subset_size`; when iterating, if no
-            row may be drawn into the extra batches.
-    """
-
-    drop_last = False
-
-    def __init__(
-        self,
-        n_rows: int,
-        batch_size: int,
-        processes: int = 1,
-        seed: int = 0,
-        subset_size: int = 0,
-        drop_incomplete: bool = True,
-        in_subset: Callable[[int], bool] | None = None,
-    ):
-        global_batch = batch_size * processes
-        if global_batch < 2 or subset_size == 1:
-            raise ValueError(
-                "Expected at least two pairs in every global batch, since one pair has nothing to be contrasted with, "
-                f"but got batches of {batch_size} x {processes} and {subset_size} pairs for extra batches."
-            )
-        if n_rows < (global_batch if drop_incomplete else max(2, processes)):
-            raise ValueError(
-                f"Expected at least one global batch of {batch_size} x {processes} rows, but the dataset has "
-                f"{n_rows}. Lower `per_device_train_batch_size`, or set `dataloader_drop_last` to false for a "
-                "smaller batch."
-            )
-        if not 0 <= subset_size <= n_rows:
-            raise ValueError(
-                f"Expected to draw 0 to {n_rows} pairs, the size of the dataset, for the extra batches of an epoch, "
-                f"but got {subset_size}. Lower `k_pairs`."
-            )
-        self.n_ordinary = n_rows // global_batch
-        left_over = n_rows % global_batch // processes * processes
-        self.left_over = 0 if drop_incomplete or left_over < 2 else left_over
-        self.n_rows, self.global_batch, self.processes = n_rows, global_batch, processes
-        self.seed, self.subset_size, self.epoch = seed, subset_size, 0
-        self.in_subset = in_subset
-
-    @property
-    def sampler(self) -> "PairBatchSampler":
-        """The object whose `set_epoch` Accelerate's sharded loaders call: this one."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose batches the next iteration yields."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return (self.n_ordinary + bool(self.left_over) + len(self._subset_sizes())) * self.processes
-
-    def __iter__(self) -> Iterator[list[PairKey]]:
-        for rows, subset in self._global_batches():
-            keys = [PairKey(self.epoch, int(row), subset) for row in rows]
-            share = len(keys) // self.processes
-            for rank in range(self.processes):
-                yield keys[rank * share : (rank + 1) * share]
-
-    def _subset_sizes(self) -> list[int]:
-        """Return the sizes of the extra batches, even in blocks of eight, so that 2, 4 or 8 processes share them."""
-        if self.subset_size == 0:
-            return []
-        n_batches = -(-self.subset_size // self.global_batch)
-        blocks, rest = divmod(self.subset_size, 8)
-        sizes = [8 * len(part) for part in np.array_split(np.arange(blocks), n_batches)]
-        sizes[-1] += rest
-        return [size for size in (size - size % self.processes for size in sizes) if size]
-
-    def _subset(self, order: np.ndarray, n: int) -> np.ndarray:
-        """Return the first n rows of `order` that may be drawn, those again from the first where there are fewer."""
-        if self.in_subset is None:
-            return order[:n]
-        rows = list(itertools.islice((row for row in order if self.in_subset(int(row))), n))
-        if not rows:
-            raise ValueError(
-                f"Expected rows for the extra batches of {n} pairs, but none of {self.n_rows} may be drawn."
-            )
-        return np.resize(rows, n)
-
-    def _global_batches(self) -> Iterator[tuple[np.ndarray, bool]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        whole = self.n_ordinary * self.global_batch
-        order = rng.permutation(self.n_rows)[: whole + self.left_over]
-        n_batches = self.n_ordinary + bool(self.left_over)
-        ordinary = np.split(order, np.arange(1, n_batches) * self.global_batch)
-        sizes = self._subset_sizes()
-        drawn = (
-            np.split(self._subset(rng.permutation(self.n_rows), sum(sizes)), np.cumsum(sizes)[:-1]) if sizes else []
-        )
-        extra_before = np.linspace(0, n_batches, len(drawn), endpoint=False).round().astype(int).tolist()
-        extras = list(zip(extra_before, drawn, strict=True))
-        for step in range(n_batches):
-            while extras and extras[0][0] <= step:
-                yield extras.pop(0)[1], True
-            yield ordinary[step], False
 
 
 @dataclass

@@ -144,7 +144,8 @@ class SafeCLIPTrainer(StatefulTrainer, CleanCLIPTrainer):
         else:
             safe = self.safe[views.rows]
             risky = ~safe
-        nothing = 0.0 * (views.scale + sum(one.sum() for one in (*images.values(), *texts.values())))
+        scalars = views.scale if views.bias is None else views.scale + views.bias
+        nothing = 0.0 * (scalars + sum(one.sum() for one in (*images.values(), *texts.values())))
         terms = {} if safe is None else {"clip": nothing}
         terms["in_modal"] = nothing
         if safe is not None and safe.any():

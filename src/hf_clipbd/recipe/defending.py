@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import pyarrow.parquet
+from accelerate import PartialState
 
+from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.defenses import DEFENSES, RetrainConfig
 from hf_clipbd.defenses.retrain import least_suspicious
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.measuring import SCORES_FILE
+from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.recipe.stage import Stage
 from hf_clipbd.recipe.training import (
     clean_model,
@@ -72,6 +75,23 @@ def start_of(config: RunConfig, name: str, training: CLIPTrainingConfig, world: 
     inputs["detect"] = RunRecord.load(config.output_dir / "detect").key
     kept, figures = kept_rows(config, training)
     return Start(inputs, load, lambda: poisoned_pairs(config).select(kept), figures)
+
+
+def check_sizes(config: RunConfig) -> None:
+    """Raise `ConfigError` before anything is run where a defence's batches or K pairs are more than the rows it gets.
+
+    Where a world turns out to have fewer rows than its configuration asks for, that shows when the defence starts.
+    """
+    for name, training in config.defenses.items():
+        defense, rows = DEFENSES[name], config.world.n_defense
+        if defense.trains_on == "poisoned":
+            rows = config.world.n_train - round(getattr(training, "drop_share", 0.0) * config.world.n_train)
+        batch, processes = training.per_device_train_batch_size, PartialState().num_processes
+        drawn = defense.trainer.view_plan(training).subset_size
+        try:
+            PairBatchSampler(rows, batch, processes, training.seed, drawn, training.dataloader_drop_last)
+        except ValueError as error:
+            raise ConfigError(f"Section `defenses.{name}`: {error}") from error
 
 
 def kept_rows(config: RunConfig, training: RetrainConfig) -> tuple[np.ndarray, dict[str, Any]]:

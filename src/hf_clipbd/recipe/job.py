@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from hf_clipbd.hub import write_cards
 from hf_clipbd.recipe.config import RunConfig
-from hf_clipbd.recipe.defending import defend
+from hf_clipbd.recipe.defending import check_sizes, defend
 from hf_clipbd.recipe.measuring import detect, evaluate
 from hf_clipbd.recipe.publishing import check_may_push, push
 from hf_clipbd.recipe.stage import SCRATCH, Outcome, Stage
@@ -110,6 +110,7 @@ def run(config: RunConfig) -> str:
     written as `table.md` into the run folder. With `push_to_hub` the models then go to the Hub; see `publishing.push`.
     """
     check_may_push(config)
+    check_sizes(config)
     world = World(config)
     write_config(config)
     if config.clean is not None:

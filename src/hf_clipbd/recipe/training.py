@@ -110,6 +110,27 @@ def poison(config: RunConfig, world: World | None = None) -> RunRecord:
     return stage.run_once(work, main_only=True)
 
 
+def check_one_process_has_it_all(trainer: CLIPTrainer) -> None:
+    """Raise `ValueError` where no process has the whole model, as under FSDP and ZeRO-3: a stage saves it on one."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        raise ValueError(
+            "Expected the whole model on every process, since a stage measures and saves it on one, but this is "
+            f"{'FSDP' if trainer.is_fsdp_enabled else 'ZeRO-3'}. Use DDP or ZeRO-2 "
+            "(recipes/accelerate), or a trainer in a script of your own with `trainer.save_model(folder)` at its end."
+        )
+
+
+def speed(steps: int, config: CLIPTrainingConfig, seconds: float) -> dict[str, float]:
+    """Return the figure `images_per_second` of so many steps, nothing where a training had none left to take.
+
+    Example:
+        >>> speed(10, CLIPTrainingConfig("unused", per_device_train_batch_size=8, use_cpu=True), 2.0)
+        {'images_per_second': 40.0}
+    """
+    return {"images_per_second": round(steps * global_batch(config) / seconds, 2)} if steps else {}
+
+
 def train_into(
     stage: Stage,
     trainer_class: type[CLIPTrainer],
@@ -133,6 +154,13 @@ def train_into(
         canvas: Geometry of the images.
         after: Given the trained model and its processor on every process, returns further figures for the record.
         keep_model: Whether the model stays; without it the record is all that is left.
+
+    Returns:
+        The record. Its figure `images_per_second` is the pairs of the steps taken since the last stop over the seconds
+        of these steps, without evaluations; a last batch that is smaller counts as a whole one.
+
+    Raises:
+        ValueError: If the model is divided among processes, see `check_one_process_has_it_all`.
     """
 
     def work(folder: Path) -> Outcome:
@@ -149,25 +177,32 @@ def train_into(
             evaluator=evaluator(processor),
             canvas=canvas,
         )
+        check_one_process_has_it_all(trainer)
         lines = EpochLines(stage, seconds_before)
         for shown_by_default in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(shown_by_default)
         trainer.add_callback(lines)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trained = trainer.trained_model()
-        if keep_model and PartialState().is_main_process:
-            trained.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            if config.lora:
-                trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / ADAPTER)
-        speed = len(rows) * config.num_train_epochs / lines.seconds
-        metrics = {"history": trainer.history(), "images_per_second": round(speed, 2)}
+        outputs = _kept(trainer, trained, processor, folder) if keep_model else {}
+        first_step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+        seconds = output.metrics["train_runtime"] - trainer.evaluation_seconds
+        metrics = {"history": trainer.history()} | speed(output.global_step - first_step, config, seconds)
         metrics |= after(trained, processor) if after is not None else {}
-        outputs = {"model": "model.safetensors", "config": "config.json"} if keep_model else {}
-        outputs |= {"adapter": ADAPTER} if keep_model and config.lora else {}
         return Outcome(metrics, outputs, seconds_before)
 
     return stage.run_once(work)
+
+
+def _kept(trainer: CLIPTrainer, trained: Any, processor: Any, folder: Path) -> dict[str, str]:
+    """Save a trained model, its processor and its adapters from the main process, and return what lies where."""
+    if PartialState().is_main_process:
+        trained.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if trainer.args.lora:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / ADAPTER)
+    outputs = {"model": "model.safetensors", "config": "config.json"}
+    return {**outputs, "adapter": ADAPTER} if trainer.args.lora else outputs
 
 
 def epoch_evaluator(config: RunConfig, world: World, triggers: dict[str, Attack]) -> Callable[[Any], Any]:

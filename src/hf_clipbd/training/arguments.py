@@ -22,7 +22,9 @@ class ScaleArguments(TrainingArguments):
       gradient are those of the whole batch at once, at the price of a second forward pass.
 
     bf16 (`bf16=True`), compilation (`torch_compile=True`), activation checkpointing (`activation_checkpointing=True`,
-    or by its older name `gradient_checkpointing`), trackers (`report_to`) and resuming are transformers' own.
+    or by its older name `gradient_checkpointing`), trackers (`report_to`) and resuming are transformers' own. Under
+    DDP, parameters without a gradient are looked for at every step (`ddp_find_unused_parameters`), with activation
+    checkpointing too, since some batches have none for `logit_scale`.
 
     Args:
         chunk_size: Pairs of this process that go through the towers at a time; None takes all at once. Refused with
@@ -93,13 +95,15 @@ class ScaleArguments(TrainingArguments):
             raise ValueError(f"Expected `lora_dropout` in [0, 1), but got {self.lora_dropout}.")
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True  # transformers has False beside activation checkpointing
         super().__post_init__()
 
     def _prepare_early_stopping(self) -> None:
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
             raise ValueError(
                 "Expected evaluations, of which `early_stopping_patience` counts those without progress, but "
-                "`eval_strategy` is no. Set it to epoch or steps."
+                "`eval_strategy` is no. Set it to epoch or steps, with something to measure on."
             )
         self.metric_for_best_model = self.metric_for_best_model or "ba1"
         self.restore_callback_states_from_checkpoint = True  # the count of evaluations without progress

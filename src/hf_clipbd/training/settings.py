@@ -13,11 +13,13 @@ PRESENTATION = frozenset(
     "trackio_static_space_id push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push "
     "hub_revision allow_backdoored save_strategy save_steps save_total_limit save_on_each_node dataloader_num_workers "
     "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor resume_from_checkpoint local_rank "
-    "ddp_timeout per_device_eval_batch_size do_train do_eval do_predict".split()
+    "ddp_timeout ddp_find_unused_parameters per_device_eval_batch_size do_train do_eval do_predict".split()
 )
 """What is shown and where it is kept, not what is computed: never part of a stage's key."""
 
-LATER = frozenset({"text_view", "fc_images", "learned_scale", "rarity_from", "rarity_to"})
+LATER = frozenset(
+    {"text_view", "fc_images", "learned_scale", "rarity_from", "rarity_to", "directions", "parser", "k_share"}
+)
 """Fields of our own that came after the first records: part of a key only where they are not at their default."""
 
 
