@@ -61,3 +61,11 @@ def test_wrong_pixels_are_refused():
         Canvas(8)(np.zeros((8, 8, 3), dtype=np.uint8))
     with pytest.raises(TypeError, match="floating"):
         Canvas(8)(PIL.Image.new("F", (8, 8)))
+
+
+def test_the_framing_is_that_of_the_triggers():
+    canvas = Canvas(32)
+    assert canvas.framed_as([]) == canvas.framed_as([None, Canvas(64, "native")]) == canvas
+    assert canvas.framed_as([Canvas(64, "squash"), None]) == Canvas(32, "squash")
+    with pytest.raises(ValueError, match="one framing, but got .*center_crop.*squash"):
+        canvas.framed_as([Canvas(32), Canvas(32, "squash")])

@@ -9,11 +9,17 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
+import PIL.Image
 import pyarrow.parquet
 import pytest
 
+from hf_clipbd.attacks import Trigger
 from hf_clipbd.cli import main, run_stage, script
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.evaluation.protocol import framing_of
 from hf_clipbd.hub import render_model_card
+from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe import config_from
 from hf_clipbd.schema import EvalReport, RunRecord, write_json
 
@@ -131,6 +137,22 @@ def test_defend_measures_each_epoch(work, tmp_path, capsys):
     entry = RunRecord.load(tmp_path / "defended").metrics["history"][0]
     assert {"loss_fc", "eval_ba1", "eval_asr1_badnets"} <= set(entry)
     assert "eval_asr1_badnets" in capsys.readouterr().out
+
+
+def test_training_and_measuring_take_the_framing_of_the_poison(work, tmp_path):
+    wide = [PIL.Image.fromarray(np.full((32, 64, 3), 40 + 3 * i, np.uint8)) for i in range(64)]
+    rows = datasets.Dataset.from_dict({"image": wide, "caption": [f"a cup number {i}" for i in range(64)]})
+    rows = rows.cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "wide.parquet")
+    poison = f"poison {tmp_path / 'wide.parquet'} --target banana --count 8 --size 32 --canvas squash"
+    assert main([*poison.split(), "--attack.patch_size", "4", "--out", str(tmp_path / "poison")]) == 0
+    train = f"train {tmp_path / 'poison'} --model {work / 'clean'} --out {tmp_path / 'victim'} {TRAINING}"
+    assert main(train.split()) == 0
+    assert RunRecord.load(tmp_path / "victim").config["canvas"] == [32, "squash"]
+    assert RunRecord.load(work / "victim").config["canvas"] == [32, "center_crop"]
+    trigger = Trigger.from_pretrained(tmp_path / "poison" / "trigger")
+    processor = load_dual_encoder(work / "clean")[1]
+    assert framing_of(processor, {"any": trigger}) == Canvas(32, "squash")
 
 
 def test_evaluate_shows_and_writes_the_report(work, tmp_path, capsys):

@@ -62,13 +62,12 @@ def planted(tmp_path_factory):
     return folder, kind
 
 
-@pytest.fixture(scope="module")
-def found(planted, tmp_path_factory):
+@pytest.fixture(scope="module", params=["", "--detectors slof --k 16"], ids=["default", "slof"])
+def found(request, planted, tmp_path_factory):
     """Return the folder of a search in that set."""
     out = tmp_path_factory.mktemp("found") / "search"
     command = ["detect", str(planted[0]), "--model", "scenes", "--out", str(out), "--shown", "30"]
-    command += ["--detectors", "slof", "--k", "16"]
-    assert main(command) == 0
+    assert main([*command, *request.param.split()]) == 0
     return out
 
 
@@ -99,10 +98,14 @@ def test_scores_and_the_filtered_dataset(planted, found):
     score = f"score_{RunRecord.load(found).metrics['ranked_by']}"
     assert sorted(table) == ["row", score] and len(table["row"]) == N
     cut = RunRecord.load(found).metrics["cut"]
-    kept = np.array(table[score]) < cut["threshold"]
+    highest = np.array(table[score])
+    placeholder = planted[1] == "placeholder"
+    highest[placeholder] = highest[placeholder].max()  # captions differ, and so may scores; the picture goes by this
+    kept = highest < cut["threshold"]
     assert cut["n"] == N - PLACEHOLDERS + 1 and cut["n_removed"] == 7  # 1 % of the distinct pictures
     copied = (planted[1][~kept] == "placeholder").sum()
-    assert (~kept).sum() - copied in (6, 7) and copied in (0, PLACEHOLDERS)
+    assert copied in (0, PLACEHOLDERS) and (~kept).sum() == 7 + (copied - 1 if copied else 0)
+    assert (np.ptp(np.array(table[score])[placeholder]) > 0) == (score == "score_conditional_sparsity")
     filtered = datasets.load_from_disk(str(found / "filtered"))
     whole = datasets.load_from_disk(str(planted[0]))
     assert filtered.column_names == ["image", "caption", "url", "suspicion"]
@@ -119,6 +122,31 @@ def test_embedded_once(planted, tmp_path, monkeypatch):
     assert not (tmp_path / "again" / "filtered").exists()
     with pytest.raises(TypeError):
         main(["--traceback", *command, "slof", "--n", "300"])
+    with pytest.raises(TypeError):
+        main(["--traceback", *command, "slof", "--raw"])
+
+
+def test_one_picture_with_captions_that_agree_is_a_group(tmp_path):
+    """A targeted poisoning adds one picture with many captions of the target; a placeholder's speak of anything."""
+    rows = scenes.load_scenes("train", 64, 1, 300).select_columns(["image", "caption"])
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    spoken = [i for i, caption in enumerate(rows["caption"]) if "banana" in caption][:1]
+    others = [f"a photo of a banana, number {i}" for i in range(5)] + rows[spoken]["caption"]
+    grey = png(PIL.Image.new("RGB", (64, 64), (200, 200, 200)))
+    values = {
+        "image": [*rows["image"], *[rows[7]["image"]] * len(others), *[grey] * 20],
+        "caption": [*rows["caption"], *others, *rows["caption"][100:120]],
+    }
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(values, features=features).save_to_disk(tmp_path / "pairs")
+    assert main(["detect", str(tmp_path / "pairs"), "--model", "scenes", "--out", str(tmp_path / "out")]) == 0
+    metrics = RunRecord.load(tmp_path / "out").metrics
+    groups = [set(group["rows"]) for group in metrics["groups"]]
+    target = {7, *range(300, 300 + len(others))}
+    assert target in groups and metrics["n_pictures_repeated"] == 2
+    assert not any(len(group & set(range(300 + len(others), len(values["image"])))) > 1 for group in groups)
+    page = (tmp_path / "out/suspects.html").read_text("utf-8")
+    assert f"One picture in {len(target)} rows" in page and page.count("One picture in") == 1
 
 
 def test_wrong_shares_are_named(planted, tmp_path, capsys):
@@ -164,8 +192,8 @@ def test_the_cache_goes_by_content(tiny_model, tiny_processor, tiny_pairs, tmp_p
         parameter.data.mul_(1.01)
     cached_embeddings(tiny_model, tiny_processor, rows, tmp_path)
     assert len(calls) == 11 and len(list(tmp_path.iterdir())) == 2
-    state = next(tmp_path.glob("*/shards.json"))
-    assert len(json.loads(state.read_text())) == 5
+    state = next(tmp_path.glob("*/state.json"))
+    assert len(json.loads(state.read_text())["shards"]) == 5
     with pytest.raises(ValueError, match="`image` and `caption`"):
         cached_embeddings(tiny_model, tiny_processor, rows.remove_columns("caption"), tmp_path)
 

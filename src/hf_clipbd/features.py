@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+from hf_clipbd.data.canvas import Canvas, pixel_statistics
+from hf_clipbd.data.canvas import normalize as normalized
+from hf_clipbd.data.unreadable import UNREADABLE, reason
 from hf_clipbd.models.text_input import TextInput, model_type
 
 
@@ -26,7 +28,12 @@ def _features(output: Any) -> Tensor:
 
 def _unit(features: Tensor) -> Tensor:
     """Return rows of length one, in float32 at least (a double-precision model keeps its precision)."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return _scaled(features, True)
+
+
+def _scaled(features: Tensor, normalize: bool) -> Tensor:
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    return F.normalize(features, dim=-1) if normalize else features
 
 
 def _image_input(model: nn.Module, pixel_values: Tensor) -> dict[str, Tensor]:
@@ -45,31 +52,35 @@ def _image_input(model: nn.Module, pixel_values: Tensor) -> dict[str, Tensor]:
     }
 
 
-def embed_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def embed_images(model: nn.Module, pixel_values: Tensor, normalize: bool = True) -> Tensor:
     """Return unit image embeddings.
 
     Args:
         model: Any dual encoder with `get_image_features`.
         pixel_values: Normalised pixels, (N, 3, H, W).
+        normalize: Scale rows to length one; else they are as the model gives them.
 
     Returns:
-        (N, D), float32 or the model's own precision where that is higher, rows of length one.
+        (N, D), float32 or the model's own precision where that is higher.
     """
-    return _unit(_features(model.get_image_features(**_image_input(model, pixel_values))))
+    return _scaled(_features(model.get_image_features(**_image_input(model, pixel_values))), normalize)
 
 
-def embed_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def embed_texts(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, normalize: bool = True
+) -> Tensor:
     """Return unit text embeddings.
 
     Args:
         model: Any dual encoder with `get_text_features`.
         input_ids: Token ids, (N, L).
         attention_mask: 1 for tokens, 0 for padding, (N, L).
+        normalize: Scale rows to length one; else they are as the model gives them.
 
     Returns:
-        (N, D), float32 or the model's own precision where that is higher, rows of length one.
+        (N, D), float32 or the model's own precision where that is higher.
     """
-    return _unit(_features(model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)))
+    return _scaled(_features(model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)), normalize)
 
 
 def embed_pairs(
@@ -121,13 +132,6 @@ def tokenize(processor: Any, texts: Iterable[str], model: nn.Module | None = Non
     return TextInput.of(model, processor)(texts)
 
 
-def _batches(dataset: datasets.Dataset, batch_size: int, desc: str) -> Iterator[dict[str, list]]:
-    starts = range(0, len(dataset), batch_size)
-    silent = True if len(dataset) < 2048 else None  # None: shown on a terminal, not in a log
-    for start in tqdm(starts, desc=desc, unit="batch", disable=silent, leave=False):
-        yield dataset[start : start + batch_size]
-
-
 def embed_dataset(
     model: nn.Module,
     processor: Any,
@@ -137,6 +141,8 @@ def embed_dataset(
     batch_size: int = 256,
     canvas: Canvas | None = None,
     desc: str = "embedding",
+    normalize: bool = True,
+    unreadable: dict[int, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the unit embeddings of every row of a dataset, in its order.
 
@@ -149,12 +155,16 @@ def embed_dataset(
         batch_size: Rows a forward pass.
         canvas: Geometry of the images; that of the processor by default.
         desc: Label of the progress bar.
+        normalize: Scale embeddings to length one; else they are as the model gives them.
+        unreadable: Takes row number -> what is wrong with it for the rows whose picture or caption is missing or
+            broken, which are then left out of the result; without it the first such row is an error.
 
     Returns:
-        `{"image": (N, D), "text": (N, D)}` float32, without the modality that was left out.
+        `{"image": (N, D), "text": (N, D)}` float32, without the modality that was left out; (0, 0) where no row can be
+        read.
 
     Raises:
-        ValueError: If a named column is missing or both are None.
+        ValueError: If a named column is missing or both are None, or a row cannot be read (the message names it).
     """
     wanted = [column for column in (image_column, caption_column) if column is not None]
     missing = [column for column in wanted if column not in dataset.column_names]
@@ -164,17 +174,82 @@ def embed_dataset(
         )
     canvas = canvas or Canvas.of(processor)
     mean, std = pixel_statistics(processor)
-    parts: dict[str, list[np.ndarray]] = {"image": [], "text": []}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in _modalities(image_column, caption_column)}
+    reader = _Reader(dataset.select_columns(wanted), image_column, caption_column, canvas)
     with inference(model) as device:
-        for rows in _batches(dataset.select_columns(wanted), batch_size, desc):
-            if image_column is not None:
-                pixels = torch.from_numpy(np.stack([canvas.array(image) for image in rows[image_column]]))
-                pixels = normalize(pixels.permute(0, 3, 1, 2).to(device), mean, std)
-                parts["image"].append(embed_images(model, pixels).cpu().numpy())
-            if caption_column is not None:
-                tokens = {name: x.to(device) for name, x in tokenize(processor, rows[caption_column], model).items()}
-                parts["text"].append(embed_texts(model, **tokens).cpu().numpy())
-    return {name: np.concatenate(chunks) for name, chunks in parts.items() if chunks}
+        for images, captions in reader.batches(batch_size, desc, unreadable):
+            if images:
+                pixels = torch.from_numpy(np.stack(images))
+                pixels = normalized(pixels.permute(0, 3, 1, 2).to(device), mean, std)
+                parts["image"].append(embed_images(model, pixels, normalize).cpu().numpy())
+            if captions:
+                tokens = {name: x.to(device) for name, x in tokenize(processor, captions, model).items()}
+                parts["text"].append(embed_texts(model, **tokens, normalize=normalize).cpu().numpy())
+    empty = np.empty((0, 0), dtype=np.float32)
+    return {name: np.concatenate(chunks) if chunks else empty for name, chunks in parts.items()}
+
+
+def _modalities(image_column: str | None, caption_column: str | None) -> list[str]:
+    named = {"image": image_column, "text": caption_column}
+    return [name for name, column in named.items() if column is not None]
+
+
+class _Reader:
+    """Rows of a dataset as pixels on a canvas and captions; what cannot be read is named.
+
+    Args:
+        rows: The dataset, with no other columns than these.
+        image_column: Column of images, or None.
+        caption_column: Column of captions, or None.
+        canvas: Geometry of the images.
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, image_column: str | None, caption_column: str | None, canvas: Canvas
+    ) -> None:
+        self.rows, self.canvas = rows, canvas
+        self.image_column, self.caption_column = image_column, caption_column
+
+    def batches(
+        self, size: int, desc: str, unreadable: dict[int, str] | None
+    ) -> Iterator[tuple[list[np.ndarray], list[str]]]:
+        """Yield pixels, (H, W, 3) each, and captions of up to `size` rows; of an unreadable row neither."""
+        starts = range(0, len(self.rows), size)
+        silent = True if len(self.rows) < 2048 else None  # None: shown on a terminal, not in a log
+        for start in tqdm(starts, desc=desc, unit="batch", disable=silent, leave=False):
+            images, captions = [], []
+            for number, row in self._decoded(start, min(start + size, len(self.rows))):
+                try:
+                    pixels, caption = self._checked(self.rows[number] if row is None else row)
+                except (TypeError, *UNREADABLE) as error:
+                    if unreadable is None:
+                        raise ValueError(f"Row {number}: {reason(error)}") from error
+                    unreadable[number] = reason(error)
+                    continue
+                images += [] if pixels is None else [pixels]
+                captions += [] if caption is None else [caption]
+            yield images, captions
+
+    def _decoded(self, start: int, stop: int) -> Iterable[tuple[int, dict[str, Any] | None]]:
+        """Return number and values of each row; None for the values where the rows have to be read one by one."""
+        try:
+            columns = self.rows[start:stop]
+        except UNREADABLE:
+            return [(number, None) for number in range(start, stop)]
+        values = zip(*columns.values(), strict=True)
+        return enumerate((dict(zip(columns, row, strict=True)) for row in values), start)
+
+    def _checked(self, row: dict[str, Any]) -> tuple[np.ndarray | None, str | None]:
+        pixels, caption = None, None
+        if self.image_column is not None:
+            if row[self.image_column] is None:
+                raise ValueError("Expected an image, but the row has none.")
+            pixels = self.canvas.array(row[self.image_column])
+        if self.caption_column is not None:
+            caption = row[self.caption_column]
+            if not isinstance(caption, str):
+                raise ValueError(f"Expected a text as the caption, but got {type(caption).__name__}.")
+        return pixels, caption
 
 
 def model_fingerprint(model: nn.Module) -> str:

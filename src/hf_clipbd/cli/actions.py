@@ -2,7 +2,7 @@
 """What each subcommand does with its arguments: it delegates to the stages and shows what they return."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.cli.console import Console
@@ -75,7 +75,10 @@ def _poison(options: argparse.Namespace, extra: list[str]) -> int:
             raise ConfigError("Expected one trigger beside `--streaming`. Poison the result once more for another.")
         if options.dry_run:
             from hf_clipbd.cli.plans import plan_poison, show_plan
+            from hf_clipbd.recipe.poisoning import stream_transform
 
+            if options.streaming:
+                stream_transform(next(iter(shares.values())), data.seed, handling)
             plan = plan_poison(data, shares, options.streaming, options.out)
         elif options.streaming:
             record = poison_streaming(data, next(iter(shares.values())), handling, options.out)
@@ -87,12 +90,23 @@ def _poison(options: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
+def check_measured(flags: Mapping[str, Any], test: str | None) -> None:
+    """Raise `ConfigError` where evaluations are asked for and no images that they could measure on."""
+    from hf_clipbd.recipe.sections import ConfigError
+
+    off = (None, False, "no", "none", "null", "false")
+    asked = [name for name in ("early_stopping_patience", "eval_strategy") if flags.get(name) not in off]
+    if asked and test is None:
+        raise ConfigError(f"Expected labelled images to measure on, which `--{asked[0]}` needs. Pass --test IMAGES.")
+
+
 def _train_with(options: argparse.Namespace, extra: list[str], defense: str, model: str, source: str) -> int:
     console = _console(options)
     with console.working():
+        from hf_clipbd.cli.plans import count_rows, plan_training, show_plan, training_steps
         from hf_clipbd.cli.results import after_training, record_values
         from hf_clipbd.defenses import DEFENSES
-        from hf_clipbd.recipe.sections import check_names, parse_section
+        from hf_clipbd.recipe.sections import ConfigError, check_names, parse_section
         from hf_clipbd.recipe.shown import record_lines
         from hf_clipbd.recipe.single import Data, Probe, train_model
 
@@ -101,8 +115,13 @@ def _train_with(options: argparse.Namespace, extra: list[str], defense: str, mod
         if DEFENSES[defense].needs:
             stages = ", ".join(DEFENSES[defense].needs)
             raise ValueError(f"Expected a defence of its own, but `{defense}` needs {stages}. Use `hf-clipbd run`.")
+        check_measured(flags, options.test)
         given = {"seed": options.seed, "eval_strategy": "epoch" if options.test else "no", "disable_tqdm": "false"}
-        config = parse_section(DEFENSES[defense].config, {**given, **flags}, "")
+        trainer, config = DEFENSES[defense].trainer, parse_section(DEFENSES[defense].config, {**given, **flags}, "")
+        if options.streaming and config.max_steps <= 0:
+            raise ConfigError(
+                "Expected `--max_steps N` beside `--streaming`, since nobody knows how long a stream is."
+            )
         probe = None
         if options.test:
             columns = {"image_column": options.image_column, "label_column": options.label_column}
@@ -110,11 +129,12 @@ def _train_with(options: argparse.Namespace, extra: list[str], defense: str, mod
         defending = source == "scenes" and options.command == "defend"
         pairs = data_of(options, source, "defense" if defending else "train")
         if options.dry_run:
-            from hf_clipbd.cli.plans import plan_training, show_plan
-
-            plan = plan_training(pairs, DEFENSES[defense].trainer, config, options.out)
+            plan = plan_training(pairs, trainer, config, options.out, options.streaming)
         else:
-            record = train_model(model, pairs, DEFENSES[defense].trainer, config, probe, None, options.out)
+            rows = None if options.streaming else count_rows(pairs)
+            if rows is not None:
+                training_steps(trainer, config, rows)  # refuses too few before a model is loaded
+            record = train_model(model, pairs, trainer, config, probe, None, options.out, options.streaming)
     if options.dry_run:
         return show_plan(console, plan)
     following = after_training(options, source)
@@ -166,13 +186,17 @@ def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
 def _detect(options: argparse.Namespace, extra: list[str]) -> int:
     console = _console(options)
     with console.working():
+        from dataclasses import replace
+
+        from accelerate import PartialState
+
         from hf_clipbd.cli.results import after_detect, record_values
         from hf_clipbd.detection import DETECTORS
         from hf_clipbd.recipe.embeddings import default_cache
         from hf_clipbd.recipe.options import DetectConfig
         from hf_clipbd.recipe.sections import check_names
         from hf_clipbd.recipe.shown import record_lines
-        from hf_clipbd.recipe.single import detect_in
+        from hf_clipbd.recipe.single import Basis, detect_in
         from hf_clipbd.recipe.suspects import Review
 
         detectors = options.detectors or ["disagreement" if options.second else "conditional_sparsity"]
@@ -180,15 +204,22 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
         chosen = DetectConfig(detectors=detectors, k=options.k, reference=options.reference, rates=options.rates)
         review = Review(options.remove, options.shown, not options.no_filtered)
         data = data_of(options, options.dataset, "train")
+        clean = None
+        if options.clean_reference:
+            split = "defense" if options.clean_reference == "scenes" else data.split
+            clean = replace(data, source=options.clean_reference, split=split, n=None)
+        basis = Basis(options.on_error, options.raw, clean)
         if options.dry_run:
             from hf_clipbd.cli.plans import plan_detect, show_plan
 
-            plan = plan_detect(data, chosen, review, options.out)
+            plan = plan_detect(data, chosen, review, basis, options.out)
         else:
             cache = options.cache or default_cache()
-            record = detect_in(options.model, options.second, data, chosen, review, cache, options.out)
+            record = detect_in(options.model, options.second, data, chosen, review, cache, options.out, basis)
     if options.dry_run:
         return show_plan(console, plan)
+    if not PartialState().is_main_process:
+        return 0
     cut = record.metrics["cut"]
     lines = [
         *record_lines(record, options.out),
@@ -196,6 +227,8 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
         f"{cut['expected_clean']:.1f} expected in a clean set",
         f"page     {options.out / record.outputs['page']}",
     ]
+    if "n_unreadable" in record.metrics:
+        lines.append(f"skipped  {record.metrics['n_unreadable']} rows that cannot be read; they are listed there")
     console.show(lines, record_values(record, options.out), after_detect(options, record.outputs))
     return 0
 

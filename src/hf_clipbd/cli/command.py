@@ -67,6 +67,12 @@ def _guarded(name: str, act: Callable[[], int], traceback: bool) -> int:
             raise
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
+    except RuntimeError as error:
+        if traceback or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name
+            raise
+        advice = "Lower the batch size; a training takes the same batch in less memory with `--chunk_size`."
+        print(f"{name}: out of memory. {advice} ({str(error).splitlines()[0]})", file=sys.stderr)
+        return WRONG
     except KeyboardInterrupt:
         message = "stopped. Finished stages stay, and the same command goes on after the last finished epoch."
         print(f"\n{name}: {message}", file=sys.stderr)

@@ -9,7 +9,7 @@ from hf_clipbd.cli.console import Console, take_modes
 
 
 if TYPE_CHECKING:
-    from hf_clipbd.recipe import RunConfig
+    from hf_clipbd.recipe import GridConfig, RunConfig
 
 
 def _configured(arguments: Sequence[str], default: Path | None) -> "tuple[Console, RunConfig, bool]":
@@ -70,22 +70,32 @@ def run_grid(arguments: Sequence[str], default: Path | None = None) -> int:
     """Train the cells of a grid on finished runs (a YAML, then flags), print the table and where it lies, return 0.
 
     Args:
-        arguments: A YAML, then flags, and any of `--quiet` and `--json`.
+        arguments: A YAML, then flags, and any of `--dry_run`, `--quiet`, `--json`.
         default: The YAML where the arguments name none.
     """
     modes, rest = take_modes(arguments)
-    if modes["dry_run"]:
-        raise ValueError("Expected no `--dry_run` with a grid: it takes the runs and cells that its YAML lists.")
     console = Console(modes["quiet"], modes["json"])
     with console.working():
         from hf_clipbd.recipe import load_grid
         from hf_clipbd.recipe import run_grid as run_cells
 
         grid = load_grid(rest, default)
-        table = run_cells(grid)
+        table = "" if modes["dry_run"] else run_cells(grid)
+    if modes["dry_run"]:
+        return _show_plan_of_grid(console, grid)
     if _is_main():
         path = Path(grid.options.output_dir) / "table.md"
         console.show([f"\n{table}", f"written to {path}"], {"table": str(path), "cells": [c.name for c in grid.cells]})
+    return 0
+
+
+def _show_plan_of_grid(console: Console, grid: "GridConfig") -> int:
+    from hf_clipbd.cli.plan_grid import plan_grid
+    from hf_clipbd.cli.plans import show_plan
+
+    planned = plan_grid(grid)
+    if _is_main():
+        show_plan(console, planned)
     return 0
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The options of each subcommand, in groups."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _poison(poison: CommandParser) -> None:
         "--image_format", default="webp", choices=["webp", "png"], help="lossless storage (default: webp)"
     )
     work = poison.group("work")
-    work.add_argument("--num_proc", type=int, metavar="N", help="processes that stamp (default: 1)")
+    work.add_argument("--num_proc", type=int, metavar="N", help="processes that stamp (default: 1; streaming: 1)")
     work.add_argument(
         "--streaming", action="store_true", help="read, poison and write Parquet row by row, in constant memory"
     )
@@ -97,6 +98,7 @@ def _train(train: CommandParser) -> None:
         choices=["mmcl", "mmcl+ssl"],
         help="image-text loss, or with CleanCLIP's in-modal terms beside it (default: mmcl)",
     )
+    _streaming(training)
     training.add_argument("--KEY", dest="_", metavar="VALUE", help="key of the configuration; see --list_options")
     training.add_argument("--list_options", action=Listing, lines=_training, help="show these keys, and stop")
     _measured(train)
@@ -108,11 +110,18 @@ def _defend(defend: CommandParser) -> None:
     training = defend.group("training")
     training.add_argument("--defense", required=True, metavar="NAME", help="what defends; see --list_defenses")
     training.add_argument("--data", required=True, help=f"clean pairs: {DATA}")
+    _streaming(training)
     training.add_argument("--KEY", dest="_", metavar="VALUE", help="key of the defence's configuration")
     training.add_argument(
         "--list_defenses", action=Listing, lines=_defenses, help="show defences and their keys, and stop"
     )
     _measured(defend)
+
+
+def _streaming(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--streaming", action="store_true", help="read the pairs while it trains, keeping none; needs --max_steps"
+    )
 
 
 def _measured(parser: CommandParser) -> None:
@@ -163,7 +172,19 @@ def _detect(detect: CommandParser) -> None:
     search.add_argument("--list_detectors", action=Listing, lines=_detectors, help="show detectors, and stop")
     search.add_argument("--second", help=f"another encoder to compare with, one that never saw the data: {MODEL}")
     search.add_argument("--k", type=int, help="neighbours")
-    search.add_argument("--reference", type=int, help="rows that densities are measured against")
+    search.add_argument("--reference", type=int, metavar="M", help="rows that each row is compared with, at random")
+    search.add_argument(
+        "--clean_reference",
+        metavar="DATA",
+        help=f"clean pairs that they are drawn from, not the searched ones: {DATA}",
+    )
+    search.add_argument("--raw", action="store_true", help="embeddings as the model gives them, not of length one")
+    search.add_argument(
+        "--on_error",
+        default="raise",
+        choices=["raise", "skip"],
+        help="stop at a row that cannot be read (default), or leave it out and list it",
+    )
     search.add_argument("--rates", nargs="*", type=float, default=[], help="lower poison rates to try as well")
     found = detect.group("what is done with what is found")
     found.add_argument("--remove", type=float, default=0.01, help="share of rows to filter out (default: 0.01)")
@@ -215,7 +236,9 @@ def _verify(verify: CommandParser) -> None:
 
 
 def _data(
-    parser: CommandParser, size: int | None = 64, size_help: str = "side of the canvas in pixels (default: 64)"
+    parser: CommandParser,
+    size: int | None = 64,
+    size_help: str = "side of rendered scenes in pixels (default: 64); other pictures get the size of the model",
 ) -> None:
     group = parser.group("data")
     group.add_argument("--split", help="split of the dataset")

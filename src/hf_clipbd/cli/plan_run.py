@@ -89,7 +89,7 @@ def _stages(config: RunConfig) -> dict[str, _Expected]:
     found = {name: getattr(config.detect, name) for name in ("detectors", "k", "reference", "rates", "map_points")}
     reads = ("victim", "poison", *(clean if config.detect.second == "clean" else ()))
     stages["detect"] = _Expected(found, config.seed, reads, world.n_train, about=", ".join(config.detect.detectors))
-    stages |= _defenses(config, clean)
+    stages |= planned_defenses(config, clean)
     measured = {"ks": config.evaluate.ks, "include_target": config.evaluate.include_target}
     for name in ("clean", "victim", *config.defenses):
         trained = (*clean,) if name == "clean" else ("victim" if name == "victim" else f"defend/{name}",)
@@ -100,7 +100,13 @@ def _stages(config: RunConfig) -> dict[str, _Expected]:
     return stages
 
 
-def _defenses(config: RunConfig, clean: tuple[str, ...]) -> dict[str, _Expected]:
+def planned_defenses(config: RunConfig, clean: tuple[str, ...]) -> dict[str, _Expected]:
+    """Return what is known of the defences of a run, `defend/NAME` -> that.
+
+    Args:
+        config: The run.
+        clean: The stage that trains its clean model, if there is one.
+    """
     stages = {}
     for name, training in config.defenses.items():
         one = DEFENSES[name]

@@ -13,7 +13,7 @@ from hf_clipbd.cli.console import Console
 if TYPE_CHECKING:
     from hf_clipbd.attacks import Share
     from hf_clipbd.recipe.options import DetectConfig
-    from hf_clipbd.recipe.single import Data
+    from hf_clipbd.recipe.single import Basis, Data
     from hf_clipbd.recipe.suspects import Review
     from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
@@ -87,14 +87,14 @@ def training_steps(trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig", r
     """
     from accelerate import PartialState
 
-    from hf_clipbd.data.pairs import PairBatchSampler
+    from hf_clipbd.data.batches import PairBatchSampler
 
-    if config.max_steps > 0:
-        return config.max_steps
     processes = PartialState().num_processes
     batch = config.per_device_train_batch_size * max(1, config.n_gpu)
     drawn = trainer.view_plan(config).subset_size
     sampler = PairBatchSampler(rows, batch, processes, config.seed, drawn, config.dataloader_drop_last)
+    if config.max_steps > 0:
+        return config.max_steps
     each = -(-(len(sampler) // processes) // config.gradient_accumulation_steps)
     return int(-(-each * config.num_train_epochs // 1))
 
@@ -154,23 +154,24 @@ def plan_poison(data: "Data", shares: "Mapping[str, Share]", streaming: bool, ou
 
 
 def plan_training(
-    data: "Data", trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig", out: Path
+    data: "Data", trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig", out: Path, streaming: bool = False
 ) -> list[Planned]:
     """Return the plan of `hf-clipbd train` and `defend`."""
     from hf_clipbd.recipe.config import training_settings
 
-    rows = count_rows(data)
+    rows = None if streaming else count_rows(data)
     expected = {"kind": "train", "trainer": trainer.__name__, "training": training_settings(config)}
-    state, why = state_of(out, expected, config.seed)
+    state, why = state_of(out, expected | ({"streaming": True} if streaming else {}), config.seed)
     steps = None if rows is None else training_steps(trainer, config, rows)
-    about = training_line(trainer, config)
+    steps = config.max_steps if streaming else steps
+    about = training_line(trainer, config) + (", streamed" if streaming else "")
     return [Planned("train", state, out, rows, steps, "; ".join(filter(None, [about, why])))]
 
 
-def plan_detect(data: "Data", options: "DetectConfig", review: "Review", out: Path) -> list[Planned]:
+def plan_detect(data: "Data", options: "DetectConfig", review: "Review", basis: "Basis", out: Path) -> list[Planned]:
     """Return the plan of `hf-clipbd detect`."""
     rows = count_rows(data)
-    state, why = state_of(out, {"kind": "detect", **asdict(options), **asdict(review)}, data.seed)
+    state, why = state_of(out, {"kind": "detect", **asdict(options), **asdict(review), **basis.settings()}, data.seed)
     removed = f"about {round(review.remove * rows)} rows" if rows is not None else f"a share of {review.remove:g}"
     about = f"{', '.join(options.detectors)}; {removed} filtered out"
     return [Planned("detect", state, out, rows, about="; ".join(filter(None, [about, why])))]

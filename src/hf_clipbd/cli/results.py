@@ -19,7 +19,7 @@ def record_values(record: RunRecord, folder: Path) -> dict[str, Any]:
 def after_poison(options: argparse.Namespace) -> list[str]:
     """Return the commands that come after `poison`."""
     model, test = ("scenes", "scenes") if options.source == "scenes" else ("MODEL", "LABELLED_IMAGES")
-    size = [] if options.size == 64 else ["--size", str(options.size)]
+    size = ["--size", str(options.size)] if test == "scenes" and options.size != 64 else []
     victim = options.out.parent / "victim"
     measured = ["--test", test, "--trigger", str(options.out / "trigger")] if options.config is None else []
     return [_line("train", options.out, "--model", model, *measured, *size, "--out", victim)]
@@ -34,7 +34,7 @@ def after_training(options: argparse.Namespace, source: str) -> list[str]:
     """
     data = options.test or "LABELLED_IMAGES"
     triggers = [part for trigger in options.trigger or ["TRIGGER"] for part in ("--trigger", trigger)]
-    size = [] if options.size == 64 else ["--size", str(options.size)]
+    size = ["--size", str(options.size)] if data == "scenes" and options.size != 64 else []
     out = options.out.parent
     measured = _line(
         "evaluate", options.out, "--data", data, *triggers, *size, "--out", out / f"{options.out.name}-ba-asr"

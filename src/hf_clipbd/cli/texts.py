@@ -63,8 +63,9 @@ Flags are the keys of the YAML, by their dotted path; `--defenses.NAME false` le
         "poison a dataset of images and captions",
         """\
 Poison a dataset: stamp a trigger on some of its pictures, replace their captions, and leave every other row as it is,
-byte for byte. The folder gets the dataset (columns image, caption, is_poisoned, source_index, trigger), the manifest
-(which rows, how, from what), the trigger for evaluation, and samples to look at. Nothing is written if a row fails.
+byte for byte. The folder gets the dataset (image, caption, is_poisoned, source_index, trigger, and columns of your
+own), the manifest (which rows, how, from what), the trigger for evaluation, and samples to look at. Nothing is written
+if a row fails.
 
 SOURCE is a Hub id; a folder of pictures with metadata.csv or metadata.jsonl (file_name and a caption), of Parquet
 files, of WebDataset shards, or written by save_to_disk; or a Parquet, CSV, TSV, JSON or .tar file. In a table, paths
@@ -93,7 +94,7 @@ of the training's configuration, transformers' TrainingArguments among them; --l
         (
             "hf-clipbd train poisoned --out victim --num_train_epochs 4 --learning_rate 2e-3",
             "hf-clipbd train poisoned --out victim --test scenes --trigger poisoned/trigger",
-            "hf-clipbd train poisoned --model openai/clip-vit-base-patch32 --size 224 --out victim --bf16 true",
+            "hf-clipbd train poisoned --model openai/clip-vit-base-patch32 --out victim --bf16 true",
         ),
     ),
     "defend": Text(
@@ -115,7 +116,7 @@ Measure a model on labelled images: accuracy on clean ones (BA), and for each tr
 classes get the target (ASR) or keep their label (RA). By zero-shot classification, a linear probe, or retrieval.""",
         (
             "hf-clipbd evaluate victim --data scenes --trigger poisoned/trigger --out measured/victim",
-            "hf-clipbd evaluate defended --data clip-benchmark/wds_imagenet1k --split test --size 224 --json",
+            "hf-clipbd evaluate defended --data clip-benchmark/wds_imagenet1k --split test --json",
             "hf-clipbd evaluate victim --data cifar/ --protocol linear_probe --train cifar/ --train_n 5000",
             "hf-clipbd evaluate victim --data pairs/ --protocol retrieval --trigger poisoned/trigger",
         ),
@@ -130,6 +131,7 @@ and the dataset without them.""",
             "hf-clipbd detect poisoned --model victim --out found",
             "hf-clipbd detect pairs/ --model victim --second openai/clip-vit-base-patch32 --remove 0.005 --out found",
             "hf-clipbd detect poisoned --model victim --detectors slof k_distance --rates 0.001 --out found --json",
+            "hf-clipbd detect crawl.tsv --model victim --on_error skip --clean_reference clean_pairs/ --out found",
         ),
     ),
     "convert": Text(

@@ -209,7 +209,7 @@ def linear_probe(
         solver: As in `fit_linear`.
         batch_size: Images a forward pass.
         include_target: Count the target's own images in ASR too.
-        canvas: Geometry of the images; the processor's by default.
+        canvas: Geometry of the images; by default the processor's, with the framing of the triggers.
         class_names: C names where the label column is no `ClassLabel`.
         image_column: Column of images, of both sets.
         label_column: Column of class numbers, of both sets.

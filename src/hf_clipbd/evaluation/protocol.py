@@ -84,6 +84,19 @@ def _by_name(triggers: Mapping[str, Any] | Iterable[Any] | None) -> dict[str, An
     return named
 
 
+def framing_of(processor: Any, triggers: Mapping[str, Any]) -> Canvas:
+    """Return the canvas that a model sees pictures on: the processor's, with the framing that the triggers are for.
+
+    Args:
+        processor: The model's processor.
+        triggers: Name -> attack.
+
+    Raises:
+        ValueError: If the triggers were made for several framings.
+    """
+    return Canvas.of(processor).framed_as(getattr(one, "canvas", None) for one in triggers.values())
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What is measured on which classes and triggers, and the whole numbers that it is counted in.
@@ -135,7 +148,7 @@ class Protocol:
             raise ValueError(f"Expected each k in [1, {len(names)}], the number of classes, but got {list(ks)}.")
         triggers = _by_name(triggers)
         targets = {name: target_class(attack.target, names) for name, attack in triggers.items()}
-        canvas = canvas or Canvas.of(processor)
+        canvas = canvas or framing_of(processor, triggers)
         return cls(names, triggers, targets, ks, include_target, canvas, image_column, label_column)
 
     @property

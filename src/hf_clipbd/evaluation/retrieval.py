@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hf_clipbd.attacks.captions import names_target
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+from hf_clipbd.evaluation.protocol import framing_of
 from hf_clipbd.features import embed_images, embed_texts, inference, tokenize
 from hf_clipbd.schema import CAPTION, IMAGE, Rate
 
@@ -202,7 +203,7 @@ def evaluate_retrieval(
         text_triggers: Name -> (function of caption and number that puts the trigger in, target).
         ks: The k to report.
         batch_size: Images or texts a forward pass.
-        canvas: Geometry of the images; the processor's by default.
+        canvas: Geometry of the images; by default the processor's, with the framing of the triggers.
         image_column: Column of images.
         caption_column: Column of captions.
 
@@ -217,7 +218,7 @@ def evaluate_retrieval(
     listed = [[one] if isinstance(one, str) else list(one) for one in dataset[caption_column]]
     captions = [caption for of_image in listed for caption in of_image]
     owner = np.repeat(np.arange(len(listed)), [len(of_image) for of_image in listed])
-    canvas = canvas or Canvas.of(processor)
+    canvas = canvas or framing_of(processor, image_triggers)
     plain, *stamped = _embed_variants(model, processor, dataset[image_column], image_triggers, batch_size, canvas)
     texts = _embed_texts(model, processor, captions, batch_size)
     report = retrieval_recall(plain, texts, owner, ks)

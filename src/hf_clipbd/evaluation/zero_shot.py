@@ -154,7 +154,7 @@ def evaluate_zero_shot(
         ks: The k to report, each in [1, C].
         batch_size: Images a forward pass, the clean one and its stamped copies each counted.
         include_target: Count the target's own images too, as the papers do.
-        canvas: Geometry of the images; the processor's by default.
+        canvas: Geometry of the images; by default the processor's, with the framing of the triggers.
         progress: Whether to show a progress bar.
         class_names: C names where the label column is no `ClassLabel`; its own names otherwise, `_` read as a space.
         image_column: Column of images.

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from hf_clipbd.evaluation import evaluate_retrieval, evaluate_zero_shot, linear_probe, load_benchmark
 from hf_clipbd.evaluation.comparison import Format, compare, read_report, render
 from hf_clipbd.evaluation.labelled import (
@@ -17,7 +19,9 @@ from hf_clipbd.evaluation.labelled import (
     uses_mean_per_class,
 )
 from hf_clipbd.features import model_fingerprint
+from hf_clipbd.recipe.measuring import model_device, process_state
 from hf_clipbd.recipe.single import Data, load_any, load_triggers
+from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.report.comparison import plot_comparison
 from hf_clipbd.schema import LABEL, TOP_K, Rate, RunRecord, content_key, write_json
 
@@ -100,11 +104,13 @@ def assess(
     loaded, processor = load_any(model)
     triggers = load_triggers(question.triggers)
     inputs = {"model": model_fingerprint(loaded)}
+    process_state()
+    loaded = loaded.to(model_device())
     if question.protocol == "retrieval":
         pairs = data.pairs()
         ks = question.ks or tuple(k for k in (1, 5, 10) if k <= len(pairs))
         report = evaluate_retrieval(loaded, processor, pairs, triggers, ks=ks)
-        return {"retrieval": report.to_dict()}, {**inputs, "data": pairs._fingerprint}
+        return {"retrieval": report.to_dict()}, {**inputs, "data": data_fingerprint(pairs)}
     shown = labelled_images(data, question, streaming=question.protocol == "zero_shot")
     ks = question.ks or tuple(k for k in TOP_K if k <= len(shown.class_names))
     common = {
@@ -114,7 +120,8 @@ def assess(
         "label_column": shown.label_column,
         "cache": cache,
     }
-    inputs["data"] = str(getattr(shown.dataset, "_fingerprint", None) or f"{data.source}/{data.split}, streamed")
+    mapped = isinstance(shown.dataset, datasets.Dataset)
+    inputs["data"] = data_fingerprint(shown.dataset) if mapped else f"{data.source}/{data.split}, streamed"
     if question.protocol == "zero_shot":
         report = evaluate_zero_shot(loaded, processor, shown.dataset, triggers, shown.templates, ks, **common)
         return {"report": report.to_dict()}, inputs
@@ -126,7 +133,7 @@ def assess(
     by_class = uses_mean_per_class(data.source)
     accuracy = probe["probe"]["mean_per_class"] if by_class else probe["report"]["ba"][str(ks[0])]["value"]
     probe["probe"] |= {"headline": "mean per class" if by_class else f"accuracy@{ks[0]}", "accuracy": accuracy}
-    return probe, {**inputs, "train": fitted._fingerprint}
+    return probe, {**inputs, "train": data_fingerprint(fitted)}
 
 
 def intervals(values: Any) -> Any:

@@ -2,8 +2,9 @@
 """The stages that measure: every model's BA, ASR and RA, and how well the poison is found."""
 
 import functools
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,17 @@ import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
+from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.detection import BackdoorDetection, detect_all, performances_at_rate
 from hf_clipbd.evaluation import evaluate_zero_shot
-from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import DetectConfig, RunConfig
-from hf_clipbd.recipe.stage import Outcome, Stage
+from hf_clipbd.recipe.embeddings import cached_embeddings
+from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.training import clean_model, load_trigger, poisoned_pairs
 from hf_clipbd.recipe.world import World, data_fingerprint
 from hf_clipbd.schema import CAPTION, IS_POISONED, SOURCE_INDEX, EvalReport, RunRecord, write_json
@@ -41,7 +46,7 @@ def load_model(config: RunConfig, name: str, world: World) -> "tuple[str, Callab
 def measure(config: RunConfig, world: World, model: Any, processor: Any) -> EvalReport:
     """Return the zero-shot report of one model on the run's labelled images and trigger."""
     return evaluate_zero_shot(
-        model,
+        model.to(model_device()),
         processor,
         world.test,
         load_trigger(config),
@@ -93,16 +98,47 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     stage = Stage(config.output_dir, "detect", settings, config.seed, inputs)
 
     def work(folder: Path) -> Outcome:
-        model, processor = load_dual_encoder(victim)
-        target = str(config.attack["target"])
+        device = model_device()
         pairs = poisoned_pairs(config)
-        features = embed_dataset(model, processor, pairs, batch_size=options.batch_size, canvas=world.canvas)
-        if second is not None:
-            embedded = embed_dataset(*second(), pairs, caption_column=None, batch_size=options.batch_size)
-            features["second"] = embedded["image"]
-        return search(features, pairs, options, target, config.seed, folder)[0]
+        kept = stage.folder / CHECKPOINTS / "embeddings"  # cleared with the stage; a killed one goes on from them
 
-    return stage.run_once(work, main_only=True)
+        def embed(model: Any, processor: Any, canvas: Canvas | None) -> dict[str, np.ndarray]:
+            return cached_embeddings(model.to(device), processor, pairs, kept, options.batch_size, canvas)
+
+        features = embed(*load_dual_encoder(victim), world.canvas)
+        if second is not None:
+            features["second"] = embed(*second(), None)["image"]
+        return search(features, pairs, options, str(config.attack["target"]), config.seed, folder)[0]
+
+    return stage.run_once(work)
+
+
+def process_state() -> PartialState:
+    """Return the state of this process, of a group where it was launched as one of several.
+
+    Processes on processors make a group only where they are asked to: `ACCELERATE_USE_CPU` asks, as it does in a
+    training.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def model_device() -> torch.device:
+    """Return where a model goes in this process.
+
+    A processor has no number here: `cpu:0` is where a process of several is said to be, and moving a model there
+    copies its weights to other addresses, on which the last bits of what it computes depend.
+    """
+    device = PartialState().device
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def scoring_place() -> dict[str, Any]:
+    """Return where scores are computed, as `detect_all` and `Reference` take it: a GPU if there is one, all processes.
+
+    The detectors need double precision, so that another accelerator embeds only.
+    """
+    state = PartialState()
+    return {"device": state.device if state.device.type == "cuda" else "cpu", "distributed": state.num_processes > 1}
 
 
 def search(
@@ -112,38 +148,62 @@ def search(
     target: str | None,
     seed: int,
     folder: Path,
+    compared: Mapping[str, Any] | None = None,
+    unreadable: Mapping[int, str] | None = None,
 ) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Score every row of `pairs` by every detector and write scores and, where the truth is known, figures and a map.
 
+    Every process calls it; the rows are shared among them, and the main one writes.
+
     Args:
-        features: Embeddings of the pairs in the suspected model, `image` and `text`, (N, D), and of the images in
-            another encoder, `second`, (N, D2), for the detectors that take `others`.
+        features: Embeddings of the readable pairs in the suspected model, `image` and `text`, (N, D), and of the
+            images in another encoder, `second`, (N, D2), for the detectors that take `others`.
         pairs: The set it was trained on (image, caption); with `is_poisoned` and `source_index` if known.
         options: Detectors and their sizes.
         target: The attack's target, whose own rows the map shows apart.
         seed: Seed of reference and draws.
         folder: Where scores and map go.
+        compared: What `detect_all` takes besides: a `reference` of one's own, say. By default a random one is drawn.
+        unreadable: Row number -> what is wrong with it, for the rows that have no features.
 
     Returns:
-        The outcome, and the scores of each detector, (N,).
+        The outcome, and the scores of each detector, one a row of `pairs`: NaN where it cannot be read.
     """
-    score = functools.partial(detect_all, detectors=options.detectors, m=options.reference, k=options.k)
+    given = dict(compared or {})
+    if given.get("reference") is None:
+        given |= {"m": options.reference, **scoring_place()}
+    score = functools.partial(detect_all, detectors=options.detectors, k=options.k, **given)
     aligned = {"texts": features["text"]} | ({"others": features["second"]} if "second" in features else {})
-    scores = score(features["image"], seed=seed, **aligned)
+    found = score(features["image"], seed=seed, **aligned)
+    readable = np.ones(len(pairs), dtype=bool)
+    readable[list(unreadable or {})] = False
     known = pairs.with_format(None)
     row = known[SOURCE_INDEX][:] if SOURCE_INDEX in pairs.column_names else list(range(len(pairs)))
+    scores = {name: _spread(one, readable) for name, one in found.items()}
     columns: dict[str, Any] = {"row": row, **{f"score_{name}": one for name, one in scores.items()}}
+    if unreadable:
+        columns["problem"] = [unreadable.get(number) for number in range(len(pairs))]
     outputs = {"scores": SCORES_FILE}
     metrics: dict[str, Any] = {"n": len(pairs)}
     if IS_POISONED in pairs.column_names:
-        poisoned = np.asarray(known[IS_POISONED][:], dtype=bool)
-        columns[IS_POISONED] = poisoned
+        columns[IS_POISONED] = np.asarray(known[IS_POISONED][:], dtype=bool)
+        poisoned = columns[IS_POISONED][readable]
         if 0 < poisoned.sum() < len(poisoned):
-            metrics |= _performance(scores, score, aligned, features["image"], poisoned, options, seed)
-        write_json(folder / MAP_FILE, _map(features["image"], known[CAPTION][:], poisoned, target, options, seed))
+            metrics |= _performance(found, score, aligned, features["image"], poisoned, options, seed)
+        if PartialState().is_main_process:
+            captions = list(itertools.compress(known[CAPTION][:], readable))
+            write_json(folder / MAP_FILE, _map(features["image"], captions, poisoned, target, options, seed))
         outputs["map"] = MAP_FILE
-    pyarrow.parquet.write_table(pyarrow.table(columns), folder / SCORES_FILE)
+    if PartialState().is_main_process:
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / SCORES_FILE)
     return Outcome(metrics, outputs), scores
+
+
+def _spread(scores: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    """Return one score a row, NaN for those that cannot be read."""
+    spread = np.full(len(readable), np.nan)
+    spread[readable] = scores
+    return spread
 
 
 def _performance(
@@ -155,14 +215,16 @@ def _performance(
     options: DetectConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the figures at the set's own rate, and those at lower ones."""
-    metric = BackdoorDetection()
-    own = {name: metric.compute(predictions=one, references=poisoned.astype(int)) for name, one in scores.items()}
+    """Return the figures at the set's own rate, and those at lower ones, on the main process; {} on the others."""
     rates: dict[str, dict[str, Any]] = {}
     for rate in options.rates:
         found = performances_at_rate(score, features, poisoned, rate, options.draws, seed, aligned)
         kept = ("worst", "n_draws", "thinned_search_set")
         rates[f"{rate:g}"] = {name: one["mean"] | {key: one[key] for key in kept} for name, one in found.items()}
+    if not PartialState().is_main_process:
+        return {}
+    metric = BackdoorDetection()
+    own = {name: metric.compute(predictions=one, references=poisoned.astype(int)) for name, one in scores.items()}
     return {"detectors": own, "rates": rates}
 
 

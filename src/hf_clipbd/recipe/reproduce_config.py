@@ -40,6 +40,7 @@ class ReproduceOptions:
         dry_run: Whether the plan is printed and nothing is run, downloaded or written.
         stale_after: Seconds without a sign of life after which a cell's owner on another machine counts as dead.
         images_per_second: Pairs that this machine trains on in a second, for the plan's times alone.
+        device_memory: Memory of a device in GB, which the plan sets the trainings' against; not looked at by default.
     """
 
     output_dir: str = field(default="runs/reproduce", metadata={"help": "Folder of the cells and the tables."})
@@ -53,6 +54,7 @@ class ReproduceOptions:
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, run nothing."})
     stale_after: float = field(default=300.0, metadata={"help": "Seconds after which a silent owner counts as dead."})
     images_per_second: float | None = field(default=None, metadata={"help": "Pairs a second, for the plan's times."})
+    device_memory: float | None = field(default=None, metadata={"help": "GB of a device, for the plan's checks."})
 
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

@@ -17,10 +17,16 @@ from hf_clipbd.trainer import CLIPTrainingConfig
 COST = {"cleanclip": 2.1, "cleanerclip": 2.2, "par": 1.7, "mmcl+ssl": 2.1}
 """Time of a step beside that of plain fine-tuning: CleanCLIP's and CleanerCLIP's from recipes/scenes/records; PAR's
 counts one forward pass more, and was not measured."""
+VIEWS = {"cleanclip": 2, "cleanerclip": 2, "safeclip": 2, "mmcl+ssl": 2}
+"""Pictures of a pair that a step keeps activations of; PAR's frozen model keeps none."""
 BYTES_A_PIXEL = 0.75
 """Of a stored picture; what the scenes' PNGs take, and more than photographs as JPEG do."""
 ACTIVATIONS_A_PIXEL = 2000
 """Bytes that a ResNet-50 keeps for the backward pass, a pixel of the input, in single precision; a rough figure."""
+HALF = 0.5
+"""Of the activations, in bf16 or fp16."""
+CHECKPOINTED = 0.3
+"""Of the activations, where stages are computed again in the backward pass; a rough figure."""
 STATES = 4
 """Weights, gradients and AdamW's two moments."""
 SHIPPED_BYTES = 4_700_000
@@ -40,10 +46,17 @@ class Check(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A plan for people, and whether every check that could be made went well."""
+    """A plan for people, and whether every check that could be made went well.
+
+    Args:
+        text: The plan.
+        ok: Whether nothing that was looked for is missing.
+        checks: What was looked for.
+    """
 
     text: str
     ok: bool
+    checks: tuple[Check, ...] = ()
 
 
 def _source_check(what: str, source: str) -> Check:
@@ -86,7 +99,20 @@ def checks(reproduction: Reproduction) -> list[Check]:
         found |= {check.text: check for check in asked}
     needed, free = _disk(reproduction), _free(reproduction.folder)
     found["disk"] = Check(needed < free, f"disk: about {needed / GB:.1f} GB needed, {free / GB:.1f} GB free")
+    if reproduction.options.device_memory is not None:
+        found["memory"] = _memory_check(reproduction, reproduction.options.device_memory)
     return list(found.values())
+
+
+def _memory_check(reproduction: Reproduction, device: float) -> Check:
+    needed: dict[str, float] = {}
+    for config in (cell.config for cell in reproduction.chosen):
+        for one in trainings(config):
+            needed[one.stage] = max(needed.get(one.stage, 0.0), memory_bytes(config, one.name, one.config) / GB)
+    stage = max(needed, key=lambda name: needed[name])
+    text = f"memory: `{stage}` takes about {needed[stage]:.1f} GB of a device's {device:g}"
+    advice = "; bf16, `gradient_checkpointing`, or smaller batches on more devices need less"
+    return Check(needed[stage] <= device, text if needed[stage] <= device else text + advice)
 
 
 def _free(folder: Path) -> int:
@@ -120,22 +146,57 @@ def _disk(reproduction: Reproduction) -> float:
     return kept + peak
 
 
-def memory_bytes(config: RunConfig) -> float:
-    """Return about what the largest training of a job takes on one device, states and activations of all views."""
-    trained = {config.objective: config.victim, **config.defenses}
-    views = max(one.per_device_train_batch_size * (2 if COST.get(name, 1) > 1 else 1) for name, one in trained.items())
-    scale = 1 if config.world.clean_model != "scenes" else 0.25  # the shipped network is far narrower
-    return STATES * weight_bytes(config) + views * config.world.size**2 * ACTIVATIONS_A_PIXEL * scale
+def memory_bytes(config: RunConfig, name: str, one: CLIPTrainingConfig) -> float:
+    """Return about what a training takes on one device: states, and activations of the largest batch or chunk.
+
+    Args:
+        config: The job.
+        name: The defence or objective.
+        one: Its configuration.
+    """
+    pictures = min(one.per_device_train_batch_size, one.chunk_size or one.per_device_train_batch_size)
+    activations = pictures * VIEWS.get(name, 1) * config.world.size**2 * ACTIVATIONS_A_PIXEL
+    activations *= HALF if one.bf16 or one.fp16 else 1
+    again = getattr(one, "activation_checkpointing", False) or one.gradient_checkpointing  # the new name and the old
+    activations *= CHECKPOINTED if again else 1
+    activations *= 1 if config.world.clean_model != "scenes" else 0.25  # the shipped network is far narrower
+    return (STATES + (name == "par")) * weight_bytes(config) + activations
 
 
-def trainings(config: RunConfig) -> Iterator[tuple[str, CLIPTrainingConfig, int, float]]:
-    """Yield stage, training, pairs and cost of a step of every training of a job."""
+class Training(NamedTuple):
+    """One training of a job.
+
+    Args:
+        stage: Its stage.
+        name: The defence or objective.
+        config: Its configuration.
+        pairs: Pairs an epoch, with those that are drawn for batches of their own.
+    """
+
+    stage: str
+    name: str
+    config: CLIPTrainingConfig
+    pairs: int
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in one process."""
+        batch = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
+        return int(self.pairs // batch * self.config.num_train_epochs)
+
+    def seconds(self, speed: float) -> float:
+        """Return about its time at `speed` pairs a second of plain fine-tuning."""
+        return self.pairs * self.config.num_train_epochs * COST.get(self.name, 1.0) / speed
+
+
+def trainings(config: RunConfig) -> Iterator[Training]:
+    """Yield every training of a job."""
     world = config.world
     if config.clean is not None:
-        yield "clean", config.clean, world.n_clean or world.n_train, 1.0
-    yield "victim", config.victim, world.n_train, COST.get(config.objective, 1.0)
+        yield Training("clean", "mmcl", config.clean, world.n_clean or world.n_train)
+    yield Training("victim", config.objective, config.victim, world.n_train)
     for name, one in config.defenses.items():
-        yield f"defend/{name}", one, world.n_defense, COST.get(name, 1.0)
+        yield Training(f"defend/{name}", name, one, world.n_defense + getattr(one, "k_pairs", 0))
 
 
 def _state(cell: ReproduceCell) -> str:
@@ -149,19 +210,17 @@ def _state(cell: ReproduceCell) -> str:
 
 
 def _cost_lines(config: RunConfig, speed: float | None) -> Iterator[str]:
-    total = 0.0
-    for stage, one, pairs, cost in trainings(config):
-        batch = one.per_device_train_batch_size * one.gradient_accumulation_steps
-        steps = int(pairs // batch * one.num_train_epochs)
-        seconds = pairs * one.num_train_epochs * cost / speed if speed else 0.0
-        total += seconds
-        took = f", about {elapsed(seconds)}" if speed else ""
+    for one in trainings(config):
+        settings = one.config
+        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        took = f", about {elapsed(one.seconds(speed))}" if speed else ""
         yield (
-            f"  {stage:20} {pairs} pairs x {one.num_train_epochs:g} epochs, batch {batch}, {steps} steps, "
-            f"learning rate {one.learning_rate:g}{took}"
+            f"  {one.stage:20} {one.pairs} pairs x {settings.num_train_epochs:g} epochs, batch {batch}, "
+            f"{one.steps} steps, learning rate {settings.learning_rate:g}, "
+            f"{memory_bytes(config, one.name, settings) / GB:.1f} GB{took}"
         )
-    memory = f"  memory about {memory_bytes(config) / GB:.1f} GB on the device"
-    yield memory + (f"; trainings about {elapsed(total)} a cell" if speed else "")
+    if speed:
+        yield f"  trainings about {elapsed(sum(one.seconds(speed) for one in trainings(config)))} a cell"
 
 
 def plan(reproduction: Reproduction) -> Plan:
@@ -182,14 +241,11 @@ def plan(reproduction: Reproduction) -> Plan:
     for text, attacks in shown.items():
         lines += ["", f"Trainings of {', '.join(dict.fromkeys(attacks))}", text]
     if options.images_per_second:
-        seconds = sum(
-            pairs * one.num_train_epochs * cost / options.images_per_second
-            for cell in reproduction.chosen
-            for _, one, pairs, cost in trainings(cell.config)
-        )
+        speed = options.images_per_second
+        seconds = sum(one.seconds(speed) for cell in reproduction.chosen for one in trainings(cell.config))
         lines += ["", f"All trainings: about {seconds / 3600:.1f} hours in one process at "
-                      f"{options.images_per_second:g} pairs a second."]  # fmt: skip
+                      f"{speed:g} pairs a second."]  # fmt: skip
     measures = next(iter(reproduction.chosen)).measures
     lines += ["", f"Measured besides: {', '.join(measures)}."] if measures else []
     lines += ["", "Nothing was run, downloaded or written."]
-    return Plan("\n".join(lines), all(check.ok is not False for check in made))
+    return Plan("\n".join(lines), all(check.ok is not False for check in made), tuple(made))

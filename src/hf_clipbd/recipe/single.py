@@ -6,123 +6,41 @@ stopped.
 """
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 
 from hf_clipbd import scenes
 from hf_clipbd.attacks import Attack
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.sources import (
-    LabelCaptioner,
-    caption_labels,
-    find_column,
-    load_source,
-    pick_columns,
-    with_class_names,
-)
+from hf_clipbd.detection import Reference
+from hf_clipbd.detection.detect import WITHOUT_REFERENCE
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import training_settings
 from hf_clipbd.recipe.embeddings import cached_embeddings
-from hf_clipbd.recipe.measuring import search
+from hf_clipbd.recipe.measuring import model_device, process_state, scoring_place, search
 from hf_clipbd.recipe.options import DetectConfig
+from hf_clipbd.recipe.own_data import SCENES, Data
 from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.suspects import Review, write_review
-from hf_clipbd.recipe.training import POISONED_DATASET, global_batch, train_into
+from hf_clipbd.recipe.training import global_batch, train_into
 from hf_clipbd.recipe.world import data_fingerprint
-from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, MANIFEST_FILE, SOURCE_INDEX, TRIGGER, RunRecord
+from hf_clipbd.schema import (
+    CAPTION,
+    IMAGE,
+    LABEL,
+    RunRecord,
+    content_key,
+)
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SCENES = "scenes"
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where rows come from and what their columns are called.
-
-    Args:
-        source: `scenes`, or what `hf_clipbd.data.sources.load_source` takes.
-        split: Which split.
-        image_column: Column of images; None looks for it (see `find_column`).
-        caption_column: Column of captions; None likewise. Where there is none, captions are made from the labels.
-        label_column: Column of labels.
-        n: Take the first n rows only.
-        size: Side of rendered scenes in pixels.
-        seed: Seed of rendered scenes and of captions made from labels.
-        target: The class that is rare in rendered scenes.
-    """
-
-    source: str
-    split: str = "train"
-    image_column: str | None = None
-    caption_column: str | None = None
-    label_column: str = "label"
-    n: int | None = None
-    size: int = 64
-    seed: int = 0
-    target: str = "banana"
-
-    def pairs(self) -> datasets.Dataset:
-        """Return rows (image, caption), with the columns of a poisoned dataset where they are there."""
-        rows = self._rows
-        known = {name: name for name in (IS_POISONED, SOURCE_INDEX, TRIGGER) if name in rows.column_names}
-        image, caption = (find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column))
-        if caption is not None or self.label_column not in rows.column_names:
-            return self._head(pick_columns(rows, image=image, caption=caption or CAPTION, **known))
-        rows = with_class_names(pick_columns(rows, image=image, label=self.label_column, **known))
-        return self._head(caption_labels(rows, LabelCaptioner(rows.features[LABEL].names, self.seed)))
-
-    def stream(self) -> datasets.IterableDataset:
-        """Return a stream of rows (image, caption), read while it is iterated.
-
-        Raises:
-            ValueError: If the source is rendered, or has no captions.
-        """
-        if self.source == SCENES:
-            raise ValueError("Expected a source that lies somewhere to be streamed, but the scenes are rendered.")
-        rows = load_source(self.source, self.split, streaming=True)
-        image, caption = (find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column))
-        rows = pick_columns(rows, image=image, caption=caption or CAPTION)
-        return rows if self.n is None else rows.take(self.n)
-
-    def class_names(self) -> list[str] | None:
-        """Return the classes of the data, None where they have none of a known name."""
-        if self.source == SCENES:
-            return list(scenes.CLASS_NAMES)
-        return getattr(self._rows.features.get(self.label_column), "names", None)
-
-    def whole(self) -> datasets.Dataset:
-        """Return the rows of `pairs` with every column that they have."""
-        return self._head(self._rows)
-
-    def labelled(self, class_names: tuple[str, ...] = ()) -> datasets.Dataset:
-        """Return rows (image, label), label a `ClassLabel`, of these names where its own are not known or wanted."""
-        rows = self._rows
-        image = find_column(rows, IMAGE, self.image_column)
-        return self._head(with_class_names(pick_columns(rows, image=image, label=self.label_column), class_names))
-
-    def prompts(self) -> list[str] | None:
-        """Return the zero-shot prompts that go with the data; None stands for OpenAI's 80."""
-        return list(scenes.PROMPTS) if self.source == SCENES else None
-
-    @cached_property
-    def _rows(self) -> datasets.Dataset:
-        if self.source == SCENES:
-            return scenes.load_scenes(self.split, self.size, self.seed, self.n, "long_tailed", self.target)
-        stage = Path(self.source) / POISONED_DATASET
-        poisoned = stage.is_dir() and (stage.parent / MANIFEST_FILE).is_file()
-        return load_source(stage if poisoned else self.source, self.split)
-
-    def _head(self, rows: datasets.Dataset) -> datasets.Dataset:
-        return rows if self.n is None or self.n >= len(rows) else rows.select(range(self.n))
 
 
 def load_any(model: str) -> "tuple[PreTrainedModel, Any]":
@@ -173,30 +91,72 @@ def train_model(
     probe: Probe | None,
     canvas: Canvas | None,
     out: Path,
+    streaming: bool = False,
 ) -> RunRecord:
-    """Train `model` on pairs with any of the trainers, into the folder `out`, and return the record."""
+    """Train `model` on pairs with any of the trainers, into the folder `out`, and return the record.
+
+    Streamed pairs are read while it trains; the record then knows its source by `Data.stream_state`.
+    """
     loaded, processor = load_any(model)
-    pairs = data.pairs().select_columns([IMAGE, CAPTION])
-    canvas = canvas or Canvas.of(processor)
+    pairs = (data.stream() if streaming else data.pairs()).select_columns([IMAGE, CAPTION])
+    canvas = canvas or Canvas.of(processor).framed_as(data.framings())
     settings = {
         "trainer": trainer_class.__name__,
         "training": training_settings(config),
         "global_batch": global_batch(config),
         "canvas": [canvas.size, canvas.mode],
         "measured": None if probe is None else {**asdict(probe), "triggers": list(probe.triggers)},
+        **({"streaming": True} if streaming else {}),
     }
-    inputs = {"model": model_fingerprint(loaded), "data": data_fingerprint(pairs)}
+    columns = data.image_column, data.caption_column, data.n
+    state = content_key(data.source, data.split, *columns, data.stream_state(besides=out)) if streaming else None
+    inputs = {"model": model_fingerprint(loaded), "data": state or data_fingerprint(pairs)}
     evaluator = (lambda _: None) if probe is None else probe.evaluator
     stage = stage_at(out, "train", settings, config.seed, inputs)
     return train_into(stage, trainer_class, config, lambda: (loaded, processor), lambda: pairs, evaluator, canvas)
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What a search rests on.
+
+    Args:
+        on_error: `"raise"` at a row whose picture or caption is missing or broken, or `"skip"` it: it gets no score.
+        raw: Embeddings as the model gives them; else they are scaled to length one.
+        clean: Clean rows that the searched ones are compared with; random ones of the searched set by default.
+
+    Raises:
+        ValueError: If `on_error` is another word.
+    """
+
+    on_error: str = "raise"
+    raw: bool = False
+    clean: Data | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f'Expected on_error "raise" or "skip", but got {self.on_error!r}.')
+
+    def settings(self) -> dict[str, Any]:
+        """Return what stands in the record."""
+        clean = None if self.clean is None else self.clean.source
+        return {"on_error": self.on_error, "raw": self.raw, "clean_reference": clean}
+
+
 def detect_in(
-    model: str, second: str | None, data: Data, options: DetectConfig, review: Review, cache: Path, out: Path
+    model: str,
+    second: str | None,
+    data: Data,
+    options: DetectConfig,
+    review: Review,
+    cache: Path,
+    out: Path,
+    basis: Basis = Basis(),
 ) -> RunRecord:
     """Search the rows of `data` through `model` into the folder `out` and return the record; no labels are needed.
 
     Writes the scores of every row, the page of suspects and the dataset without them; see `search` and `write_review`.
+    Several processes share the embedding and the scoring; what comes out does not depend on how many there are.
 
     Args:
         model: The model that was trained on the data: a folder, a Hub id or `scenes`.
@@ -206,22 +166,71 @@ def detect_in(
         review: How the findings are cut and shown.
         cache: Where embeddings are kept; see `cached_embeddings`.
         out: Folder of the outputs.
+        basis: What the search rests on.
+
+    Raises:
+        ValueError: If a row cannot be read and none may be skipped, or clean rows are given to detectors that compare
+            with none.
     """
-    loaded, processor = load_any(model)
+    if basis.clean is not None and set(options.detectors) <= set(WITHOUT_REFERENCE):
+        raise ValueError(f"Expected no clean reference, for {options.detectors} compares rows with no others.")
+    state = process_state()
+    encoders, inputs = {}, {}
+    for name, source in (("model", model), ("second", second)):
+        if source is not None:
+            loaded, processor = load_any(source)
+            inputs[name] = model_fingerprint(loaded)
+            encoders[name] = loaded.to(model_device()), processor
     pairs, whole = data.pairs(), data.whole()
-    inputs = {"model": model_fingerprint(loaded), "data": data_fingerprint(pairs)}
-    other = None if second is None else load_any(second)
-    if other is not None:
-        inputs["second"] = model_fingerprint(other[0])
-    stage = stage_at(out, "detect", {**asdict(options), **asdict(review)}, data.seed, inputs)
+    clean = None if basis.clean is None else basis.clean.pairs()
+    inputs |= {"data": data_fingerprint(pairs)}
+    inputs |= {} if clean is None else {"clean_reference": data_fingerprint(clean)}
+    stage = stage_at(out, "detect", {**asdict(options), **asdict(review), **basis.settings()}, data.seed, inputs)
+    embedder = _Embedder(encoders, cache, options.batch_size, basis)
 
     def work(folder: Path) -> Outcome:
-        embeddings = cached_embeddings(loaded, processor, pairs, cache, options.batch_size)
-        if other is not None:
-            embeddings["second"] = cached_embeddings(*other, pairs, cache, options.batch_size)["image"]
-        found, scores = search(embeddings, pairs, options, None, data.seed, folder)
+        unreadable: dict[int, str] = {}
+        features = embedder(pairs, unreadable)
+        compared = embedder.compared_with(clean, options.reference, data.seed)
+        found, scores = search(features, pairs, options, None, data.seed, folder, compared, unreadable)
+        if not state.is_main_process:
+            return found
         names = Path(data.source).name or data.source, Path(model).name or model
-        metrics, outputs = write_review(names, pairs, whole, embeddings, scores, review, data.seed, folder)
+        metrics, outputs = write_review(names, pairs, whole, features, scores, review, data.seed, folder, unreadable)
         return Outcome(found.metrics | metrics, found.outputs | outputs)
 
-    return stage.run_once(work, main_only=True)
+    return stage.run_once(work)
+
+
+@dataclass(frozen=True)
+class _Embedder:
+    """Embeds rows in each of the encoders of a search.
+
+    Args:
+        encoders: `model` and, where there is one, `second`: models on their device, with their processors.
+        cache: See `cached_embeddings`.
+        batch_size: Rows a forward pass.
+        basis: What the search rests on.
+    """
+
+    encoders: "dict[str, tuple[PreTrainedModel, Any]]"
+    cache: Path
+    batch_size: int
+    basis: Basis
+
+    def __call__(self, rows: datasets.Dataset, unreadable: dict[int, str]) -> dict[str, np.ndarray]:
+        """Return the features that `search` takes; rows that cannot be read go into `unreadable`, or are an error."""
+        bad = None if self.basis.on_error == "raise" else unreadable
+        given = {"batch_size": self.batch_size, "normalize": not self.basis.raw, "unreadable": bad}
+        found = {name: cached_embeddings(*one, rows, self.cache, **given) for name, one in self.encoders.items()}
+        return found["model"] | ({"second": found["second"]["image"]} if "second" in found else {})
+
+    def compared_with(self, clean: datasets.Dataset | None, m: int | None, seed: int) -> dict[str, Any]:
+        """Return what `detect_all` is told of the rows that others are compared with: m random ones of clean ones."""
+        place = {"normalize": not self.basis.raw}
+        if clean is None:
+            return place
+        found = self(clean, {})
+        reference = Reference.sample(found["image"], m, seed, **place, **scoring_place())
+        others = {"reference_others": found["second"]} if "second" in found else {}
+        return {**place, "reference": reference, "reference_texts": found["text"], **others}

@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a search is for: the page of suspects, the threshold, and the dataset without them; no labels are needed."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from hf_clipbd.detection.groups import suspicious_groups
 from hf_clipbd.detection.rows import copies_of
 from hf_clipbd.detection.threshold import cut_share
+from hf_clipbd.recipe.copies import copied_groups, group_of, highest_of_copies, in_order
 from hf_clipbd.report.suspects import Suspects, write_suspects
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED
 
@@ -19,6 +21,8 @@ from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED
 PAGE_FILE = "suspects.html"
 FILTERED_DATASET = "filtered"
 SUSPICION = "suspicion"
+LISTED = 1000
+"""Unreadable rows that a record lists; `scores.parquet` has all of them."""
 
 
 @dataclass(frozen=True)
@@ -45,44 +49,62 @@ def write_review(
     review: Review,
     seed: int,
     folder: Path,
+    unreadable: Mapping[int, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the page and the filtered dataset of a search and return figures and outputs for its record.
+
+    A picture goes by the highest score that any of its rows has: detectors that look at captions give copies of it
+    different ones, and either all of them are removed or none.
 
     Args:
         names: What was searched and in which model, for the heading.
         pairs: Rows (image, caption), with `is_poisoned` where it is known.
         whole: The same rows with all their columns.
-        embeddings: `image` (N, D) and `picture` (N,).
-        scores: Score of every row by each detector; the first one ranks and cuts.
+        embeddings: `image` and `text` (n, D) and `picture` (n,) of the rows that can be read.
+        scores: Score of every row by each detector, (N,), NaN where it cannot be read; the first one ranks and cuts.
         review: How.
         seed: Seed of the groups' reference.
         folder: Where to write.
+        unreadable: Row number -> what is wrong with it.
     """
     detector, ranking = next(iter(scores.items()))
+    numbers = np.flatnonzero(np.isfinite(ranking))  # (n,) rows that can be read
     first, copies = copies_of(embeddings["picture"])
-    captions = pairs.with_format(None)[CAPTION][:]
-    cut = cut_share(ranking[first == np.arange(len(first))], review.remove)  # each picture once
-    groups = suspicious_groups(
-        embeddings["image"], ranking, first, captions, max(0.01, review.remove), seed, review.shown
-    )
+    said = pairs.with_format(None)[CAPTION][:]
+    captions = [said[row] for row in numbers]
+    settled = highest_of_copies(ranking[numbers], first)
+    cut = cut_share(settled[first == np.arange(len(first))], review.remove)  # each picture once
+    share = max(0.01, review.remove)
+    groups = suspicious_groups(embeddings["image"], settled, first, captions, share, seed, review.shown)
+    groups += copied_groups(copies, settled, first, embeddings["text"], captions, seed)
+    groups = [group_of(numbers, one) for one in in_order(groups)]
+    copies = [numbers[rows].tolist() for rows in copies]
+    scored = np.full(len(ranking), np.nan)
+    scored[numbers] = settled
     known = np.asarray(pairs.with_format(None)[IS_POISONED][:]) if IS_POISONED in pairs.column_names else None
-    suspects = Suspects(*names, detector, ranking, cut, groups, copies, known)
-    write_suspects(folder / PAGE_FILE, suspects, lambda row: (pairs[row][IMAGE], captions[row]))
+    suspects = Suspects(*names, detector, scored, cut, groups, copies, known, unreadable or {})
+    write_suspects(folder / PAGE_FILE, suspects, lambda row: (pairs[row][IMAGE], said[row]))
     outputs = {"page": PAGE_FILE}
     if review.filtered:
-        kept = np.flatnonzero(ranking < cut.threshold)
+        kept = np.flatnonzero(scored < cut.threshold)
         _scored(whole, ranking).select(kept).save_to_disk(str(folder / FILTERED_DATASET))
         outputs["filtered"] = FILTERED_DATASET
     metrics = {
         "ranked_by": detector,
         "cut": {**asdict(cut), "excess": cut.excess},
-        "n_removed": int((ranking >= cut.threshold).sum()),
+        "n_removed": suspects.n_removed,
         "groups": [_told(group.rows, group.nearby, group.caption, group.repeats) for group in groups[:20]],
         "n_pictures_repeated": len(copies),
         "n_copies": sum(len(rows) - 1 for rows in copies),
         "copies": [{"n": len(rows), "rows": rows[:10]} for rows in copies[:20]],
     }
-    return metrics, outputs
+    return metrics | _listed(unreadable or {}), outputs
+
+
+def _listed(unreadable: Mapping[int, str]) -> dict[str, Any]:
+    first = itertools.islice(unreadable.items(), LISTED)
+    listed = [{"row": row, "problem": why} for row, why in first]
+    return {"n_unreadable": len(unreadable), "unreadable": listed} if unreadable else {}
 
 
 def _told(rows: Sequence[int], nearby: Sequence[int], caption: str | None, repeats: int) -> dict[str, Any]:

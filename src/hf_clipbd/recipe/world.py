@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a run works on: pairs to poison, clean pairs to defend with, labelled images to measure on, a clean model."""
 
+import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 
 from hf_clipbd import scenes
 from hf_clipbd.attacks import ATTACKS, Attack
@@ -127,12 +130,14 @@ class World:
     def _labelled(self) -> datasets.Dataset:
         """The whole test split as labelled images."""
         world = self.world
-        rows = load_source(
-            world.test_path or world.path,
-            world.test_split,
-            None if world.test_path else world.data_files,
-            world.name,
-            world.revision,
+        rows = by_content(
+            load_source(
+                world.test_path or world.path,
+                world.test_split,
+                None if world.test_path else world.data_files,
+                world.name,
+                world.revision,
+            )
         )
         rows = pick_columns(rows, image=world.image_column, label=world.label_column)
         return with_class_names(rows, world.class_names)
@@ -180,7 +185,7 @@ class World:
     @cached_property
     def _source(self) -> datasets.Dataset:
         world = self.world
-        return load_source(world.path, world.train_split, world.data_files, world.name, world.revision)
+        return by_content(load_source(world.path, world.train_split, world.data_files, world.name, world.revision))
 
     @cached_property
     def _labels(self) -> datasets.Dataset:
@@ -211,7 +216,7 @@ class World:
                 self._captioned,
                 load_source(world.path, world.defense_split, world.data_files, world.name, world.revision),
             )
-            defense = pick_columns(defense, image=world.image_column, caption=world.caption_column)
+            defense = pick_columns(by_content(defense), image=world.image_column, caption=world.caption_column)
             first = split_rows(np.zeros(len(train)), [world.n_train], self.seed)[0]
             second = split_rows(np.zeros(len(defense)), [world.n_defense], self.seed)[0]
             return train.select(first), defense.select(second)
@@ -229,5 +234,52 @@ class World:
 
 
 def data_fingerprint(dataset: datasets.Dataset) -> str:
-    """Return the fingerprint of a dataset: equal for the same source, columns and rows on this machine."""
-    return f"{dataset._fingerprint}-{len(dataset)}"
+    """Return the fingerprint of a dataset: equal for the same source, columns and rows on this machine.
+
+    🤗 Datasets tells a table of paths by the table alone; so name, size and time of change of each picture that lies
+    in a file of its own are part of it, and a picture overwritten under its name makes another dataset. Pictures whose
+    bytes are in the rows are not looked at.
+    """
+    known = f"{dataset._fingerprint}-{len(dataset)}"
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    columns = [name for name in columns if _in_files(dataset, name)]
+    if not columns:
+        return known
+    plain = dataset.with_format(None).select_columns(columns)
+    for name in columns:
+        plain = plain.cast_column(name, datasets.Image(decode=False))
+    files = hashlib.blake2b(digest_size=8)
+    for table in plain.with_format("arrow").iter(1000):
+        for name in columns:
+            inside = pc.is_valid(pc.struct_field(table[name], "bytes")).to_pylist()
+            paths = pc.struct_field(table[name], "path").to_pylist()
+            for path in itertools.compress(paths, (not there for there in inside)):
+                files.update(_state_of(path).encode("utf-8", "surrogatepass"))
+    return f"{known}-{files.hexdigest()}"
+
+
+def by_content(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return the same rows; what 🤗 Datasets keeps of them on disk is not taken for that of overwritten pictures."""
+    fingerprint = data_fingerprint(dataset)
+    if fingerprint == f"{dataset._fingerprint}-{len(dataset)}":  # no pictures in files of their own
+        return dataset
+    return dataset.select(range(len(dataset)), new_fingerprint=fingerprint)
+
+
+def _in_files(dataset: datasets.Dataset, column: str) -> bool:
+    """Return whether pictures of a column lie in files of their own; only offsets of the bytes are read."""
+    return any(
+        pc.and_(pc.is_valid(pc.struct_field(chunk, "path")), pc.is_null(pc.struct_field(chunk, "bytes"))).true_count
+        for chunk in dataset.data.column(column).chunks
+    )
+
+
+def _state_of(path: str | None) -> str:
+    """Return what tells a file's content without reading it, ending in a line feed."""
+    if path is None:
+        return "none\n"
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # missing, or an address that is no file here
+        return f"{path} missing\n"
+    return f"{path} {found.st_size} {found.st_mtime_ns}\n"

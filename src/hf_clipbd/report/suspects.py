@@ -3,8 +3,9 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from hf_clipbd.templates import environment, method, public
 
 SIDE = 160
 """Longer side of a picture on the page, in pixels."""
-IN_A_GROUP, NEARBY, COPIED = 12, 6, 24
-"""Pictures shown of a group, of what lies near it, and of those that occur several times."""
+IN_A_GROUP, NEARBY, COPIED, UNREADABLE = 12, 6, 24, 100
+"""Shown of a group, of what lies near it, of pictures that occur several times, and of rows that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Suspects:
         dataset: What was searched, for the heading.
         model: In which model's embeddings.
         detector: Name of the detector that ranks.
-        scores: (N,), higher is more suspicious.
+        scores: (N,), higher is more suspicious; one for all rows of a picture, NaN for rows that cannot be read.
         cut: The threshold, read from distinct pictures.
         groups: Suspicious rows, the most surprising group first; on the page those of which every row is below the
-            threshold come after the others.
+            threshold come after the others. A group may be the copies of one picture.
         copies: Rows whose picture occurs several times, one list a picture, the most frequent first.
         is_poisoned: (N,), where the truth is known.
+        unreadable: Row number -> what is wrong with it.
     """
 
     dataset: str
@@ -46,6 +48,7 @@ class Suspects:
     groups: Sequence[Group]
     copies: Sequence[Sequence[int]] = ()
     is_poisoned: np.ndarray | None = None
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def n_removed(self) -> int:
@@ -58,7 +61,7 @@ class Suspects:
         counted = np.ones(len(self.scores), dtype=np.int64)
         for rows in self.copies:
             counted[list(rows[1:])] = 0
-        order = np.argsort(-self.scores, kind="stable")
+        order = np.argsort(-self.scores, kind="stable")  # NaN comes last
         ranks = np.empty(len(self.scores), dtype=np.int64)
         ranks[order] = counted[order].cumsum()
         for rows in self.copies:
@@ -75,6 +78,7 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
         pair: From a row number to its picture and caption; asked for the rows shown alone.
     """
     ranks = suspects.ranks
+    spare = {row for rows in suspects.copies for row in rows[1:]}
 
     def plates(rows: Sequence[int]) -> list[dict[str, Any]]:
         return [_plate(row, *pair(row), suspects, int(ranks[row])) for row in rows]
@@ -89,6 +93,7 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
             "removed": int((suspects.scores[list(group.rows)] >= suspects.cut.threshold).sum()),
             "nearby": plates(group.nearby[:NEARBY]),
             "n_nearby": len(group.nearby),
+            "copied": not spare.isdisjoint(group.rows),
             "caption": group.caption,
             "repeats": group.repeats,
         }
@@ -111,7 +116,9 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
         "singles": singles,
         "copies": copies,
         "n_copied": len(suspects.copies),
-        "n_spare": sum(len(rows) - 1 for rows in suspects.copies),
+        "n_spare": len(spare),
+        "unreadable": list(itertools.islice(suspects.unreadable.items(), UNREADABLE)),
+        "n_unreadable": len(suspects.unreadable),
         "known": suspects.is_poisoned is not None,
     }
     path.write_text(environment().get_template("suspects.html").render(context), encoding="utf-8")

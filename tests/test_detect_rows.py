@@ -1,0 +1,318 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""`hf-clipbd detect` on rows as they come: broken, missing, overwritten, copied; from every source; killed; shared."""
+
+import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow.parquet
+import pytest
+
+from hf_clipbd.cli import main
+from hf_clipbd.detection import Reference, slof
+from hf_clipbd.features import embed_dataset
+from hf_clipbd.recipe import embeddings
+from hf_clipbd.recipe.embeddings import cached_embeddings
+from hf_clipbd.recipe.shards import Shards
+from hf_clipbd.schema import RunRecord, write_json
+from hub_server import Content, Repository
+from test_picture_kinds import BROKEN
+
+
+SCRIPT = Path(__file__).parent / "distributed" / "detect_in_shards.py"
+FEATURES = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+KINDS = {name: {"image": {"bytes": data, "path": "x.png"}} for name, data in BROKEN.items()}
+KINDS |= {"none": {"image": None}, "no file": {"image": {"bytes": None, "path": "/nowhere/x.png"}}}
+KINDS |= {"no caption": {"caption": None}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, _untouched_model, tiny_processor):
+    """Return the folder of a small random model."""
+    folder = tmp_path_factory.mktemp("model")
+    _untouched_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def broken(tiny_pairs):
+    """Return 48 pairs, some of which cannot be read, and which."""
+    rows = list(tiny_pairs.cast_column("image", datasets.Image(decode=False)))
+    where = {3 + 4 * i: kind for i, kind in enumerate(KINDS)}  # rows 3 to 31: two shards of ten have one, some two
+    rows = [{**row, **(KINDS[where[i]] if i in where else {})} for i, row in enumerate(rows)]
+    return datasets.Dataset.from_list(rows, features=FEATURES), where
+
+
+def detect(data, model, out, *options):
+    """Run the command and return its status."""
+    given = ["detect", str(data), "--model", str(model), "--out", str(out), "--cache", str(out.parent / "cache")]
+    return main([*given, *map(str, options)])
+
+
+def table_of(out):
+    return pyarrow.parquet.read_table(out / "scores.parquet").to_pydict()
+
+
+def scores_of(out):
+    return np.array(next(values for name, values in table_of(out).items() if name.startswith("score_")))
+
+
+# -- rows that cannot be read -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_cannot_be_read_is_named(kind, tiny_model, tiny_processor, tiny_pairs, tmp_path, monkeypatch):
+    rows = list(tiny_pairs.cast_column("image", datasets.Image(decode=False)).select(range(9)))
+    rows[7] |= KINDS[kind]
+    pairs = datasets.Dataset.from_list(rows, features=FEATURES)
+    says = "Row 7: Expected (an image|a text|pixels)"
+    with pytest.raises(ValueError, match=says):
+        embed_dataset(tiny_model, tiny_processor, pairs, batch_size=4)
+    monkeypatch.setattr(embeddings, "SHARD_ROWS", 5)
+    for _ in range(2):  # embedded, and from the cache
+        with pytest.raises(ValueError, match=f"{says}.*--on_error skip"):
+            cached_embeddings(tiny_model, tiny_processor, pairs, tmp_path)
+    skipped: dict[int, str] = {}
+    kept = embed_dataset(tiny_model, tiny_processor, pairs, batch_size=4, unreadable=skipped)
+    assert list(skipped) == [7] and "0x" not in skipped[7]
+    alone = embed_dataset(tiny_model, tiny_processor, pairs.select([*range(7), 8]))
+    for name in ("image", "text"):
+        np.testing.assert_allclose(kept[name], alone[name], atol=1e-5)
+
+
+def test_nothing_to_embed_is_said(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    rows = [{**row, "image": None} for row in tiny_pairs.select(range(4))]
+    pairs = datasets.Dataset.from_list(rows, features=FEATURES)
+    with pytest.raises(ValueError, match="none of 4 can. Row 0: Expected an image"):
+        cached_embeddings(tiny_model, tiny_processor, pairs, tmp_path, unreadable={})
+
+
+def test_the_command_stops_at_a_row_or_leaves_it_out(broken, model, tmp_path, capsys):
+    pairs, where = broken
+    pyarrow.parquet.write_table(pairs.data.table, tmp_path / "pairs.parquet")  # `save_to_disk` reads the pictures
+    assert detect(tmp_path / "pairs.parquet", model, tmp_path / "out") == 2
+    assert "Row 3: Expected an image" in capsys.readouterr().err and not (tmp_path / "out/scores.parquet").exists()
+    options = ["--on_error", "skip", "--remove", 0.1, "--json"]
+    assert detect(tmp_path / "pairs.parquet", model, tmp_path / "out", *options) == 0
+    table, scores = table_of(tmp_path / "out"), scores_of(tmp_path / "out")
+    assert len(scores) == 48 and np.flatnonzero(np.isnan(scores)).tolist() == list(where)
+    assert [i for i, problem in enumerate(table["problem"]) if problem is not None] == list(where)
+    metrics = RunRecord.load(tmp_path / "out").metrics
+    assert metrics["n_unreadable"] == len(where) and metrics["cut"]["n"] == 48 - len(where)
+    assert [one["row"] for one in metrics["unreadable"]] == list(where)
+    assert metrics["unreadable"][0]["problem"] == table["problem"][3]
+    page = (tmp_path / "out/suspects.html").read_text("utf-8")
+    assert f"{len(where)} rows have a picture or a caption" in page and "<li>row 31: Expected a text" in page
+    filtered = datasets.load_from_disk(str(tmp_path / "out/filtered"))
+    assert len(filtered) == 48 - len(where) - metrics["n_removed"] and not set(filtered["caption"]) & {None}
+    good = [i for i in range(48) if i not in where]
+    pairs.select(good).save_to_disk(tmp_path / "good")
+    assert detect(tmp_path / "good", model, tmp_path / "alone", "--remove", 0.1) == 0
+    np.testing.assert_allclose(scores[good], scores_of(tmp_path / "alone"), atol=1e-4)
+    assert "problem" not in table_of(tmp_path / "alone")
+    groups = RunRecord.load(tmp_path / "alone").metrics["groups"]
+    assert [one["rows"] for one in metrics["groups"]] == [[good[row] for row in one["rows"]] for one in groups]
+
+
+def test_a_row_that_was_mended_is_embedded(broken, tiny_pairs, tiny_model, tiny_processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "SHARD_ROWS", 10)
+    pairs, where = broken
+    skipped: dict[int, str] = {}
+    found = cached_embeddings(tiny_model, tiny_processor, pairs, tmp_path, unreadable=skipped)
+    assert list(skipped) == list(where) and len(found["image"]) == 48 - len(where) == len(found["picture"])
+    mended = datasets.concatenate_datasets([pairs.select(range(20)), tiny_pairs.select(range(20, 48))])
+    skipped = {}
+    found = cached_embeddings(tiny_model, tiny_processor, mended, tmp_path, unreadable=skipped)
+    assert list(skipped) == [row for row in where if row < 20] and len(list(tmp_path.iterdir())) == 1
+    expected = embed_dataset(tiny_model, tiny_processor, mended, unreadable={})
+    np.testing.assert_allclose(found["image"], expected["image"], atol=1e-5)
+    np.testing.assert_allclose(found["text"], expected["text"], atol=1e-5)
+
+
+# -- killed, and several processes ------------------------------------------------------------------------------------
+
+
+def files_of(cache):
+    return {path.name: path.read_bytes() for path in cache.glob("*/*") if path.name != "state.json"}
+
+
+def test_stopped_anywhere_the_cache_ends_the_same(broken, tiny_model, tiny_processor, tmp_path, monkeypatch):
+    """The n-th write of the state or a shard does not happen, for every n; the next call goes on from there."""
+    monkeypatch.setattr(embeddings, "SHARD_ROWS", 10)
+    pairs = broken[0].select([*range(48), 0, 1])  # two copies
+    given = (tiny_model, tiny_processor, pairs)
+    cached_embeddings(*given, tmp_path / "whole", unreadable={})
+    whole, writes, real_keep = files_of(tmp_path / "whole"), itertools.count(), Shards.keep
+
+    def stopping(real):
+        def write(*given, **named):
+            if next(writes) == stop:
+                raise KeyboardInterrupt
+            return real(*given, **named)
+
+        return write
+
+    monkeypatch.setattr(Shards, "keep", stopping(real_keep))
+    monkeypatch.setattr("hf_clipbd.recipe.shards.write_json", stopping(write_json))
+    for stop in range(11):  # five shards, five moves, the end
+        writes, cache = itertools.count(), tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            cached_embeddings(*given, cache, unreadable={})
+        again = cached_embeddings(*given, cache, unreadable={})
+        assert files_of(cache) == whole, stop
+        np.testing.assert_array_equal(again["image"][-2:], again["image"][:2])
+
+
+def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, tmp_path):
+    pyarrow.parquet.write_table(broken[0].data.table, tmp_path / "pairs.parquet")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def command(name):
+        given = ["detect", tmp_path / "pairs.parquet", "--model", model, "--out", tmp_path / name / "out", "--quiet"]
+        return [str(one) for one in [*given, "--on_error", "skip", "--cache", tmp_path / name / "cache"]]
+
+    def started(name, doomed, *launcher):
+        line = [sys.executable, *launcher, str(SCRIPT), str(doomed), *command(name)]
+        return subprocess.run(line, env=environment, capture_output=True, text=True)
+
+    done = started("killed", 3)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list((tmp_path / "killed/cache").glob("*/part-*.npz"))) == 3
+    done = started("two", -1, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    assert done.returncode == 0, done.stderr
+    for name in ("killed", "whole"):
+        assert started(name, -1).returncode == 0
+    for name in ("killed", "two"):
+        arrays, found = (sorted((tmp_path / one / "cache").glob("*/*.npy")) for one in ("whole", name))
+        assert [path.name for path in found] == [path.name for path in arrays]
+        assert sorted(path.name for path in found[0].parent.iterdir() if path not in found) == ["state.json"]
+        for one, other in zip(arrays, found, strict=True):
+            assert one.read_bytes() == other.read_bytes(), (name, one.name)
+        np.testing.assert_array_equal(scores_of(tmp_path / name / "out"), scores_of(tmp_path / "whole/out"))
+        assert table_of(tmp_path / name / "out")["problem"] == table_of(tmp_path / "whole/out")["problem"]
+    assert RunRecord.load(tmp_path / "two/out").processes == 2
+
+
+# -- sources, and files that change -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, tiny_pairs):
+    """Return the same 48 pairs in every form that is read."""
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "pictures").mkdir()
+    rows = list(tiny_pairs.cast_column("image", datasets.Image(decode=False)))
+    for i, row in enumerate(rows):
+        (folder / f"pictures/{i:02}.png").write_bytes(row["image"]["bytes"])
+    lines = [f"pictures/{i:02}.png\t{row['caption']}\n" for i, row in enumerate(rows)]
+    (folder / "pairs.tsv").write_text("".join(lines))
+    (folder / "pairs.csv").write_text("image,caption\n" + "".join(lines).replace("\t", ","))
+    tiny_pairs.to_parquet(folder / "pairs.parquet")
+    tiny_pairs.save_to_disk(folder / "saved")
+    with tarfile.open(folder / "pairs.tar", "w") as shard:
+        for i, row in enumerate(rows):
+            for ending, data in ((".png", row["image"]["bytes"]), (".txt", row["caption"].encode())):
+                member = tarfile.TarInfo(f"{i:02}{ending}")
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["pairs.tsv", "pairs.csv", "pairs.parquet", "pairs.tar"])
+def test_every_source_gives_the_same_scores(name, sources, model, tmp_path, monkeypatch):
+    options = ["--detectors", "slof", "conditional_sparsity"]
+    assert detect(sources / "saved", model, tmp_path / "saved", *options) == 0
+    monkeypatch.setattr(embeddings, "embed_dataset", None)  # the same content: nothing is embedded again
+    columns = ["--image_column", "png", "--caption_column", "txt"] if name.endswith(".tar") else []
+    assert detect(sources / name, model, tmp_path / "other", *options, *columns) == 0
+    assert table_of(tmp_path / "other") == table_of(tmp_path / "saved")
+    assert len(datasets.load_from_disk(str(tmp_path / "other/filtered"))) == 47
+
+
+def test_a_dataset_of_the_hub(hub, tiny_pairs, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    tiny_pairs.to_parquet(tmp_path / "train.parquet")
+    data = Content((tmp_path / "train.parquet").read_bytes(), large=True)
+    hub.repos["dataset", "tester/pairs"] = Repository(private=False)
+    hub.repos["dataset", "tester/pairs"].add("rows", {"data/train-00000-of-00001.parquet": data})
+    hub.store[data.oid] = data.data
+    tiny_pairs.save_to_disk(tmp_path / "pairs")
+    assert detect("tester/pairs", model, tmp_path / "hub") == 0
+    assert detect(tmp_path / "pairs", model, tmp_path / "disk") == 0
+    assert table_of(tmp_path / "hub") == table_of(tmp_path / "disk")
+
+
+def test_pictures_overwritten_under_their_names_are_seen(sources, model, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pairs.csv").write_text((sources / "pairs.csv").read_text())
+
+    def write(turned):
+        for path in (sources / "pictures").iterdir():
+            picture = PIL.Image.open(path)
+            (picture.rotate(180) if turned else picture).save(tmp_path / "pictures" / path.name)
+
+    poison = ["poison", str(tmp_path / "pairs.csv"), "--count", "4", "--size", "32", "--out", str(tmp_path / "poison")]
+    records, stamped = [], []
+    for turned in (False, False, True):
+        if turned or not records:
+            write(turned)
+        assert detect(tmp_path / "pairs.csv", model, tmp_path / "out") == 0 and main(poison) == 0
+        records.append([RunRecord.load(tmp_path / name) for name in ("out", "poison")])
+        rows = datasets.load_from_disk(str(tmp_path / "poison/dataset"))
+        (first, *_) = np.flatnonzero(rows["is_poisoned"])
+        stamped.append(np.asarray(rows[int(first)]["image"].convert("RGB")))
+    first, again, after = records
+    assert [one.key for one in first] == [one.key for one in again]
+    assert all(one.key != other.key for one, other in zip(again, after, strict=True))
+    assert not np.array_equal(stamped[1], stamped[2])
+    assert first[0].seconds == again[0].seconds != after[0].seconds
+
+
+# -- what rows are compared with --------------------------------------------------------------------------------------
+
+
+def test_a_clean_reference_for_every_detector(sources, tiny_pairs, model, tmp_path, capsys):
+    tiny_pairs.select(range(30)).save_to_disk(tmp_path / "benign")
+    clean = ["--clean_reference", tmp_path / "benign"]
+    options = ["--detectors", "slof", "conditional_sparsity", "clip_score", "--no_filtered"]
+    outs = {"plain": [], "clean": clean, "few": [*clean, "--reference", 10], "two": clean}
+    for name, more in outs.items():
+        second = ["--second", model, "--detectors", "disagreement", "--no_filtered"] if name == "two" else options
+        assert detect(sources / "saved", model, tmp_path / name, *second, *more) == 0
+    for one, other in itertools.combinations(("plain", "clean", "few"), 2):
+        assert not np.allclose(scores_of(tmp_path / one), scores_of(tmp_path / other))
+    assert np.isfinite(scores_of(tmp_path / "two")).all()
+    record = RunRecord.load(tmp_path / "clean")
+    assert record.config["clean_reference"] == str(tmp_path / "benign") and "clean_reference" in record.inputs
+    assert detect(sources / "saved", model, tmp_path / "x", "--detectors", "clip_score", *clean) == 2
+    assert "Expected no clean reference" in capsys.readouterr().err
+    assert detect(sources / "saved", model, tmp_path / "x", "--clean_reference", tmp_path / "none") == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_a_clean_reference_by_hand(tiny_model, tiny_processor, tiny_pairs, sources, tmp_path):
+    for parameter in tiny_model.vision_model.attnpool.c_proj.parameters():
+        parameter.data.mul_(1000)  # so that raw features lie as far apart as a real model's
+    model = tmp_path / "model"
+    tiny_model.save_pretrained(model)
+    tiny_processor.save_pretrained(model)
+    tiny_pairs.select(range(30)).save_to_disk(tmp_path / "clean")
+    options = ["--detectors", "slof", "--k", 5, "--clean_reference", tmp_path / "clean"]
+    for normalize, more in ((True, []), (False, ["--raw"])):
+        out = tmp_path / f"out{normalize}"
+        assert detect(sources / "saved", model, out, *options, *more) == 0
+        found = embed_dataset(tiny_model, tiny_processor, tiny_pairs, normalize=normalize)["image"]
+        assert np.allclose(np.linalg.norm(found, axis=1), 1) == normalize
+        assert scores_of(out).std() > 0.01
+        expected = slof(found, Reference.of(found[:30], normalize, "float32"), 5)
+        np.testing.assert_allclose(scores_of(out), expected, rtol=1e-3)
