@@ -21,7 +21,7 @@ INSTALLED := $(VENV)/.installed
 LAUNCH := $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test cards docs results check format clean
+.PHONY: help venv demo test coverage cards docs results check format clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -35,6 +35,10 @@ demo: $(INSTALLED)  ## poison, train a victim, defend it, find the poison, measu
 
 test: $(INSTALLED)  ## run all tests and docstring examples
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+coverage: $(INSTALLED)  ## run all tests and say which share of the lines and branches they reach
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal \
+		--cov=hf_clipbd --cov-branch --cov-report=term:skip-covered $(ARGS)
 
 cards: $(INSTALLED)  ## render hub_cards/ again from the committed records
 	$(VENV)/bin/python -m hf_clipbd.hub recipes/scenes/records/seed0 hub_cards spaces/backdoor_detection/README.md

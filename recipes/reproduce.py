@@ -12,7 +12,8 @@ goes on where it was, and any number of processes may work on one folder, on sev
 takes the next cell that nobody has, and the cell of a process that was killed. Tables (`table.md`) and figures are
 rendered from the records after every cell. Options: output_dir, seeds, select, only, title, table, keep_models (the
 weights and the poisoned dataset of a finished cell are deleted without it), keep_embeddings, stale_after, dry_run.
-Sections of a run, such as `--evaluate.epoch_images 200`, hold for all cells.
+Sections of a run, such as `--evaluate.epoch_images 200`, hold for all cells. `--quiet` shows the result alone,
+`--json` shows it for programs.
 
     python recipes/reproduce.py collect runs/reproduce/table1 recipes/reproduce/records/table1   # of finished cells
     python recipes/reproduce.py collect_grid GRID.yaml RECORDS --grid.runs RUN_FOLDER ...        # of a grid
@@ -22,7 +23,8 @@ Sections of a run, such as `--evaluate.epoch_images 200`, hold for all cells.
 import sys
 from pathlib import Path
 
-from hf_clipbd.cli import script, start_logging
+from hf_clipbd.cli import script
+from hf_clipbd.cli.console import Console
 
 
 FOLDER = Path(__file__).resolve().parent / "reproduce"
@@ -34,22 +36,25 @@ def reproduce(arguments: list[str]) -> int:
     """Run a reproduction and return 0, or print its plan and return 1 if something that it needs is missing."""
     from hf_clipbd.recipe.reproduce_config import load_reproduction
 
-    reproduction = load_reproduction(arguments, DEFAULT)
+    shown = {mode: f"--{mode}" in arguments for mode in ("quiet", "json")}
+    console = Console(**shown)
+    reproduction = load_reproduction([one for one in arguments if one.lstrip("-") not in shown], DEFAULT)
+    cells = [cell.name for cell in reproduction.chosen]
     if reproduction.options.dry_run:
         from hf_clipbd.recipe.reproduce_plan import plan
 
         found = plan(reproduction)
-        print(found.text)
+        console.show([found.text], {"ok": found.ok, "checks": [one._asdict() for one in found.checks], "cells": cells})
         return 0 if found.ok else 1
-    start_logging()
+    with console.working():
+        from accelerate import PartialState
 
-    from accelerate import PartialState
+        from hf_clipbd.recipe.reproduce import run_reproduction
 
-    from hf_clipbd.recipe.reproduce import run_reproduction
-
-    text = run_reproduction(reproduction)
+        text = run_reproduction(reproduction)
     if PartialState().is_main_process:
-        print(f"\n{text}\nwritten to {reproduction.folder / reproduction.options.table}")
+        table = str(reproduction.folder / reproduction.options.table)
+        console.show([f"\n{text}", f"written to {table}"], {"table": table, "cells": cells})
     return 0
 
 

@@ -14,6 +14,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DEFAULT_RUN = ROOT / "recipes" / "scenes" / "defend.yaml"
+GRIDS = {
+    "recipes/grid/run.py": ROOT / "recipes/grid/learning_rate.yaml",
+    "recipes/ablations/run.py": ROOT / "recipes/ablations/ablations.yaml",
+}
+"""Script -> the grid that it takes where its command names none."""
 OTHER_PROGRAMS = {"jq"}
 """What a pipe may end in."""
 
@@ -154,10 +159,25 @@ def _script(script, words):
         return f"no file {script}"
     if script in ("recipes/defend.py", *(f"recipes/{name}.py" for name in ("poison", "train_victim", "detect"))):
         return _configuration(words)
+    if script in GRIDS:
+        return _grid(GRIDS[script], words)
     source = (ROOT / script).read_text("utf-8")
     flags = [word.split("=")[0] for word in words if word.startswith("--")]
     unknown = [flag for flag in flags if flag.removeprefix("--").split(".")[-1] not in source]
     return f"unknown flags {unknown}" if unknown else ""
+
+
+def _grid(default, words):
+    from hf_clipbd.cli.console import take_modes
+    from hf_clipbd.recipe import ConfigError, load_grid
+
+    words = take_modes(words)[1]
+    given = ROOT / words.pop(0) if words and not words[0].startswith("--") else default
+    try:
+        load_grid([str(given if given.is_file() else default), *words])  # `my_grid.yaml` is the reader's own
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _make(words):

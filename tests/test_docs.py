@@ -21,6 +21,8 @@ from hf_clipbd.cli.texts import TEXTS
 
 EXECUTED = [page for page in PAGES[1:] if blocks(page, "python")]  # test_readme.py runs the README's
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+RECIPE_PAGES = sorted((ROOT / "recipes").glob("*/README.md"))
+PROGRAMS = ("accelerate ", "python ", "hf-clipbd ", "make ", "pip ")
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,14 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "next     hf-clipbd train poisoned" in out and "DER" in out and "to run" in out
     assert not (tmp_path / "runs").exists() and not (tmp_path / "victim2").exists()
+
+
+@pytest.mark.parametrize("page", RECIPE_PAGES, ids=lambda page: page.parent.name)
+def test_every_command_of_a_recipe_could_be_meant(page):
+    shown = re.findall(r"(?:^ {4}\S.*\n?)(?:^ {4}.*\n?)*", page.read_text("utf-8"), re.MULTILINE)
+    shown += [block.text for block in blocks(page, "bash")]
+    lines = [line for block in shown for line in commands(block) if line.startswith(PROGRAMS)]
+    assert {line: said for line in lines if (said := check_command(line))} == {}
 
 
 # -- names and links --------------------------------------------------------------------------------------------------

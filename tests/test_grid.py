@@ -8,6 +8,8 @@ import PIL.Image
 import pytest
 import yaml
 
+from hf_clipbd.cli import jobs
+from hf_clipbd.cli.plan_grid import plan_grid
 from hf_clipbd.recipe import ConfigError, config_from, load_grid
 from hf_clipbd.recipe.grid_config import grid_from
 from hf_clipbd.recipe.grid_table import BASELINE, chosen_cells, grid_table, spread
@@ -183,13 +185,27 @@ def test_a_grid_leaves_records_and_runs_each_cell_once(poisoned_run, tmp_path, m
         assert {"eval_ba1", "eval_asr1_badnets", "loss_clip"} <= set(found.metrics["history"][0])
         assert [path.name for path in (tmp_path / "run/cells" / name).iterdir()] == [RECORD_FILE]
         assert json.dumps(found.config).count(str(tmp_path)) == 0
+    assert {one.name: one.state for one in plan_grid(grid)} == dict.fromkeys(["victim", *names(grid)], "finished")
     placed = []
     place = Stage._place
     monkeypatch.setattr(Stage, "_place", lambda self, *rest: (placed.append(self.name), place(self, *rest)))
     assert run_grid(grid_from(sections)) == table and placed == []
     sections["defenses"]["cleanerclip"] = {"k_pairs": 8}
+    planned = {one.name: one for one in plan_grid(grid_from(sections))}
+    assert planned["cleanerclip"].state == "to run" and "training" in planned["cleanerclip"].about
+    assert planned["ft"].state == "finished" and planned["ft"].steps == 8
     run_grid(grid_from(sections))
     assert placed == ["cells/cleanerclip,learning_rate=0.0001", "cells/cleanerclip"]
+
+
+def test_a_grid_is_planned_without_writing(poisoned_run, tmp_path, capsys):
+    path = tmp_path / "grid.yaml"
+    sections = values([str(poisoned_run)])
+    sections["grid"]["output_dir"] = str(tmp_path / "grid")
+    path.write_text(json.dumps(sections))
+    assert jobs.run_grid([str(path), "--dry_run", "--json"]) == 0
+    assert [(one["name"], one["state"]) for one in json.loads(capsys.readouterr().out)][:1] == [("victim", "to run")]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_run_without_a_victim_is_an_error(tmp_path):

@@ -19,7 +19,13 @@ from test_structure import PACKAGE, imported_names, sources
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "open_clip": "open_clip_torch",
+    "faiss": "faiss-cpu",
+}
 COMES_WITH = {"pyarrow": "datasets", "pandas": "datasets"}
 
 

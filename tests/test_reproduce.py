@@ -16,7 +16,7 @@ from hf_clipbd.recipe import ConfigError, reproduce
 from hf_clipbd.recipe.reproduce import finished, run_reproduction
 from hf_clipbd.recipe.reproduce_config import load_reproduction, reproduction_from
 from hf_clipbd.recipe.reproduce_locks import LOCK_FILE, CellLock, this_host
-from hf_clipbd.recipe.reproduce_plan import plan
+from hf_clipbd.recipe.reproduce_plan import memory_bytes, plan, trainings, weight_bytes
 from hf_clipbd.recipe.reproduce_results import collect
 from hf_clipbd.schema import RECORD_FILE, RunRecord
 
@@ -257,9 +257,40 @@ def test_plans_of_the_committed_reproductions_touch_nothing(name, tmp_path, monk
     before = sorted(home.rglob("*"))
     made = plan(load_reproduction([str(FOLDER / f"{name}.yaml"), "--dry_run"]))
     assert list(tmp_path.iterdir()) == [] and sorted(home.rglob("*")) == before
-    here = name not in ("paper_scale", "vit", "vit_paper_scale", "captions")
+    here = name not in ("paper_scale", "vit", "vit_paper_scale", "captions", "cifar10")
     assert made.ok is here and ("MISSING" in made.text) is not here
     assert "badnets/seed0" in made.text and "Nothing was run" in made.text and "learning rate" in made.text
+
+
+def test_a_plan_sets_the_largest_training_against_the_memory_of_a_device():
+    defenses = {"ft": {}, "cleanclip": {}, "cleanerclip": {"k_pairs": 16}, "par": {"per_device_train_batch_size": 24}}
+
+    def made(**flags):
+        return reproduction_from(values(select=["badnets"], defenses=defenses), flags={"dry_run": True, **flags})
+
+    config = made().cells[0].config
+    size = {name: memory_bytes(config, name, one) for name, one in config.defenses.items()}
+    weights = weight_bytes(config)
+    assert size["cleanclip"] - 4 * weights == 2 * (size["ft"] - 4 * weights)  # two views of every picture
+    assert size["par"] - 5 * weights == 1.5 * (size["ft"] - 4 * weights)  # the frozen model keeps nothing
+    config.defenses["par"].chunk_size = 8
+    assert memory_bytes(config, "par", config.defenses["par"]) - 5 * weights == (size["ft"] - 4 * weights) / 2
+    config.defenses["ft"].gradient_checkpointing = True
+    assert memory_bytes(config, "ft", config.defenses["ft"]) < size["ft"]
+    small, large = (plan(made(device_memory=gigabytes)) for gigabytes in (0.02, 1))
+    assert large.ok and not small.ok and "`defend/par` takes about" in small.text and "bf16" in small.text
+    steps = {one.stage: one.steps for one in trainings(config)}
+    assert steps["defend/cleanclip"] == 4 and steps["defend/cleanerclip"] == 5  # the K pairs are one batch more
+
+
+def test_a_dry_run_for_programs(capsys):
+    run = runpy.run_path(str(ROOT / "recipes/reproduce.py"))["act"]
+    assert run([str(FOLDER / "paper_scale.yaml"), "--dry_run", "--json", "--only", "badclip/*"]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["cells"] == ["badclip/seed0"] and shown["ok"] is False
+    missing = [one["text"] for one in shown["checks"] if one["ok"] is False]
+    assert any("`./data/cc3m` is missing" in text for text in missing)
+    assert not any("memory" in text for text in missing)
 
 
 def test_a_plan_looks_for_the_target_among_the_classes(tmp_path):

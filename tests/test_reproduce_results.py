@@ -124,6 +124,18 @@ def test_verdicts_say_what_holds(cells):
     assert found["ASR@1 after CleanCLIP is highest for BadCLIP"].ours == "BadNets 6.00"
 
 
+def test_verdicts_compare_what_was_measured_on_the_same_seeds(cells):
+    (cells.root / "badnets/seed0/evaluate/cleanclip/record.json").unlink()
+    some = Cells(cells.root, ("badnets", "badclip"), (0, 1))
+    paper = paper_table(read_papers(FOLDER / "papers.yaml")["table1"])
+    found = {(one.claim, one.attack): one for one in verdicts(some, paper)}
+    order = found["ASR@1: CleanerCLIP ≤ CleanCLIP", "badnets"]
+    assert order.holds and order.ours == "victim 94.00: 0.00 ≤ 4.00, on 1 of 1 seeds"
+    assert some.measured(("badnets", "ft"), ("badclip", "ft")) == [0, 1]
+    assert some.measured(("badnets", "cleanclip"), ("badclip", "ft")) == [1]
+    assert found["ASR@1 after CleanCLIP is highest for BadCLIP", ""].ours == "BadNets 4.00"
+
+
 def test_the_papers_figures_stand_beside(cells):
     table = beside(cells, MODELS, paper_table(read_papers(FOLDER / "papers.yaml")["table1"]))
     assert row(table, "1", "CleanCLIP", "paper") == ["52.62 / 1.88", "52.61 / 69.87", "52.74 / 0.53"]

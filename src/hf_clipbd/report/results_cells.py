@@ -42,10 +42,15 @@ class Cells:
                     found[attack, seed, path.parent.relative_to(folder).as_posix()] = RunRecord.load(path)
         return found
 
-    def records(self, attack: str, stage: str) -> list[RunRecord]:
-        """Return the records of a stage that are there, in the order of the seeds."""
-        asked = [(attack, seed, stage) for seed in self.seeds]
+    def records(self, attack: str, stage: str, seeds: Sequence[int] | None = None) -> list[RunRecord]:
+        """Return the records of a stage that are there, in the order of the seeds: of all, or of some."""
+        asked = [(attack, seed, stage) for seed in self.seeds if seeds is None or seed in seeds]
         return [self._records[one] for one in asked if one in self._records]
+
+    def measured(self, *asked: tuple[str, str]) -> list[int]:
+        """Return the seeds on which every one of some (attack, model) was evaluated: what means may be compared on."""
+        stages = [(attack, f"evaluate/{model}") for attack, model in asked]
+        return [seed for seed in self.seeds if all((one, seed, stage) in self._records for one, stage in stages)]
 
     def models(self) -> list[str]:
         """Return the models that were measured in some cell: clean and victim first, then in the order of a job."""
@@ -58,20 +63,26 @@ class Cells:
         stages = [stage.split("/") for _, _, stage in self._records]
         return sorted({parts[1] for parts in stages if parts[0] == "measured" and len(parts) == 3})
 
-    def reports(self, attack: str, model: str, measure: str = "") -> list[EvalReport]:
+    def reports(
+        self, attack: str, model: str, measure: str = "", seeds: Sequence[int] | None = None
+    ) -> list[EvalReport]:
         """Return the evaluations of a model: the job's own, or those of a further measurement."""
         stage = f"measured/{measure}/{model}" if measure else f"evaluate/{model}"
-        return [EvalReport.from_dict(one.metrics["report"]) for one in self.records(attack, stage)]
+        return [EvalReport.from_dict(one.metrics["report"]) for one in self.records(attack, stage, seeds)]
 
-    def ba(self, attack: str, model: str, k: int, measure: str = "") -> list[float]:
+    def ba(
+        self, attack: str, model: str, k: int, measure: str = "", seeds: Sequence[int] | None = None
+    ) -> list[float]:
         """Return BA@k, in [0, 1]."""
-        return [report.ba[k].value for report in self.reports(attack, model, measure) if k in report.ba]
+        return [report.ba[k].value for report in self.reports(attack, model, measure, seeds) if k in report.ba]
 
-    def asr(self, attack: str, model: str, k: int, measure: str = "") -> list[float]:
+    def asr(
+        self, attack: str, model: str, k: int, measure: str = "", seeds: Sequence[int] | None = None
+    ) -> list[float]:
         """Return ASR@k, in [0, 1], the mean over triggers where there are several."""
         rates = [
             [one.asr[k].value for one in report.triggers.values() if k in one.asr]
-            for report in self.reports(attack, model, measure)
+            for report in self.reports(attack, model, measure, seeds)
         ]
         return [fmean(values) for values in rates if values]
 

@@ -120,7 +120,8 @@ def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
     for attack in cells.attacks:
         for better, worse in zip(order, order[1:], strict=False):
             claim = f"ASR@1: {label(better)} ≤ {label(worse)}"
-            low, high = cells.asr(attack, better, 1), cells.asr(attack, worse, 1)
+            seeds = cells.measured((attack, better), (attack, worse))
+            low, high = (cells.asr(attack, one, 1, seeds=seeds) for one in (better, worse))
             printed = [paper.get(1, one, attack) for one in (better, worse)]
             said = " ≤ ".join(f"{100 * one.asr:.2f}" for one in printed) if all(printed) else ""
             if said and printed[0].asr > printed[1].asr:
@@ -128,12 +129,12 @@ def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
             if not low or not high:
                 yield Verdict(claim, attack, None, NOT_RUN, said)
                 continue
-            seeds = sum(a <= b for a, b in zip(low, high, strict=False))
+            held = sum(a <= b for a, b in zip(low, high, strict=True))
             sign = "≤" if fmean(low) <= fmean(high) else ">"
-            victim = cells.asr(attack, "victim", 1)
+            victim = cells.asr(attack, "victim", 1, seeds=seeds)
             start = f"victim {100 * fmean(victim):.2f}: " if victim else ""
             both = f"{100 * fmean(low):.2f} {sign} {100 * fmean(high):.2f}"
-            ours = f"{start}{both}, on {seeds} of {min(len(low), len(high))} seeds"
+            ours = f"{start}{both}, on {held} of {len(seeds)} seeds"
             yield Verdict(claim, attack, fmean(low) <= fmean(high), ours, said)
 
 
@@ -141,7 +142,8 @@ def _ba_margin(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
     for attack in cells.attacks:
         for start in ("victim", "ft"):
             claim = f"BA@1: {label('cleanerclip')} within the paper's margin of {label(start)}"
-            before, after = cells.ba(attack, start, 1), cells.ba(attack, "cleanerclip", 1)
+            seeds = cells.measured((attack, start), (attack, "cleanerclip"))
+            before, after = (cells.ba(attack, one, 1, seeds=seeds) for one in (start, "cleanerclip"))
             printed = [paper.get(1, one, attack) for one in (start, "cleanerclip")]
             allowed = printed[0].ba - printed[1].ba if all(printed) else None
             said = f"{-100 * allowed:+.2f}" if allowed is not None else ""
@@ -154,7 +156,8 @@ def _ba_margin(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
 
 def _hardest(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
     for model in ("ft", "cleanclip"):
-        ours = {attack: cells.asr(attack, model, 1) for attack in cells.attacks}
+        seeds = cells.measured(*((attack, model) for attack in cells.attacks))
+        ours = {attack: cells.asr(attack, model, 1, seeds=seeds) for attack in cells.attacks}
         printed = {attack: paper.get(1, model, attack) for attack in cells.attacks}
         said = ""
         if all(printed.values()) and printed:
@@ -169,7 +172,10 @@ def _hardest(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
 
 
 def verdicts(cells: Cells, paper: PaperTable) -> list[Verdict]:
-    """Return whether the paper's orderings hold: ASR by defence, BA within its margins, BadCLIP the hardest."""
+    """Return whether the paper's orderings hold: ASR by defence, BA within its margins, BadCLIP the hardest.
+
+    Means are compared over the seeds on which everything compared was measured.
+    """
     hardest = _hardest(cells, paper) if {"badclip"} < set(cells.attacks) else ()
     return [*_asr_order(cells, paper), *hardest, *_ba_margin(cells, paper)]
 
