@@ -135,3 +135,16 @@ def hub(monkeypatch, tmp_path):
 
     with open_hub(monkeypatch, tmp_path / "hub_cache") as server:
         yield server
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Return a list that grows by one with each picture that is decoded, by `datasets` or by us."""
+    decode, calls = datasets.Image.decode_example, []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(datasets.Image, "decode_example", counted)
+    return calls

@@ -62,18 +62,6 @@ def drawn(rows, broken=()):
     return [row for row, key in enumerate(keys) if draw_by_key(0, RATE, key) is not None]
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    decode, calls = datasets.Image.decode_example, []
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return decode(*args, **kwargs)
-
-    monkeypatch.setattr(datasets.Image, "decode_example", counted)
-    return calls
-
-
 # -- out of date ------------------------------------------------------------------------------------------------------
 
 

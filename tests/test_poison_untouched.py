@@ -39,19 +39,6 @@ def keyed():
     return datasets.Dataset.from_list([row_of(row) for row in range(N)], features=FEATURES)
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """Return a list that grows by one with each picture that is decoded, by `datasets` or by us."""
-    decode, calls = datasets.Image.decode_example, []
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return decode(*args, **kwargs)
-
-    monkeypatch.setattr(datasets.Image, "decode_example", counted)
-    return calls
-
-
 def stored(rows):
     return rows.cast_column("image", datasets.Image(decode=False))["image"][:]
 
