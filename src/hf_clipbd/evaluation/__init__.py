@@ -6,16 +6,19 @@ from hf_clipbd.evaluation.linear_probe import ProbeReport, linear_probe
 from hf_clipbd.evaluation.prompts import text_classifier
 from hf_clipbd.evaluation.rates import Effectiveness, defense_effectiveness
 from hf_clipbd.evaluation.retrieval import RetrievalReport, evaluate_retrieval, retrieval_asr, retrieval_recall
+from hf_clipbd.evaluation.visibility import EmbeddingShift, embedding_shift
 from hf_clipbd.evaluation.zero_shot import ZeroShotEvaluator, evaluate_zero_shot
 
 
 __all__ = [
     "Effectiveness",
+    "EmbeddingShift",
     "LabelledImages",
     "ProbeReport",
     "RetrievalReport",
     "ZeroShotEvaluator",
     "defense_effectiveness",
+    "embedding_shift",
     "evaluate_retrieval",
     "evaluate_zero_shot",
     "linear_probe",
