@@ -7,9 +7,11 @@ RUN is a run folder of `hf-clipbd run`, of `recipes/reproduce.py`, or of `recipe
 `recipes/train_victim.py`. Embeddings are taken from the run where it keeps them, else computed once and kept in
 `--cache`. Rates below a victim's own are reached by leaving poisoned rows out of the searched set; the victim stays
 the same. Every detector has one setting for all victims and rates, its default; the published arithmetic stands beside
-them. `--second` names an encoder of the second space for `disagreement`: `clean` for the run's own clean model, a
-folder or a Hub id. What the record holds is not computed again, so that a long table may be made in pieces
-(`--minutes`); a table in Markdown is written beside it.
+them. Cognitive distillation (`--only cognitive_distillation`) takes some 300 forward passes a picture: with
+`--distilled N` it looks at every poisoned row and N clean ones, drawn at random, whose scores stand in for those of
+the other clean rows, so that its figures are estimates. `--second` names an encoder of the second space for
+`disagreement`: `clean` for the run's own clean model, a folder or a Hub id. What the record holds is not computed
+again, so that a long table may be made in pieces (`--minutes`); a table in Markdown is written beside it.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -29,12 +31,16 @@ from hf_clipbd.detection import ALIGNED, DETECTORS, detect, detect_all, detectio
 from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, package_versions
 
 
+if TYPE_CHECKING:
+    import datasets
+
 FIGURES = ("auroc", "auprc", "recall")
 RATES = (0.01, 0.003, 0.001, 0.0001)
 DETECTED = ("conditional_sparsity", "multi_scale", "k_distance", "slof", "dao", "disagreement")
 PUBLISHED = {f"{name} (published)": name for name in ("slof", "dao", "k_distance")}
 SAME = 0.02
 """Rates that differ by less than this share are taken for one."""
+DISTILLATION = "cognitive_distillation"
 
 
 # -- victims ----------------------------------------------------------------------------------------------------------
@@ -54,11 +60,16 @@ def described(run: Path) -> dict[str, Any]:
     }
 
 
-def arrays_of(run: Path, second: str | None, cache: Path) -> dict[str, np.ndarray]:
-    """Return `image` and `texts` of a run's pairs in its victim, `others` in a second encoder, and `is_poisoned`."""
+def pairs_of(run: Path) -> "datasets.Dataset":
+    """Return a run's poisoned pairs."""
     import datasets
 
-    pairs = datasets.load_from_disk(str(run / "poison" / "dataset"))
+    return datasets.load_from_disk(str(run / "poison" / "dataset"))
+
+
+def arrays_of(run: Path, second: str | None, cache: Path) -> dict[str, np.ndarray]:
+    """Return `image` and `texts` of a run's pairs in its victim, `others` in a second encoder, and `is_poisoned`."""
+    pairs = pairs_of(run)
     keys = [RunRecord.load(run / stage).key for stage in ("poison", "victim")]
     arrays = {"is_poisoned": np.asarray(pairs.with_format(None)["is_poisoned"][:], dtype=bool)}
     stored = run / "embeddings"
@@ -74,14 +85,47 @@ def arrays_of(run: Path, second: str | None, cache: Path) -> dict[str, np.ndarra
     return arrays
 
 
+def loaded(model: str) -> tuple[Any, Any]:
+    """Return a model, on a GPU where there is one, and its processor: `scenes`, a folder or a Hub id."""
+    from hf_clipbd.models import load_dual_encoder
+    from hf_clipbd.recipe.place import model_device
+    from hf_clipbd.scenes import load_clean_clip
+
+    found, processor = load_clean_clip() if model == "scenes" else load_dual_encoder(model)
+    return found.to(model_device()), processor
+
+
+def masks_of(
+    model: Any, processor: Any, pairs: Any, is_poisoned: np.ndarray, clean: int | None, cache: Path
+) -> tuple[np.ndarray, int]:
+    """Return a mask size for each pair, (N,), and how many of them were found.
+
+    Args:
+        model: The victim.
+        processor: Its processor.
+        pairs: The poisoned set.
+        is_poisoned: (N,).
+        clean: Clean rows, drawn at random, that are looked at beside the poisoned ones; all by default. The others get
+            the size of one of these, drawn likewise.
+        cache: Where sizes are kept.
+    """
+    from hf_clipbd.recipe.distilling import cached_mask_sizes
+
+    rng = np.random.default_rng([0, len(pairs)])
+    order = rng.permutation(np.flatnonzero(~is_poisoned))
+    chosen = order[:clean]
+    rows = np.sort(np.concatenate([np.flatnonzero(is_poisoned), chosen]))
+    masks = np.empty(len(pairs))
+    masks[rows] = cached_mask_sizes(model, processor, pairs, cache, rows)
+    masks[order[len(chosen) :]] = rng.choice(masks[chosen], len(order) - len(chosen))
+    return masks, len(rows)
+
+
 def embedded(model: str, pairs: Any, texts: bool) -> dict[str, np.ndarray]:
     """Return `image`, and with `texts` that too, of pairs in a model: `scenes`, a folder or a Hub id."""
     from hf_clipbd.features import embed_dataset
-    from hf_clipbd.models import load_dual_encoder
-    from hf_clipbd.scenes import load_clean_clip
 
-    loaded, processor = load_clean_clip() if model == "scenes" else load_dual_encoder(model)
-    found = embed_dataset(loaded, processor, pairs, caption_column="caption" if texts else None)
+    found = embed_dataset(*loaded(model), pairs, caption_column="caption" if texts else None)
     return {"image": found["image"], **({"texts": found["text"]} if texts else {})}
 
 
@@ -113,7 +157,7 @@ def rates_of(own: float) -> Iterator[tuple[str, float | None]]:
 def scored(arrays: dict[str, np.ndarray], rows: np.ndarray, names: list[str], seed: int) -> dict[str, np.ndarray]:
     """Return the scores of the named detectors for some rows, searched as a set of their own."""
     image = arrays["image"][rows]
-    aligned = {name: arrays[name][rows] for name in ("texts", "others") if name in arrays}
+    aligned = {name: arrays[name][rows] for name in ("texts", "others", "masks") if name in arrays}
     found = detect_all(image, [name for name in names if name in DETECTORS], seed=seed, **aligned)
     for name in names:
         if name in PUBLISHED:
@@ -156,6 +200,7 @@ def markdown(record: dict[str, Any]) -> str:
     parts = []
     for victim in record["victims"].values():
         told = f"{victim['attack']}, seed {victim['seed']}: BA@1 {victim['ba@1']:.1%}, ASR@1 {victim['asr@1']:.1%}"
+        told += f"; cognitive distillation looked at {looked} rows" if (looked := victim.get("n_distilled")) else ""
         rates = victim["rates"]
         parts.append(f"### {victim['run']}\n\n{told}. AUROC / average precision / recall at 1 % removal.\n")
         heads = [f"{float(rate):.3g} ({one.get('n_poisoned', 0)} rows)" for rate, one in rates.items()]
@@ -176,16 +221,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the record")
     parser.add_argument("--cache", type=Path, default=Path("runs/embeddings"), help="where embeddings are kept")
     parser.add_argument("--second", help="encoder of the second space: `clean`, a folder or a Hub id")
+    parser.add_argument(
+        "--distilled", type=int, metavar="N", help="clean rows that cognitive distillation looks at (default: all)"
+    )
     parser.add_argument("--draws", type=int, default=3, help="choices of the poisoned rows that stay, and references")
     parser.add_argument("--only", nargs="*", default=[*DETECTED, *PUBLISHED], choices=[*DETECTORS, *PUBLISHED])
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop at the next whole draw after so long"
     )
     given = parser.parse_args()
+    if given.distilled is not None and (given.distilled < 1 or DISTILLATION not in given.only):
+        parser.error("--distilled N, at least 1, goes with --only cognitive_distillation")
     record: dict[str, Any] = {
         "stage": "benchmark/detectors_table",
         "command": " ".join(["benchmarks/detectors_table.py", *sys.argv[1:]]),
-        "config": {"draws": given.draws, "second": given.second},
+        "config": {"draws": given.draws, "second": given.second, "distilled": given.distilled},
         "machine": {"arch": platform.machine(), "cores": os.cpu_count()},
         "versions": package_versions(),
         "note": "Rates below a victim's own leave poisoned rows out of the searched set; the victim stays the same.",
@@ -198,7 +248,11 @@ def main() -> None:
     for run in given.runs:
         about = described(run)
         victim = record["victims"].setdefault(about["run"], {**about, "rates": {}})
-        for _ in fill(victim, arrays_of(run, given.second, given.cache), given.only, given.draws):
+        arrays = arrays_of(run, given.second, given.cache)
+        if DISTILLATION in given.only:
+            asked = (pairs_of(run), arrays["is_poisoned"], given.distilled, given.cache)
+            arrays["masks"], victim["n_distilled"] = masks_of(*loaded(str(run / "victim")), *asked)
+        for _ in fill(victim, arrays, given.only, given.draws):
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             given.out.with_suffix(".md").write_text(markdown(record), encoding="utf-8")

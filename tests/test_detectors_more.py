@@ -17,6 +17,7 @@ from hf_clipbd.detection import (
     huang2025,
     island,
     k_distance,
+    mask_sizes,
     performance_at_rate,
     scan,
     slof,
@@ -285,14 +286,17 @@ def test_cognitive_distillation_leaves_a_small_mask_of_a_trigger():
         "alpha": 0.01,
         "beta": 0.0,
     }
-    scores = cognitive_distillation(np.zeros((6, 2)), batch_size=4, steps=60, **options)
+    sizes = mask_sizes(rows=np.arange(6), batch_size=4, steps=60, **options)
+    scores = cognitive_distillation(np.zeros((6, 2)), masks=sizes)
+    np.testing.assert_array_equal(scores, detect(np.zeros((6, 2)), "cognitive_distillation", masks=sizes))
     assert scores.shape == (6,) and (-1 <= scores).all() and (scores <= 0).all()
     assert scores[:2].min() > scores[2:].max()
     assert model.training and not model.inner.training and model.weight.grad is None
-    some = cognitive_distillation(np.zeros((2, 2)), rows=[1, 3], steps=60, **options)
-    np.testing.assert_allclose(some, scores[[1, 3]], atol=1e-4)
-    with pytest.raises(ValueError, match="`model` and `pixels`"):
-        cognitive_distillation(np.zeros((6, 2)))
+    some = mask_sizes(rows=[1, 3], steps=60, **options)
+    np.testing.assert_allclose(some, sizes[[1, 3]], atol=1e-4)
+    for wrong, says in ((None, "6 rows, but got none"), (sizes[1:], r"shape \(5,\)"), (sizes + 1, "others")):
+        with pytest.raises(ValueError, match=says):
+            cognitive_distillation(np.zeros((6, 2)), masks=wrong)
 
 
 def test_a_mask_that_costs_nothing_stays_open():

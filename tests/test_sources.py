@@ -293,6 +293,16 @@ def test_tables_in_several_folders_show_their_own_pictures(tmp_path, streaming):
     assert shown == [(0, 0), (0, 1), (100, 1), (100, 0), (100, 1)]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_without_pictures_are_of_one_type(tmp_path, streaming):
+    numbers = {"x": ("1", "2.5"), "y": ("one", ""), "z": ("", "")}  # a stream does not know its features by itself
+    write_tables(tmp_path, ["x", "y", "z"], lambda name: "text,n,m\na,{},1\nb,{},\n".format(*numbers[name]))
+    rows = load_source(str(tmp_path / "*" / "pairs.csv"), streaming=streaming)
+    assert rows.features["n"] == datasets.Value("string") and rows.features["m"] == datasets.Value("float64")
+    assert [row["n"] for row in rows] == ["1", "2.5", "one", None, None, None]
+    assert [row["m"] for row in rows] == [1, None] * 3
+
+
 def test_tables_in_several_folders_have_the_same_columns(tmp_path):
     write_tables(tmp_path, ["x", "y"], lambda name: f"file,text{'' if name == 'x' else ',more'}\n0.png,a\n")
     with pytest.raises(ValueError, match=r"\['file', 'text'\] in every table, but `.*y.pairs\.csv` has .*'more'"):

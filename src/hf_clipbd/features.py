@@ -143,6 +143,7 @@ def embed_dataset(
     desc: str = "embedding",
     normalize: bool = True,
     unreadable: dict[int, str] | None = None,
+    texts: bool = True,
 ) -> dict[str, np.ndarray]:
     """Return the unit embeddings of every row of a dataset, in its order.
 
@@ -158,6 +159,7 @@ def embed_dataset(
         normalize: Scale embeddings to length one; else they are as the model gives them.
         unreadable: Takes row number -> what is wrong with it for the rows whose picture or caption is missing or
             broken, which are then left out of the result; without it the first such row is an error.
+        texts: Embed the captions; else they are only read, so that the same rows are left out as with them.
 
     Returns:
         `{"image": (N, D), "text": (N, D)}` float32, without the modality that was left out; (0, 0) where no row can be
@@ -173,20 +175,51 @@ def embed_dataset(
             f"Expected columns {wanted or 'image and/or caption'}, but the dataset has {dataset.column_names}."
         )
     canvas = canvas or Canvas.of(processor)
-    mean, std = pixel_statistics(processor)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in _modalities(image_column, caption_column)}
+    embedded = _modalities(image_column, caption_column if texts else None)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in embedded}
     reader = _Reader(dataset.select_columns(wanted), image_column, caption_column, canvas)
     with inference(model) as device:
         for images, captions in reader.batches(batch_size, desc, unreadable):
             if images:
-                pixels = torch.from_numpy(np.stack(images))
-                pixels = normalized(pixels.permute(0, 3, 1, 2).to(device), mean, std)
+                pixels = _normalized(images, processor, device)
                 parts["image"].append(embed_images(model, pixels, normalize).cpu().numpy())
-            if captions:
+            if captions and texts:
                 tokens = {name: x.to(device) for name, x in tokenize(processor, captions, model).items()}
                 parts["text"].append(embed_texts(model, **tokens, normalize=normalize).cpu().numpy())
     empty = np.empty((0, 0), dtype=np.float32)
     return {name: np.concatenate(chunks) if chunks else empty for name, chunks in parts.items()}
+
+
+def pixel_values(
+    processor: Any,
+    dataset: datasets.Dataset,
+    image_column: str = "image",
+    canvas: Canvas | None = None,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Return the normalised pictures of every row of a dataset, as `embed_dataset` gives them to the model.
+
+    Args:
+        processor: The model's processor (pixel mean and deviation, size).
+        dataset: Rows with an image column; all of them are held at once.
+        image_column: Column of images.
+        canvas: Geometry of the images; that of the processor by default.
+        device: Where the pixels go.
+
+    Returns:
+        (N, 3, H, W), float32.
+
+    Raises:
+        ValueError: If a row cannot be read (the message names it).
+    """
+    reader = _Reader(dataset.select_columns([image_column]), image_column, None, canvas or Canvas.of(processor))
+    images = [image for images, _ in reader.batches(len(dataset), "reading", None) for image in images]
+    return _normalized(images, processor, device)
+
+
+def _normalized(images: list[np.ndarray], processor: Any, device: str | torch.device) -> Tensor:
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return normalized(pixels.to(device), *pixel_statistics(processor))
 
 
 def _modalities(image_column: str | None, caption_column: str | None) -> list[str]:

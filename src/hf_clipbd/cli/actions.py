@@ -196,12 +196,13 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
         from hf_clipbd.recipe.options import DetectConfig
         from hf_clipbd.recipe.sections import check_names
         from hf_clipbd.recipe.shown import record_lines
-        from hf_clipbd.recipe.single import Basis, detect_in
+        from hf_clipbd.recipe.single import Basis, check_search, detect_in
         from hf_clipbd.recipe.suspects import Review
 
         detectors = options.detectors or ["disagreement" if options.second else "conditional_sparsity"]
         check_names(detectors, DETECTORS, "--detectors")
-        chosen = DetectConfig(detectors=detectors, k=options.k, reference=options.reference, rates=options.rates)
+        sizes = {name: getattr(options, name) for name in ("k", "reference", "distilled", "rates")}
+        chosen = DetectConfig(detectors=detectors, **sizes)
         review = Review(options.remove, options.shown, not options.no_filtered)
         data = data_of(options, options.dataset, "train")
         clean = None
@@ -209,6 +210,7 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
             split = "defense" if options.clean_reference == "scenes" else data.split
             clean = replace(data, source=options.clean_reference, split=split, n=None)
         basis = Basis(options.on_error, options.raw, clean)
+        check_search(chosen, basis, options.second)
         if options.dry_run:
             from hf_clipbd.cli.plans import plan_detect, show_plan
 

@@ -178,6 +178,13 @@ def _detect(detect: CommandParser) -> None:
         metavar="DATA",
         help=f"clean pairs that they are drawn from, not the searched ones: {DATA}",
     )
+    search.add_argument(
+        "--distilled",
+        type=int,
+        metavar="N",
+        help="rows that cognitive_distillation looks at, the N that the first detector ranks highest; the others "
+        "score -1, below them (default: every row, each at the cost of some 300 forward passes)",
+    )
     search.add_argument("--raw", action="store_true", help="embeddings as the model gives them, not of length one")
     search.add_argument(
         "--on_error",

@@ -86,7 +86,10 @@ def _stages(config: RunConfig) -> dict[str, _Expected]:
     settings = {"objective": config.objective, **_training(config, config.victim)}
     trainer = OBJECTIVES[config.objective].trainer
     stages["victim"] = _trained(settings, config.victim, trainer, world.n_train, ("poison", *clean))
-    found = {name: getattr(config.detect, name) for name in ("detectors", "k", "reference", "rates", "map_points")}
+    found = {
+        name: getattr(config.detect, name)
+        for name in ("detectors", "k", "reference", "distilled", "rates", "map_points")
+    }
     reads = ("victim", "poison", *(clean if config.detect.second == "clean" else ()))
     stages["detect"] = _Expected(found, config.seed, reads, world.n_train, about=", ".join(config.detect.detectors))
     stages |= planned_defenses(config, clean)

@@ -173,7 +173,8 @@ def plan_detect(data: "Data", options: "DetectConfig", review: "Review", basis: 
     rows = count_rows(data)
     state, why = state_of(out, {"kind": "detect", **asdict(options), **asdict(review), **basis.settings()}, data.seed)
     removed = f"about {round(review.remove * rows)} rows" if rows is not None else f"a share of {review.remove:g}"
-    about = f"{', '.join(options.detectors)}; {removed} filtered out"
+    looked_at = {} if options.distilled is None else {"cognitive_distillation": f" of {options.distilled} rows"}
+    about = f"{', '.join(name + looked_at.get(name, '') for name in options.detectors)}; {removed} filtered out"
     return [Planned("detect", state, out, rows, about="; ".join(filter(None, [about, why])))]
 
 

@@ -110,7 +110,7 @@ def read_files(files: Sequence[Path], split: str, streaming: bool = False) -> Ro
         if any(is_picture(row.get(name), folder) for (folder, _), head in heads.items() for row in head)
     ]
     read = [_with_pictures(parts[part], part[0], columns, head) for part, head in heads.items()]
-    return read[0] if len(read) == 1 else datasets.concatenate_datasets(_alike(read))
+    return read[0] if len(read) == 1 else datasets.concatenate_datasets(_alike(read, list(heads.values())))
 
 
 def _loaded(files: Sequence[Path], builder: str, split: str, streaming: bool, **options: Any) -> Rows:
@@ -184,18 +184,23 @@ def _with_pictures(rows: Rows, folder: Path, columns: Sequence[str], head: list[
             rows = rows.map(_below, batched=True, fn_kwargs=where, desc="Finding pictures")
             rows = rows.cast_column(column, datasets.Image())
         else:  # with `features=` the map of a stream would leave paths where it is iterated
-            known = rows.features or datasets.Features.from_arrow_schema(pa.Table.from_pylist(head).schema)
+            known = _features(rows, head)
             rows = rows.map(_below, batched=True, fn_kwargs=where)
             rows = rows.cast(datasets.Features({**known, column: datasets.Image()}))
     return rows
 
 
-def _alike(parts: Sequence[Rows]) -> list[Rows]:
+def _features(rows: Rows, head: list[dict[str, Any]]) -> datasets.Features:
+    """Return the features of rows; of a stream that does not know its own those of its first rows."""
+    return rows.features or datasets.Features.from_arrow_schema(pa.Table.from_pylist(head).schema)
+
+
+def _alike(parts: Sequence[Rows], heads: Sequence[list[dict[str, Any]]]) -> list[Rows]:
     """Return tables with the same columns in the same types: where types differ, as texts."""
-    parts = [part if part.features else part._resolve_features() for part in parts]
+    known = [_features(part, head) for part, head in zip(parts, heads, strict=True)]
     wanted = {}
-    for name in parts[0].features:
-        kinds = [part.features[name] for part in parts if part.features[name] != datasets.Value("null")]
+    for name in known[0]:
+        kinds = [one[name] for one in known if one[name] != datasets.Value("null")]
         wanted[name] = kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else datasets.Value("string")
     return [part.select_columns(list(wanted)).cast(datasets.Features(wanted)) for part in parts]
 

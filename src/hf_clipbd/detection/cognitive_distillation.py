@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Cognitive distillation: how little of a picture is enough to keep its embedding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ def distilled_masks(
     pixels: Tensor,
     steps: int = 100,
     lr: float = 0.1,
-    alpha: float = 0.001,
+    alpha: float = 0.01,
     beta: float = 10.0,
     noise: Tensor | None = None,
 ) -> Tensor:
@@ -31,7 +31,8 @@ def distilled_masks(
         pixels: Normalised pictures, (B, 3, H, W).
         steps: Steps of Adam.
         lr: Its learning rate.
-        alpha: Weight of the mask's size.
+        alpha: Weight of the mask's size. Masks hardly shrink where it is small: at 0.001 those of a victim of the
+            embedded world kept three quarters of each picture, poisoned or not.
         beta: Weight of its roughness.
         noise: d, one value a channel for each picture, (B, 3, 1, 1), what masked places are filled with; 0 (the mean
             colour) by default.
@@ -55,68 +56,92 @@ def distilled_masks(
     return (w.detach().tanh() + 1) / 2
 
 
-def cognitive_distillation(
-    features: Any,
-    reference: Reference | None = None,
-    k: int | None = None,
-    model: nn.Module | None = None,
-    pixels: Callable[[np.ndarray], Tensor] | None = None,
-    rows: Any = None,
+def mask_sizes(
+    model: nn.Module,
+    pixels: Callable[[np.ndarray], Tensor],
+    rows: Sequence[int] | np.ndarray,
     batch_size: int = 64,
     seed: int = 0,
     **options: Any,
 ) -> np.ndarray:
+    """Return the size of each picture's smallest mask that keeps its embedding, |m|_1 / (H W).
+
+    It costs about three forward passes a step and picture, some three hundred with the default of 100 steps, and is
+    meant for a part of a set, for instance what another detector ranks first.
+
+    Args:
+        model: The suspected model, with `get_image_features`.
+        pixels: From row numbers (B,) to normalised pictures (B, 3, H, W).
+        rows: (N,), the row numbers to ask it for.
+        batch_size: Pictures at once; sizes depend on it by rounding alone.
+        seed: Seed of the fill colours, which depend on (seed, row).
+        **options: `steps`, `lr`, `alpha` and `beta` of `distilled_masks`.
+
+    Returns:
+        (N,), float64, in [0, 1].
+
+    Reference:
+        As of `cognitive_distillation`.
+
+    Example:
+        >>> model, pictures = nn.Linear(1, 1), torch.rand(5, 3, 8, 8)  # in earnest: the suspected model
+        >>> model.get_image_features = lambda pixel_values: pixel_values.flatten(1)
+        >>> mask_sizes(model, lambda rows: pictures[rows], np.array([3, 1]), steps=2).shape
+        (2,)
+    """
+    rows = np.asarray(rows)
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    device = next(model.parameters()).device
+    sizes = np.empty(len(rows))
+    try:
+        for start in range(0, len(rows), batch_size):
+            block = rows[start : start + batch_size]
+            colours = np.stack([np.random.default_rng([seed, int(row)]).normal(size=3) for row in block])
+            noise = torch.from_numpy(colours).float().to(device)[:, :, None, None]
+            masks = distilled_masks(lambda x: embed_images(model, x), pixels(block).to(device), noise=noise, **options)
+            sizes[start : start + len(block)] = masks.flatten(1).cpu().double().mean(1).numpy()
+    finally:
+        for module in in_training:
+            module.training = True
+    return sizes
+
+
+def cognitive_distillation(
+    features: Any, reference: Reference | None = None, k: int | None = None, masks: Any = None
+) -> np.ndarray:
     """Return minus the size of the smallest mask that keeps a picture's embedding, -|m|_1 / (H W).
 
     A trigger that decides the embedding alone leaves a small mask, so the sign is turned for higher to be more
-    suspicious (the public code never turns it). It costs about 3 `steps` forward passes a picture and is meant for a
-    part of a set, for instance what another detector ranks first.
+    suspicious (the public code never turns it).
 
     Args:
-        features: (N, D), or anything else of N rows: only their number is used, the model is asked itself.
+        features: (N, D), or anything else of N rows: only their number is used.
         reference: Taken and not used, so that every detector is called alike.
         k: Likewise.
-        model: The suspected model.
-        pixels: From row numbers (B,) to normalised pictures (B, 3, H, W).
-        rows: (N,), row numbers to ask `pixels` for; 0 to N - 1 by default.
-        batch_size: Pictures at once.
-        seed: Seed of the fill colours, which depend on (seed, row).
-        **options: `steps`, `lr`, `alpha` and `beta` of `distilled_masks`.
+        masks: Size of each row's mask, (N,), in [0, 1], as `mask_sizes` gives it; 1 for rows that were not looked at,
+            which are then the least suspicious.
 
     Returns:
         (N,), float64, in [-1, 0]; higher is more suspicious.
 
     Raises:
-        ValueError: If model or pixels are missing.
+        ValueError: If there is no mask size in [0, 1] for each row.
 
     Reference:
         Huang et al., "Distilling Cognitive Backdoor Patterns within an Image", ICLR 2023, equations 1 and 2; on CLIP
         embeddings of images alone in Huang et al., ICLR 2025. The weights are our choice for unit embeddings.
 
     Example:
-        >>> model, pictures = nn.Linear(1, 1), torch.rand(5, 3, 8, 8)  # in earnest: the suspected model
-        >>> model.get_image_features = lambda pixel_values: pixel_values.flatten(1)
-        >>> first = np.array([3, 1])  # rows that another detector ranks first
-        >>> found = cognitive_distillation(first, model=model, pixels=lambda rows: pictures[rows], rows=first, steps=2)
-        >>> found.shape
-        (2,)
+        >>> cognitive_distillation(np.zeros((3, 8)), masks=[0.5, 0.125, 1.0]).tolist()
+        [-0.5, -0.125, -1.0]
     """
-    if model is None or pixels is None:
-        raise ValueError("Expected cognitive distillation to be given the `model` and `pixels`, but one is missing.")
-    rows = np.arange(len(features)) if rows is None else np.asarray(rows)
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    device = next(model.parameters()).device
-    scores = np.empty(len(rows))
-    try:
-        for start in range(0, len(rows), batch_size):
-            block = rows[start : start + batch_size]
-            colours = np.stack([np.random.default_rng([seed, int(row)]).normal(size=3) for row in block])
-            noise = torch.from_numpy(colours).float().to(device)[:, :, None, None]
-            pictures = pixels(block).to(device)
-            masks = distilled_masks(lambda x: embed_images(model, x), pictures, noise=noise, **options)
-            scores[start : start + len(block)] = -masks.flatten(1).double().mean(1).cpu().numpy()
-    finally:
-        for module in in_training:
-            module.training = True
-    return scores
+    sizes = np.asarray([] if masks is None else masks, dtype=np.float64)
+    fits = sizes.shape == (len(features),)
+    if not fits or not ((sizes >= 0) & (sizes <= 1)).all():
+        got = "none" if masks is None else "others" if fits else f"shape {sizes.shape}"
+        raise ValueError(
+            f"Expected `masks` to hold a size in [0, 1] for each of {len(features)} rows, but got {got}. "
+            "`hf_clipbd.detection.mask_sizes` gives them."
+        )
+    return -sizes

@@ -9,6 +9,7 @@ import torch
 
 from hf_clipbd.detection.activation_clustering import activation_clustering
 from hf_clipbd.detection.clip_score import clip_score
+from hf_clipbd.detection.cognitive_distillation import cognitive_distillation
 from hf_clipbd.detection.compat_huang2025 import huang2025
 from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
 from hf_clipbd.detection.dao import dao
@@ -42,6 +43,7 @@ DETECTORS: dict[str, Callable[..., np.ndarray]] = {
     "spectral_signature": spectral_signature,
     "activation_clustering": activation_clustering,
     "clip_score": clip_score,
+    "cognitive_distillation": cognitive_distillation,
 }
 """Name -> `detector(features, reference=None, k=None, ...) -> scores (N,)`, float64, higher is more suspicious."""
 
@@ -51,6 +53,7 @@ ALIGNED: dict[str, tuple[str, ...]] = {
     "spectral_signature": ("texts",),
     "activation_clustering": ("texts",),
     "clip_score": ("texts",),
+    "cognitive_distillation": ("masks",),
 }
 """Name -> keywords of that detector which have a row for each of the features."""
 
@@ -60,7 +63,7 @@ OF_REFERENCE: dict[str, tuple[str, ...]] = {
 }
 """Name -> keywords of that detector which have a row for each of the rows that a given reference was drawn from."""
 
-WITHOUT_REFERENCE = ("clip_score",)
+WITHOUT_REFERENCE = ("clip_score", "cognitive_distillation")
 """Detectors that compare rows with no others."""
 
 DEFAULT = "multi_scale"
@@ -102,8 +105,8 @@ def detect(
     long as its rows are no neighbourhood of their own in the reference: rate * m under k / 4, so that heavier poison
     asks for a smaller m or a larger k; among concepts of very uneven density SLOF is the one that finds a small group.
 
-    Cognitive distillation needs the model and the pictures: call `cognitive_distillation(features[rows], model=...,
-    pixels=..., rows=rows)` on the rows that one of these ranks first.
+    Cognitive distillation needs the model and the pictures: `masks=mask_sizes(model, pixels, rows)` is what it takes,
+    at the cost of some hundred forward passes a picture.
 
     Args:
         features: Image embeddings of the searched set in the suspected model, (N, D).
@@ -115,7 +118,7 @@ def detect(
         compat: `"huang2025"` for the published arithmetic of k-distance, SLOF (the default then), DAO or LID with its
             faults, for comparison; m and `normalize` do not apply to it, k is 16 by default.
         shared: What the detectors of one search have in common; scores do not depend on it. See `detect_all`.
-        reference: A ready one, `Reference.of(clean)` say, for every detector but the CLIP score; with
+        reference: A ready one, `Reference.of(clean)` say, for every detector that compares rows; with
             `conditional_sparsity` and `disagreement` its rows' `reference_texts` and `reference_others` too.
         references: How many random references are searched, at the cost of a search each; see `References`.
         combine: The `"mean"` or the `"maximum"` of a row's scores against them.
@@ -193,7 +196,7 @@ def detect_all(
         device: As there.
         precision: As there.
         distributed: As there.
-        **given: What has a row for each of the features, `texts` and `others`, and for each row that a given
+        **given: What has a row for each of the features, `texts`, `others` and `masks`, and for each row that a given
             reference was drawn from, `reference_texts` and `reference_others`; each detector gets what it takes.
 
     Returns:

@@ -5,8 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_clipbd.detection.detect import check_detector
+from hf_clipbd.detection.detect import WITHOUT_REFERENCE, check_detector
 from hf_clipbd.detection.reference import Reference
+
+
+UNSUITED = (*WITHOUT_REFERENCE, "spectral_signature", "activation_clustering", "conditional_sparsity")
+"""Detectors that compare rows with no reference, or need captions, which an incoming image has none of."""
 
 
 class Scan(NamedTuple):
@@ -58,7 +62,7 @@ def scan(
         [False, True]
     """
     function = check_detector(detector)
-    if detector in ("clip_score", "spectral_signature", "activation_clustering", "conditional_sparsity"):
+    if detector in UNSUITED:
         raise ValueError(f"Expected a detector that compares rows with a reference, but got {detector!r}.")
     points = Reference.of(reference, normalize)
     second = {"reference_others": reference_others}

@@ -71,7 +71,7 @@ def embedding_shift(
         Ours.
     """
     task = Protocol.of(processor, dataset, triggers, (1,), False, canvas, class_names, image_column, label_column)
-    # summed over pictures: embeddings of clean and stamped ones (1 + V, D), squared moves in column D, and their number
+    # summed over pictures: embeddings of clean and stamped ones (1 + V, D); in column D their number, squared moves
     sums: list[Tensor] = []
 
     def see(features: Tensor, labels: Tensor) -> None:

@@ -19,7 +19,7 @@ from hf_clipbd.evaluation.labelled import (
     uses_mean_per_class,
 )
 from hf_clipbd.features import model_fingerprint
-from hf_clipbd.recipe.measuring import model_device, process_state
+from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.single import Data, load_any, load_triggers
 from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.report.comparison import plot_comparison
@@ -104,7 +104,6 @@ def assess(
     loaded, processor = load_any(model)
     triggers = load_triggers(question.triggers)
     inputs = {"model": model_fingerprint(loaded)}
-    process_state()
     loaded = loaded.to(model_device())
     if question.protocol == "retrieval":
         pairs = data.pairs()

@@ -205,6 +205,13 @@ def _check_values(config: RunConfig) -> None:
     if "retrain" in config.defenses:
         chosen, ran = config.defenses["retrain"].detector, config.detect.detectors
         check_names([chosen], ran, "`defenses.retrain.detector`, which `detect.detectors` does not name,")
+        dropped = round(config.defenses["retrain"].drop_share * config.world.n_train)
+        looked_at = config.detect.distilled
+        if chosen == "cognitive_distillation" and looked_at is not None and looked_at < dropped:
+            raise ConfigError(
+                f"Expected `detect.distilled` of at least the {dropped} rows that `defenses.retrain` drops by "
+                f"`cognitive_distillation`, but got {looked_at}."
+            )
     build_attack(config)
     if config.clean is not None:
         build_architecture(config)

@@ -15,7 +15,7 @@ from hf_clipbd.defenses import DEFENSES, RetrainConfig
 from hf_clipbd.defenses.retrain import least_suspicious
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
-from hf_clipbd.recipe.measuring import SCORES_FILE
+from hf_clipbd.recipe.searching import SCORES_FILE
 from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.recipe.stage import Stage
 from hf_clipbd.recipe.training import (

@@ -109,10 +109,28 @@ class DetectConfig:
     k: int | None = _option(None, "Neighbours; each detector's default where left out.")
     reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
     second: str | None = _option(None, "Encoder whose space `disagreement` compares: `clean`, a folder or a Hub id.")
+    distilled: int | None = _option(
+        None, "Rows that `cognitive_distillation` looks at, those that the first detector ranks highest; default all."
+    )
     rates: list[float] = _option([0.001], "Further poison rates, reached by leaving poisoned rows out.")
     draws: int = _option(5, "Random choices of the poisoned rows that stay at each of those rates.")
     batch_size: int = _option(256, "Rows a forward pass.")
     map_points: int = _option(2000, "Rows of the embedding map.")
+
+    def __post_init__(self):
+        if self.distilled is None:
+            return
+        if "cognitive_distillation" not in self.detectors:
+            raise ValueError(
+                "`distilled` is for the detector `cognitive_distillation`, which `detectors` does not name."
+            )
+        if self.detectors[0] == "cognitive_distillation":
+            raise ValueError(
+                "`distilled` rows are those that another detector ranks highest: name one before "
+                "`cognitive_distillation`, or leave `distilled` out to look at every row."
+            )
+        if self.distilled < 1:
+            raise ValueError(f"`distilled` is at least 1, but got {self.distilled}.")
 
 
 @dataclass

@@ -5,6 +5,7 @@ Each writes the same outputs and the same record as within a run, skips what is 
 stopped.
 """
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,12 @@ from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import training_settings
+from hf_clipbd.recipe.distilling import DISTILLATION, Distill, cached_mask_sizes
 from hf_clipbd.recipe.embeddings import cached_embeddings
-from hf_clipbd.recipe.measuring import model_device, process_state, scoring_place, search
 from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.own_data import SCENES, Data
+from hf_clipbd.recipe.place import model_device, process_state, scoring_place
+from hf_clipbd.recipe.searching import search
 from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.suspects import Review, write_review
 from hf_clipbd.recipe.training import global_batch, train_into
@@ -143,6 +146,22 @@ class Basis:
         return {"on_error": self.on_error, "raw": self.raw, "clean_reference": clean}
 
 
+def check_search(options: DetectConfig, basis: Basis, second: str | None) -> None:
+    """Raise `ValueError` where detectors are asked for that what they rest on does not go with.
+
+    Args:
+        options: The detectors.
+        basis: What the search rests on.
+        second: Another encoder, if there is one.
+    """
+    if basis.clean is not None and set(options.detectors) <= set(WITHOUT_REFERENCE):
+        raise ValueError(f"Expected no clean reference, for {options.detectors} compares rows with no others.")
+    if "disagreement" in options.detectors and second is None:
+        raise ValueError("Expected another encoder to compare with, which `disagreement` needs. Pass `--second`.")
+    if DISTILLATION in options.detectors and basis.raw:
+        raise ValueError(f"Expected embeddings of length one for `{DISTILLATION}`. Leave `--raw` out.")
+
+
 def detect_in(
     model: str,
     second: str | None,
@@ -169,11 +188,9 @@ def detect_in(
         basis: What the search rests on.
 
     Raises:
-        ValueError: If a row cannot be read and none may be skipped, or clean rows are given to detectors that compare
-            with none.
+        ValueError: If a row cannot be read and none may be skipped, or as `check_search`.
     """
-    if basis.clean is not None and set(options.detectors) <= set(WITHOUT_REFERENCE):
-        raise ValueError(f"Expected no clean reference, for {options.detectors} compares rows with no others.")
+    check_search(options, basis, second)
     state = process_state()
     encoders, inputs = {}, {}
     for name, source in (("model", model), ("second", second)):
@@ -192,7 +209,8 @@ def detect_in(
         unreadable: dict[int, str] = {}
         features = embedder(pairs, unreadable)
         compared = embedder.compared_with(clean, options.reference, data.seed)
-        found, scores = search(features, pairs, options, None, data.seed, folder, compared, unreadable)
+        distill = embedder.distiller(pairs, data.seed)
+        found, scores = search(features, pairs, options, None, data.seed, folder, compared, unreadable, distill)
         if not state.is_main_process:
             return found
         names = Path(data.source).name or data.source, Path(model).name or model
@@ -222,8 +240,15 @@ class _Embedder:
         """Return the features that `search` takes; rows that cannot be read go into `unreadable`, or are an error."""
         bad = None if self.basis.on_error == "raise" else unreadable
         given = {"batch_size": self.batch_size, "normalize": not self.basis.raw, "unreadable": bad}
-        found = {name: cached_embeddings(*one, rows, self.cache, **given) for name, one in self.encoders.items()}
+        found = {
+            name: cached_embeddings(*one, rows, self.cache, texts=name == "model", **given)
+            for name, one in self.encoders.items()
+        }
         return found["model"] | ({"second": found["second"]["image"]} if "second" in found else {})
+
+    def distiller(self, rows: datasets.Dataset, seed: int) -> Distill:
+        """Return what finds the masks of rows, for cognitive distillation."""
+        return functools.partial(cached_mask_sizes, *self.encoders["model"], rows, self.cache, seed=seed)
 
     def compared_with(self, clean: datasets.Dataset | None, m: int | None, seed: int) -> dict[str, Any]:
         """Return what `detect_all` is told of the rows that others are compared with: m random ones of clean ones."""

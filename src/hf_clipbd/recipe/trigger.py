@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from hf_clipbd.attacks import Attack, BadCLIP, target_captions
 from hf_clipbd.attacks.captions import names_target
@@ -18,6 +17,7 @@ from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.patch_options import PatchOptions, patch_options
+from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.world import World, build_attack, data_fingerprint
 from hf_clipbd.schema import CAPTION, RunRecord, content_key
@@ -78,7 +78,7 @@ def optimize_trigger(
 
     def work(folder: Path) -> Outcome:
         model, processor = load()
-        model = model.to(PartialState().device)
+        model = model.to(model_device())
         attack = _optimized(world, start, options, model, processor, stage.folder / CHECKPOINTS / CHECKPOINT_FILE)
         report = evaluate_zero_shot(
             model,
@@ -132,7 +132,7 @@ def _optimized(
 def surrogate_rows(config: RunConfig, world: World, load: Loader) -> np.ndarray:
     """Return the rows of the run's pairs in the order in which `poison.selector` takes them."""
     model, processor = load()
-    model = model.to(PartialState().device)
+    model = model.to(model_device())
     standing = target_standing(
         model, processor, world.train, world.target, world.class_names, world.prompts, world.canvas
     )

@@ -1,0 +1,168 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What a model makes of each row, computed once: shard by shard, known by what pictures and captions contain."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.features import model_fingerprint
+from hf_clipbd.recipe.shards import Shards
+from hf_clipbd.schema import CAPTION, IMAGE, content_key
+
+
+logger = logging.getLogger(__name__)
+
+HASHED_ROWS = 256
+"""Encoded pictures held at once while a shard is hashed."""
+
+Compute = Callable[[range], tuple[dict[str, np.ndarray], dict[int, str]]]
+"""From rows to arrays of the readable ones, (n, D) each, and, counted from the first of them, the unreadable ones."""
+
+
+def computed_once(
+    pairs: datasets.Dataset,
+    cache: Path,
+    owner: Sequence[Any],
+    size: int,
+    names: Collection[str],
+    compute: Compute,
+    unreadable: dict[int, str] | None,
+    desc: str,
+) -> dict[str, np.ndarray]:
+    """Return what `compute` makes of every row, from the cache where owner, pictures and captions are the same.
+
+    A shard is taken from the folder if a hash of its pictures' bytes and its captions is the recorded one and it has
+    every name, and computed again otherwise. So a job that was killed goes on at the shard where it was.
+
+    Several processes compute a shard each in turn, and all of them have to call it; the main one puts the shards
+    together. What comes out does not depend on how many there are.
+
+    Args:
+        pairs: Rows (image, caption).
+        cache: Folder of all caches, one that every process sees.
+        owner: What else the result depends on: the model, say; with the size and the first shard's content it names
+            the folder.
+        size: Rows of a shard.
+        names: The arrays that `compute` gives.
+        compute: Called for the shards that are not there.
+        unreadable: Takes row number -> what is wrong with it for the unreadable rows, which are then left out of the
+            result; without it the first such row is an error.
+        desc: Label of the progress bar.
+
+    Returns:
+        Name -> (N, D), float32, memory-mapped; rows whose pictures have the same bytes have what the first of them
+        has where it is made of the picture alone; and `picture`, (N,), a 64-bit number that is the same for these.
+
+    Raises:
+        ValueError: If there are no rows, a column is missing, no row can be read, or one cannot be and `unreadable`
+            is None (the message names it).
+    """
+    if len(pairs) == 0 or not {IMAGE, CAPTION} <= set(pairs.column_names):
+        raise ValueError(
+            f"Expected rows with `{IMAGE}` and `{CAPTION}`, but got {len(pairs)} of {pairs.column_names}."
+        )
+    undecoded = pairs.select_columns([IMAGE, CAPTION]).cast_column(IMAGE, datasets.Image(decode=False))
+    first = _content(undecoded, range(min(size, len(pairs))))
+    shards = Shards(Path(cache) / content_key(*owner, size, first.digest), len(pairs), size, names)
+    _fill(shards, undecoded, first, compute, unreadable is None, desc)
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        shards.join()
+    PartialState().wait_for_everyone()
+    found, problems = shards.open()
+    if unreadable is not None:
+        unreadable.update(problems)
+    return found
+
+
+def embedder(model: Any, processor: Any, canvas: Canvas, n: int) -> list[Any]:
+    """Return what tells a model's view of n rows from any other: weights, tokenizer, pixel statistics, geometry."""
+    return [model_fingerprint(model), _processor_fingerprint(processor), [canvas.size, canvas.mode], n]
+
+
+def _fill(
+    shards: Shards, undecoded: datasets.Dataset, first: "_Content", compute: Compute, strict: bool, desc: str
+) -> None:
+    """Compute and write those of this process's shards that are not there as they are now.
+
+    Args:
+        shards: The folder.
+        undecoded: The pairs with their pictures as bytes.
+        first: Content of the first shard.
+        compute: As in `computed_once`.
+        strict: Whether an unreadable row is an error.
+        desc: Label of the progress bar.
+    """
+    taken, mine = 0, _mine(shards, desc)
+    for shard in mine:
+        content = _content(undecoded, shards.rows(shard)) if shard else first
+        problems = shards.problems(shard, content.digest)
+        taken += problems is not None
+        if problems is None:
+            found, bad = compute(shards.rows(shard))
+            problems = {shards.rows(shard)[row]: why for row, why in bad.items()}
+            shards.keep(shard, content.digest, {**found, "picture": content.pictures}, problems)
+        if problems and strict:
+            row, why = next(iter(problems.items()))
+            raise ValueError(f"Row {row}: {why} Or leave such rows out: `--on_error skip`.")
+    if taken and PartialState().is_main_process:
+        logger.info("%s: %d of %d shards were there already, in %s", desc, taken, len(mine), shards.folder)
+
+
+def _mine(shards: Shards, desc: str) -> tqdm:
+    """Return the numbers of the shards that this process computes, under a bar that the main one shows."""
+    state = PartialState()
+    numbers = range(state.process_index, len(shards), state.num_processes)
+    hidden = True if len(shards) < 2 or not state.is_main_process else None
+    return tqdm(numbers, desc=desc, unit="shard", disable=hidden)
+
+
+class _Content(NamedTuple):
+    """A hash of a shard's pictures and captions, and a 64-bit number for each picture, (rows,)."""
+
+    digest: str
+    pictures: np.ndarray
+
+
+def _content(undecoded: datasets.Dataset, rows: range) -> _Content:
+    """Return what tells these rows from any others."""
+    whole, pictures = hashlib.sha256(), []
+    for image, caption in _rows(undecoded, rows.start, rows.stop):
+        picture = hashlib.sha256(_encoded(image)).digest()
+        whole.update(picture)
+        whole.update(hashlib.sha256(str(caption).encode()).digest() if caption is not None else b"none")
+        pictures.append(int.from_bytes(picture[:8], "little", signed=True))
+    return _Content(whole.hexdigest()[:32], np.array(pictures, dtype=np.int64))
+
+
+def _rows(undecoded: datasets.Dataset, start: int, stop: int) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
+    for first in range(start, stop, HASHED_ROWS):
+        rows = undecoded[first : min(first + HASHED_ROWS, stop)]
+        yield from zip(rows[IMAGE], rows[CAPTION], strict=True)
+
+
+def _encoded(image: dict[str, Any] | None) -> bytes:
+    """Return a picture's bytes; of one that is not there, what it is called."""
+    if image is not None and image["bytes"] is not None:
+        return image["bytes"]
+    path = None if image is None else image["path"]
+    try:
+        return b"" if path is None else Path(path).read_bytes()
+    except (OSError, ValueError):  # no such file, or no name of one: reading the row says what is wrong
+        return f"no file {path}".encode("utf-8", "surrogatepass")
+
+
+def _processor_fingerprint(processor: Any) -> str:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    image_processor = getattr(processor, "image_processor", None)
+    statistics = [getattr(image_processor, name, None) for name in ("image_mean", "image_std")]
+    limit = int(min(tokenizer.model_max_length, 1_000_000))
+    return content_key(sorted(tokenizer.get_vocab().items()), limit, [str(one) for one in statistics])
