@@ -283,6 +283,14 @@ def test_a_plan_sets_the_largest_training_against_the_memory_of_a_device():
     assert steps["defend/cleanclip"] == 4 and steps["defend/cleanerclip"] == 5  # the K pairs are one batch more
 
 
+def test_a_plan_counts_the_rows_that_a_defence_is_given():
+    defenses = {"ft": {}, "retrain": {"detector": "slof", "drop_share": 0.25}}
+    config = reproduction_from(values(select=["badnets"], defenses=defenses)).cells[0].config
+    pairs = {one.stage: one.pairs for one in trainings(config)}
+    assert pairs["victim"] == config.world.n_train and pairs["defend/ft"] == config.world.n_defense
+    assert pairs["defend/retrain"] == round(0.75 * config.world.n_train)  # the poisoned pairs without the dropped ones
+
+
 def test_a_dry_run_for_programs(capsys):
     run = runpy.run_path(str(ROOT / "recipes/reproduce.py"))["act"]
     assert run([str(FOLDER / "paper_scale.yaml"), "--dry_run", "--json", "--only", "badclip/*"]) == 1

@@ -77,15 +77,21 @@ def start_of(config: RunConfig, name: str, training: CLIPTrainingConfig, world: 
     return Start(inputs, load, lambda: poisoned_pairs(config).select(kept), figures)
 
 
+def rows_of(config: RunConfig, name: str) -> int:
+    """Return how many pairs a defence trains on, where the world has as many rows as its configuration asks for."""
+    if DEFENSES[name].trains_on == "clean":
+        return config.world.n_defense
+    dropped = getattr(config.defenses[name], "drop_share", 0.0)
+    return config.world.n_train - round(dropped * config.world.n_train)
+
+
 def check_sizes(config: RunConfig) -> None:
     """Raise `ConfigError` before anything is run where a defence's batches or K pairs are more than the rows it gets.
 
     Where a world turns out to have fewer rows than its configuration asks for, that shows when the defence starts.
     """
     for name, training in config.defenses.items():
-        defense, rows = DEFENSES[name], config.world.n_defense
-        if defense.trains_on == "poisoned":
-            rows = config.world.n_train - round(getattr(training, "drop_share", 0.0) * config.world.n_train)
+        defense, rows = DEFENSES[name], rows_of(config, name)
         batch, processes = training.per_device_train_batch_size, PartialState().num_processes
         drawn = defense.trainer.view_plan(training).subset_size
         try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from hf_clipbd.data.sources import load_source
 from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.defending import rows_of
 from hf_clipbd.recipe.reproduce_config import ReproduceCell, Reproduction
 from hf_clipbd.recipe.stage import elapsed
 from hf_clipbd.schema import RECORD_FILE, RunRecord
@@ -196,7 +197,7 @@ def trainings(config: RunConfig) -> Iterator[Training]:
         yield Training("clean", "mmcl", config.clean, world.n_clean or world.n_train)
     yield Training("victim", config.objective, config.victim, world.n_train)
     for name, one in config.defenses.items():
-        yield Training(f"defend/{name}", name, one, world.n_defense + getattr(one, "k_pairs", 0))
+        yield Training(f"defend/{name}", name, one, rows_of(config, name) + getattr(one, "k_pairs", 0))
 
 
 def _state(cell: ReproduceCell) -> str:
