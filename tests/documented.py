@@ -161,10 +161,25 @@ def _script(script, words):
         return _configuration(words)
     if script in GRIDS:
         return _grid(GRIDS[script], words)
+    if script == "recipes/reproduce.py" and all(word.startswith("--") for word in words[:1]):
+        return _reproduction(words)
     source = (ROOT / script).read_text("utf-8")
     flags = [word.split("=")[0] for word in words if word.startswith("--")]
     unknown = [flag for flag in flags if flag.removeprefix("--").split(".")[-1] not in source]
     return f"unknown flags {unknown}" if unknown else ""
+
+
+def _reproduction(words):
+    from hf_clipbd.cli.console import take_modes
+    from hf_clipbd.recipe import ConfigError
+    from hf_clipbd.recipe.reproduce_config import load_reproduction
+
+    words = [str(ROOT / word) if word.endswith(".yaml") else word for word in take_modes(words)[1]]
+    try:
+        load_reproduction(words, ROOT / "recipes" / "reproduce" / "table1.yaml")
+    except (ConfigError, FileNotFoundError) as error:
+        return str(error)
+    return ""
 
 
 def _grid(default, words):

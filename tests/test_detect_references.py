@@ -37,12 +37,14 @@ OF_CLEAN = {"reference_texts": CLEAN_TEXTS, "reference_others": CLEAN_OTHERS}
 
 def test_every_detector_takes_a_clean_set_and_gives_what_it_gives_alone():
     reference = Reference.of(CLEAN)
-    found = detect_all(FEATURES, [*DETECTORS], k=9, reference=reference, **ALIGNED, **OF_CLEAN)
+    masks = np.linspace(0.1, 1, len(FEATURES))
+    found = detect_all(FEATURES, [*DETECTORS], k=9, reference=reference, **ALIGNED, **OF_CLEAN, masks=masks)
     assert [*found] == [*DETECTORS]
     given = {
         "conditional_sparsity": {"texts": TEXTS, "reference_texts": CLEAN_TEXTS},
         "disagreement": {**ALIGNED, **OF_CLEAN},
         "clip_score": {"texts": TEXTS},
+        "cognitive_distillation": {"masks": masks},
     }
     for name in ("spectral_signature", "activation_clustering"):
         given[name] = {"texts": TEXTS}
