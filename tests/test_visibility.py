@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation import embedding_shift
@@ -35,12 +36,35 @@ def test_the_shift_is_that_of_a_loop_over_pictures():
 
 
 def test_a_trigger_that_changes_nothing_moves_nothing():
-    still = Patch()
-    still.__class__ = type("Still", (Patch,), {"__call__": lambda self, image, index=0: image})
-    found = embedding_shift(Encoder(), PROCESSOR, labelled(5), [still])["patch"]
+    class Still(Patch):
+        def __call__(self, image, index=0):
+            return image
+
+    found = embedding_shift(Encoder(), PROCESSOR, labelled(5), [Still()])["patch"]
     assert found.common == found.own == 0
 
 
 def test_one_picture_is_too_few():
     with pytest.raises(ValueError, match="at least two pictures"):
         embedding_shift(Encoder(), PROCESSOR, labelled(1), [Patch()])
+
+
+def shift_on_one_of_two(rank, address, folder):
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    found = embedding_shift(Encoder(), PROCESSOR, labelled(23), [Patch()], batch_size=10)["patch"]
+    try:
+        embedding_shift(Encoder(), PROCESSOR, labelled(1), [Patch()])
+        told = "nothing"
+    except ValueError as error:
+        told = str(error)
+    (folder / f"{rank}.txt").write_text(f"{found.common:.9f} {found.own:.9f} {found.n} {told}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_pictures_and_find_the_same_shift(tmp_path):
+    torch.multiprocessing.spawn(shift_on_one_of_two, (tmp_path / "address", tmp_path), nprocs=2)
+    alone = embedding_shift(Encoder(), PROCESSOR, labelled(23), [Patch()])["patch"]
+    for rank in (0, 1):
+        common, own, n, told = (tmp_path / f"{rank}.txt").read_text().split(" ", 3)
+        assert float(common) == pytest.approx(alone.common, rel=1e-5) and int(n) == 23
+        assert float(own) == pytest.approx(alone.own, rel=1e-5) and "at least one got none" in told

@@ -130,7 +130,8 @@ def cognitive_distillation(
 
     Reference:
         Huang et al., "Distilling Cognitive Backdoor Patterns within an Image", ICLR 2023, equations 1 and 2; on CLIP
-        embeddings of images alone in Huang et al., ICLR 2025. The weights are our choice for unit embeddings.
+        embeddings of images alone in Huang et al., ICLR 2025. The weights are our choice for unit embeddings;
+        alpha was chosen on BadNets victims of the embedded world.
 
     Example:
         >>> cognitive_distillation(np.zeros((3, 8)), masks=[0.5, 0.125, 1.0]).tolist()

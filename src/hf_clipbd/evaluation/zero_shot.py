@@ -96,6 +96,7 @@ def embed_batches(
 def add_over_processes(counts: Tensor) -> Tensor:
     """Return the sum of a table of counts over all processes, on the CPU; every process has to call it."""
     if rank_and_world()[1] > 1:
+        counts = counts.cuda() if "nccl" in dist.get_backend() else counts  # which adds up on GPUs alone
         dist.all_reduce(counts)
     return counts.cpu()
 
