@@ -82,12 +82,14 @@ def collect_grid(arguments: list[str]) -> int:
 
 
 def results(arguments: list[str]) -> int:
-    """Write RESULTS.md, or the file that is named, from the committed records and return 0."""
-    from hf_clipbd.recipe.reproduce_results import render_results
+    """Write RESULTS.md, or the file that is named, and its pictures from the committed records and return 0."""
+    from hf_clipbd.recipe.reproduce_parts import FIGURES
+    from hf_clipbd.recipe.reproduce_results import render_pictures, render_results
 
     path = Path(arguments[0]) if arguments else RESULTS
     path.write_text(render_results(FOLDER), encoding="utf-8")
-    print(f"written to {path}")
+    drawn = render_pictures(FOLDER, FOLDER / FIGURES)
+    print(f"written to {path}, {len(drawn)} pictures to {FOLDER / FIGURES}")
     return 0
 
 

@@ -3,12 +3,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hf_clipbd.recipe import load_grid
 from hf_clipbd.recipe.grid_figures import render_figures
 from hf_clipbd.recipe.grid_table import BASELINE, grid_table
-from hf_clipbd.report.sweeps import SweepPoint, draw_epochs, draw_sweep
+from hf_clipbd.report.sweeps import SweepPoint, draw_epochs, draw_sweep, draw_tradeoff
 from hf_clipbd.schema import RunRecord
 
 
@@ -115,6 +116,17 @@ def test_a_sweep_shows_means_and_ranges():
     assert [label.get_text() for label in panels[0].get_xticklabels()] == ["1", "2"]
     with pytest.raises(ValueError, match="at least one point"):
         draw_sweep([], "epochs", {})
+
+
+def test_a_tradeoff_has_accuracy_on_one_axis_and_success_on_the_other():
+    points = [SweepPoint("ft", "1", (0.9, 0.8), (0.5, 0.7)), SweepPoint("ft", "2", (0.7,), (0.1,))]
+    (axes,) = draw_tradeoff(points, {"victim": (0.95, 0.99)}).axes
+    victim, line = axes.lines
+    assert line.get_xydata() == pytest.approx(np.array([[85, 60], [70, 10]]))
+    assert victim.get_xydata() == pytest.approx(np.array([[95, 99]]))
+    assert [text.get_text() for text in axes.texts] == ["1", "2"]
+    with pytest.raises(ValueError, match="at least one point"):
+        draw_tradeoff([], {})
 
 
 def test_curves_start_at_the_victim():

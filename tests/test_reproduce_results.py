@@ -3,11 +3,15 @@
 
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from hf_clipbd.recipe.grid_config import grid_from
-from hf_clipbd.recipe.reproduce_results import collect, collect_grid, render_results
+from hf_clipbd.recipe.reproduce_parts import FIGURES as PICTURES
+from hf_clipbd.recipe.reproduce_results import collect, collect_grid, render_pictures, render_results
 from hf_clipbd.report.results_cells import Cells
+from hf_clipbd.report.results_figures import draw_epochs_by_attack, draw_rates
 from hf_clipbd.report.results_papers import beside, paper_table, read_papers, verdicts
 from hf_clipbd.report.results_tables import (
     attack_table,
@@ -146,6 +150,29 @@ def test_the_papers_figures_stand_beside(cells):
 
 def test_results_are_what_the_committed_records_give():
     assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == render_results(FOLDER), "run `make results`"
+
+
+def test_pictures_are_what_the_committed_records_give(tmp_path):
+    """Drawn again they show the same, but for how another version of Matplotlib sets its letters."""
+    drawn = render_pictures(FOLDER, tmp_path)
+    assert sorted(path.name for path in drawn) == sorted(path.name for path in (FOLDER / PICTURES).iterdir())
+    for path in drawn:
+        ours, theirs = (
+            np.asarray(PIL.Image.open(one).convert("L"), float) for one in (path, FOLDER / PICTURES / path.name)
+        )
+        assert ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 1, f"run `make results` for {path.name}"
+        assert f"{PICTURES}/{path.name}" in (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_pictures_show_means_and_ranges_over_seeds(cells):
+    accuracy, success = draw_rates(cells, MODELS).axes
+    assert [line.get_ydata()[0] for line in accuracy.lines[::1] if len(line.get_ydata()) == 2][0] == 91  # the victim's
+    bars = [bar.get_height() for bar in success.patches]
+    assert bars[:2] == pytest.approx([92, 100]) and bars[2:4] == pytest.approx([50, 96])  # victim, then FT
+    assert [text.get_text() for text in success.get_xticklabels()] == ["BadNets", "BadCLIP", "WaNet"]
+    first = draw_epochs_by_attack(cells, MODELS).axes[0]
+    lines = {line.get_label(): list(line.get_ydata()) for line in first.lines}
+    assert lines["FT"] == pytest.approx([92, 60, 50]) and list(lines) == ["FT", "CleanCLIP", "CleanerCLIP"]
 
 
 def test_records_of_a_grid_are_collected(tmp_path):

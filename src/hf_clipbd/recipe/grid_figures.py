@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from hf_clipbd.recipe.grid_config import Block, Cell, GridConfig
 from hf_clipbd.recipe.grid_table import BASELINE, cell_figures, mean
 from hf_clipbd.report.figures import save
-from hf_clipbd.report.sweeps import SweepPoint, draw_epochs, draw_sweep
+from hf_clipbd.report.sweeps import SweepPoint, draw_epochs, draw_sweep, draw_tradeoff
 from hf_clipbd.schema import RunRecord
 from hf_clipbd.templates import method
 
@@ -31,7 +33,12 @@ def _epochs(record: RunRecord) -> list[float]:
     return [mean(values) for values in by_epoch if values]
 
 
-def _drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, object]]:
+def drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of a block from its records, each with its kind: none where no cell is finished.
+
+    "" is BA and ASR against the settings, "_tradeoff" ASR against BA where the block's rule chooses a setting, and
+    "_epochs" ASR by epoch.
+    """
     victim = cell_figures(grid, BASELINE)
     finished = [(cell, cell_figures(grid, cell.name)) for cell in block.cells]
     finished = [(cell, figures) for cell, figures in finished if figures.records]
@@ -43,6 +50,8 @@ def _drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, object]]:
     ]
     level = {BASELINE: (mean(victim.ba(1)), mean(victim.asr(1)))}
     yield "", draw_sweep(points, ", ".join(block.varied), level)
+    if block.choose is not None:
+        yield "_tradeoff", draw_tradeoff(points, level)
     several = len({cell.defense for cell, _ in finished}) > 1
     curves = {
         f"{method(cell.defense)['label']} {_setting(block, cell)}" if several else _setting(block, cell): [
@@ -54,11 +63,21 @@ def _drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, object]]:
         yield "_epochs", draw_epochs(curves, mean(victim.asr(1)))
 
 
+def slug(title: str) -> str:
+    """Return a title as the name of a file.
+
+    Example:
+        >>> slug("Ratio of the weights")
+        'ratio_of_the_weights'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+
+
 def render_figures(grid: GridConfig) -> list[Path]:
     """Draw every block of which a cell is finished, from the records, and return the paths of the PNGs."""
     folder = Path(grid.options.output_dir) / FIGURES
-    paths = []
-    for block in grid.blocks:
-        name = re.sub(r"[^a-z0-9]+", "_", block.title.lower()).strip("_")
-        paths += [save(figure, folder / f"{name}{kind}.png") for kind, figure in _drawn(grid, block)]
-    return paths
+    return [
+        save(figure, folder / f"{slug(block.title)}{kind}.png")
+        for block in grid.blocks
+        for kind, figure in drawn(grid, block)
+    ]

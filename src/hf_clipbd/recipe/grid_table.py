@@ -118,18 +118,26 @@ def block_table(grid: GridConfig, block: Block) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def grid_table(grid: GridConfig) -> str:
-    """Return the Markdown tables of a grid from the records that are there; a cell that has none shows dashes."""
+def block_section(grid: GridConfig, block: Block) -> str:
+    """Return a block's heading, its table and, where a rule chooses among its cells, the rule."""
+    parts = [f"## {block.title}", block_table(grid, block)]
+    if block.choose is not None:
+        drop = percent(grid.options.max_ba_drop)
+        parts.append(
+            f"\\* chosen: the largest `{block.choose}` whose BA@1 on {grid.options.validation_images} validation "
+            f"images lies at most {drop} points below the victim's, else the highest BA@1. The rule looks at "
+            f"nothing else; BA and ASR beside it are measured on the test images."
+        )
+    return "\n\n".join(parts)
+
+
+def runs_line(grid: GridConfig) -> str:
+    """Return what the tables of a grid are means over."""
     n = len(grid.runs)
     over = f"means over {n} runs (lowest to highest)" if n > 1 else "one run"
-    parts = [f"In percent, {over}. Runs: {', '.join(Path(run).name for run in grid.runs)}."]
-    for block in grid.blocks:
-        parts += [f"## {block.title}", block_table(grid, block)]
-        if block.choose is not None:
-            drop = percent(grid.options.max_ba_drop)
-            parts.append(
-                f"\\* chosen: the largest `{block.choose}` whose BA@1 on {grid.options.validation_images} validation "
-                f"images lies at most {drop} points below the victim's, else the highest BA@1. The rule looks at "
-                f"nothing else; BA and ASR beside it are measured on the test images."
-            )
-    return "\n\n".join(parts) + "\n"
+    return f"In percent, {over}. Runs: {', '.join(Path(run).name for run in grid.runs)}."
+
+
+def grid_table(grid: GridConfig) -> str:
+    """Return the Markdown tables of a grid from the records that are there; a cell that has none shows dashes."""
+    return "\n\n".join([runs_line(grid), *(block_section(grid, block) for block in grid.blocks)]) + "\n"

@@ -1,32 +1,30 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """From finished cells to committed records, and from these alone to RESULTS.md."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hf_clipbd.recipe.reproduce_parts import PARTS, Parts, Picture, Shown
 from hf_clipbd.report.results_cells import NOT_RUN, ORDER, Cells
-from hf_clipbd.report.results_papers import beside, paper_table, read_papers, verdict_table, verdicts
-from hf_clipbd.report.results_tables import (
-    attack_sections,
-    counts,
-    curves_table,
-    detection_table,
-    measured_table,
-    overview,
-    triggers_table,
-)
+from hf_clipbd.report.results_papers import read_papers
+from hf_clipbd.report.results_tables import counts
 from hf_clipbd.schema import RECORD_FILE, RunRecord, write_json
 from hf_clipbd.templates import public
 
 
 if TYPE_CHECKING:
-    from hf_clipbd.recipe.grid_config import GridConfig
+    from hf_clipbd.recipe.grid_config import Block, GridConfig
 
 RECORDS = "records"
+FIGURE_DPI = 110
+GRID_FIGURES = {  # name -> kind among a block's figures, and what it shows
+    "sweep": ("", "BA@1 and ASR@1 against the settings, means over the runs and their range"),
+    "tradeoff": ("_tradeoff", "ASR@1 against BA@1, a line a defence, means over the runs"),
+    "epochs": ("_epochs", "ASR@1 by epoch, means over the runs"),
+}
 PAPERS_FILE = "papers.yaml"
 PAGE_FILE = "results.yaml"
 BESIDE_THE_JOB = ("cell", "trigger", "gallery", "measured/*/*")
@@ -43,6 +41,7 @@ SECTION_KEYS = (
     "measures",
     "parts",
     "grid",
+    "figures",
 )
 
 
@@ -89,78 +88,6 @@ def _copy(record: Path, to: Path) -> Path:
     return write_json(to, public(vars(RunRecord.load(record))))
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a section of the page is rendered from.
-
-    Args:
-        cells: Its records.
-        models: Models in the order of the rows.
-        paper: Its table in the data file of the papers' figures, if there is one.
-        measures: Names of the further measurements that are shown.
-    """
-
-    cells: Cells
-    models: Sequence[str]
-    paper: Mapping[str, Any] | None
-    measures: Sequence[str] = ()
-
-
-def _beside(shown: Shown) -> Iterator[str]:
-    paper = paper_table(shown.paper or {"source": "", "attacks": [], "figures": {}})
-    yield f"BA / ASR in percent, ours means over the seeds. The paper's: {paper.source}"
-    yield beside(shown.cells, shown.models, paper)
-
-
-def _verdicts(shown: Shown) -> Iterator[str]:
-    found = verdicts(shown.cells, paper_table(shown.paper or {"source": "", "attacks": [], "figures": {}}))
-    counted = [sum(one.holds is answer for one in found) for answer in (True, False, None)]
-    yield f"Of {len(found)} findings, {counted[0]} hold here, {counted[1]} do not, {counted[2]} are not run."
-    yield verdict_table(found)
-
-
-def _overview(shown: Shown) -> Iterator[str]:
-    yield "BA / ASR in percent, means over the seeds."
-    yield overview(shown.cells, shown.models, (1, 10))
-
-
-def _curves(shown: Shown) -> Iterator[str]:
-    yield "ASR@1 in percent after each epoch, means over the seeds, on the images of the epochs' measurements."
-    yield curves_table(shown.cells, shown.models)
-
-
-def _detection(shown: Shown) -> Iterator[str]:
-    yield "AUROC in percent, mean (lowest to highest) over the seeds; lower rates by leaving poisoned rows out."
-    yield detection_table(shown.cells) or f"Detection: {NOT_RUN}."
-
-
-def _triggers(shown: Shown) -> Iterator[str]:
-    yield "PSNR in dB and SSIM of the stamped pictures; BA and ASR of the victim; floor: ASR of the clean model."
-    yield triggers_table(shown.cells)
-
-
-def _measured(shown: Shown) -> Iterator[str]:
-    for measure in shown.measures:
-        yield f"### {measure}"
-        yield measured_table(shown.cells, measure, shown.models)
-
-
-def _attacks(shown: Shown) -> Iterator[str]:
-    yield from attack_sections(shown.cells, shown.models)
-
-
-PARTS: dict[str, Callable[[Shown], Iterator[str]]] = {
-    "beside": _beside,
-    "verdicts": _verdicts,
-    "overview": _overview,
-    "curves": _curves,
-    "detection": _detection,
-    "triggers": _triggers,
-    "measured": _measured,
-    "attacks": _attacks,
-}
-
-
 def _read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -178,23 +105,40 @@ def _shown(section: Mapping[str, Any], folder: Path, papers: Mapping[str, Any]) 
     cells = Cells(root, attacks, seeds, section.get("layout", Cells.layout))
     wanted = section.get("models") or ORDER
     models = [*wanted, *(name for name in cells.models() if name not in wanted)]
-    return Shown(cells, models, papers.get(section.get("paper", "")), section.get("measures") or ())
+    paper, measures = papers.get(section.get("paper", "")), section.get("measures") or ()
+    return Shown(cells, models, paper, measures, root.name)
 
 
-def _grid(section: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    """Yield the tables of a grid from its committed records, `records/RUN/NAME/CELL`."""
+def _grid(section: Mapping[str, Any], folder: Path) -> Parts:
+    """Yield the tables of a grid from its committed records, `records/RUN/NAME/CELL`, with the figures asked for."""
     runs = sorted(str(path) for path in (folder / section["records"]).glob("*") if path.is_dir())
-    if runs:
-        from hf_clipbd.recipe.grid_config import load_grid
-        from hf_clipbd.recipe.grid_table import grid_table
-
-        grid = load_grid([str(folder / section["grid"]), "--grid.runs", *runs])
-        yield grid_table(grid).strip().replace("## ", "### ")
-    else:
+    if not runs:
         yield f"All cells: {NOT_RUN}."
+        return
+    from hf_clipbd.recipe.grid_config import load_grid
+    from hf_clipbd.recipe.grid_table import block_section, runs_line
+
+    grid = load_grid([str(folder / section["grid"]), "--grid.runs", *runs])
+    drawn = section.get("figures") or {}
+    _check(drawn, [block.title for block in grid.blocks], "figure")
+    yield runs_line(grid)
+    for block in grid.blocks:
+        yield block_section(grid, block).replace("## ", "### ", 1)
+        for kind in drawn.get(block.title, ()):
+            yield _grid_picture(grid, block, kind, Path(section["records"]).name)
 
 
-def _section(section: Mapping[str, Any], folder: Path, papers: Mapping[str, Any]) -> Iterator[str]:
+def _grid_picture(grid: "GridConfig", block: "Block", kind: str, name: str) -> Picture:
+    """Return one of a block's pictures: `sweep`, `tradeoff` or `epochs`."""
+    from hf_clipbd.recipe.grid_figures import drawn, slug
+
+    _check([kind], GRID_FIGURES, "figure")
+    suffix, text = GRID_FIGURES[kind]
+    file = f"{name}_{slug(block.title)}_{kind}"
+    return Picture(file, f"{block.title}: {text}", lambda: dict(drawn(grid, block))[suffix])
+
+
+def _section(section: Mapping[str, Any], folder: Path, papers: Mapping[str, Any]) -> Parts:
     _check(section, SECTION_KEYS, "section")
     yield f"## {section['heading']}"
     yield " ".join(str(section.get("text", "")).split())
@@ -209,6 +153,20 @@ def _section(section: Mapping[str, Any], folder: Path, papers: Mapping[str, Any]
         yield from PARTS[part](shown)
 
 
+def _page(folder: Path) -> list[str | Picture]:
+    """Return the parts of the page in order.
+
+    Raises:
+        ValueError: If `results.yaml` has a key or a part that is not known.
+    """
+    page, papers = _read(folder / PAGE_FILE), read_papers(folder / PAPERS_FILE)
+    _check(page, ("title", "text", "sections"), "page")
+    parts: list[str | Picture] = [f"# {page['title']}", page["text"].strip()]
+    for section in page["sections"]:
+        parts += [part for part in _section(section, folder, papers) if part]
+    return parts
+
+
 def render_results(folder: str | Path) -> str:
     """Return RESULTS.md, from `results.yaml`, `papers.yaml` and the committed records alone.
 
@@ -218,10 +176,17 @@ def render_results(folder: str | Path) -> str:
     Raises:
         ValueError: If `results.yaml` has a key or a part that is not known.
     """
-    folder = Path(folder)
-    page, papers = _read(folder / PAGE_FILE), read_papers(folder / PAPERS_FILE)
-    _check(page, ("title", "text", "sections"), "page")
-    parts = [f"# {page['title']}", page["text"].strip()]
-    for section in page["sections"]:
-        parts += [part for part in _section(section, folder, papers) if part]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(map(str, _page(Path(folder)))) + "\n"
+
+
+def render_pictures(folder: str | Path, out: str | Path) -> list[Path]:
+    """Draw the pictures that RESULTS.md names, from the committed records alone, and return the paths of the PNGs.
+
+    Args:
+        folder: `recipes/reproduce` of a checkout.
+        out: Folder that gets them.
+    """
+    from hf_clipbd.report.figures import save
+
+    pictures = [part for part in _page(Path(folder)) if isinstance(part, Picture)]
+    return [save(one.draw(), Path(out) / f"{one.name}.png", dpi=FIGURE_DPI) for one in pictures]

@@ -37,6 +37,11 @@ def _panels(height: float, columns: int) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
+def _check(points: Sequence[SweepPoint]) -> None:
+    if not points or any(not point.ba or not point.asr for point in points):
+        raise ValueError(f"Expected at least one point and values in each, but got {list(points)}.")
+
+
 def draw_sweep(points: Sequence[SweepPoint], axis: str, levels: dict[str, tuple[float, float]]) -> Figure:
     """Return BA@1 on the left and ASR@1 on the right against a setting, the mean over runs with the range as a bar.
 
@@ -48,8 +53,7 @@ def draw_sweep(points: Sequence[SweepPoint], axis: str, levels: dict[str, tuple[
     Raises:
         ValueError: If there is no point, or one has no value.
     """
-    if not points or any(not point.ba or not point.asr for point in points):
-        raise ValueError(f"Expected at least one point and values in each, but got {list(points)}.")
+    _check(points)
     settings = list(dict.fromkeys(point.setting for point in points))
     defenses = list(dict.fromkeys(point.defense for point in points))
     with matplotlib.rc_context(STYLE):
@@ -81,6 +85,40 @@ def draw_sweep(points: Sequence[SweepPoint], axis: str, levels: dict[str, tuple[
         panels[1].set_ylim(bottom=min(0.0, panels[1].get_ylim()[0]))
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    return figure
+
+
+def draw_tradeoff(points: Sequence[SweepPoint], levels: dict[str, tuple[float, float]]) -> Figure:
+    """Return ASR@1 against BA@1, a line for each defence through its settings, each with its label.
+
+    What lies lower at the same BA@1 is the better defence, whatever its settings are.
+
+    Args:
+        points: In the order of the lines; means over the runs are drawn.
+        levels: Model -> (BA@1, ASR@1), drawn as single marks.
+
+    Raises:
+        ValueError: If there is no point, or one has no value.
+    """
+    _check(points)
+    defenses = list(dict.fromkeys(point.defense for point in points))
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = _panels(4.2, 1)
+        for name, (ba, asr) in levels.items():
+            axes.plot(100 * ba, 100 * asr, "*", color=colour(name), ms=11, label=method(name)["label"])
+        for number, defense in enumerate(defenses):
+            own = [point for point in points if point.defense == defense]
+            ba, asr = (100 * np.array([np.mean(getattr(point, name)) for point in own]) for name in ("ba", "asr"))
+            look = {"color": colour(defense, defenses), "marker": MARKERS[number % len(MARKERS)], "ms": 5, "lw": 1.8}
+            axes.plot(ba, asr, label=method(defense)["label"], **look)
+            for point, x, y in zip(own, ba, asr, strict=True):
+                axes.annotate(
+                    point.setting, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=look["color"]
+                )
+        axes.set_xlabel("BA@1, % (further right is better)")
+        axes.set_ylabel("ASR@1, % (lower is better)")
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
 
