@@ -71,8 +71,9 @@ def _beside(shown: Shown) -> Parts:
 
 def _verdicts(shown: Shown) -> Parts:
     found = verdicts(shown.cells, paper_table(shown.paper or {"source": "", "attacks": [], "figures": {}}))
-    counted = [sum(one.holds is answer for one in found) for answer in (True, False, None)]
-    yield f"Of {len(found)} findings, {counted[0]} hold here, {counted[1]} do not, {counted[2]} are not run."
+    printed = [one for one in found if one.found]
+    counted = [sum(one.holds is answer for one in printed) for answer in (True, False, None)]
+    yield f"Of {len(printed)} findings, {counted[0]} hold here, {counted[1]} do not, {counted[2]} are not run."
     yield verdict_table(found)
 
 

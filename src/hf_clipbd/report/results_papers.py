@@ -106,6 +106,7 @@ class Verdict:
         holds: Whether it holds for the means over the seeds; None where a record is missing.
         ours: Our figures.
         paper: The paper's, "" where it prints none.
+        found: Whether the paper's own figures show it.
     """
 
     claim: str
@@ -113,6 +114,7 @@ class Verdict:
     holds: bool | None
     ours: str
     paper: str = ""
+    found: bool = True
 
 
 def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
@@ -124,10 +126,11 @@ def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
             low, high = (cells.asr(attack, one, 1, seeds=seeds) for one in (better, worse))
             printed = [paper.get(1, one, attack) for one in (better, worse)]
             said = " ≤ ".join(f"{100 * one.asr:.2f}" for one in printed) if all(printed) else ""
-            if said and printed[0].asr > printed[1].asr:
+            found = not said or printed[0].asr <= printed[1].asr
+            if not found:
                 said = f"{said.replace('≤', '>')} (not there either)"
             if not low or not high:
-                yield Verdict(claim, attack, None, NOT_RUN, said)
+                yield Verdict(claim, attack, None, NOT_RUN, said, found)
                 continue
             held = sum(a <= b for a, b in zip(low, high, strict=True))
             sign = "≤" if fmean(low) <= fmean(high) else ">"
@@ -135,7 +138,7 @@ def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
             start = f"victim {100 * fmean(victim):.2f}: " if victim else ""
             both = f"{100 * fmean(low):.2f} {sign} {100 * fmean(high):.2f}"
             ours = f"{start}{both}, on {held} of {len(seeds)} seeds"
-            yield Verdict(claim, attack, fmean(low) <= fmean(high), ours, said)
+            yield Verdict(claim, attack, fmean(low) <= fmean(high), ours, said, found)
 
 
 def _ba_margin(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
