@@ -4,6 +4,7 @@
 import hashlib
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -403,21 +404,23 @@ def run(tmp_path, _untouched_model, tiny_processor):
     tiny_processor.save_pretrained(tmp_path / "clean")
 
     def build(poison=None, **attack):
-        optimize = {"steps": 4, "batch_size": 8, "n_images": 20, "checkpoint_steps": 2}
-        return config_from(
-            {
-                "output_dir": str(tmp_path / "run"),
-                "world": {
-                    "clean_model": str(tmp_path / "clean"), "size": 32, "n_train": 300, "n_defense": 16, "n_test": 66,
-                    "frequencies": "balanced",
-                },
-                "attack": {"name": "badclip", "target": "banana", "patch_size": 5, "optimize": optimize, **attack},
-                "poison": {"count": 9, "n_samples": 2, **(poison or {})},
-                "evaluate": {"epoch_images": 0},
-            }
-        )  # fmt: skip
+        return config_from(run_values(tmp_path / "run", tmp_path / "clean", poison, **attack))
 
     return build
+
+
+def run_values(out, clean, poison=None, **attack):
+    optimize = {"steps": 4, "batch_size": 8, "n_images": 20, "checkpoint_steps": 2}
+    return {
+        "output_dir": str(out),
+        "world": {
+            "clean_model": str(clean), "size": 32, "n_train": 300, "n_defense": 16, "n_test": 66,
+            "frequencies": "balanced",
+        },
+        "attack": {"name": "badclip", "target": "banana", "patch_size": 5, "optimize": optimize, **attack},
+        "poison": {"count": 9, "n_samples": 2, **(poison or {})},
+        "evaluate": {"epoch_images": 0},
+    }  # fmt: skip
 
 
 def test_a_run_optimises_its_trigger_once_and_poisons_with_it(run, tmp_path, monkeypatch):
@@ -442,6 +445,28 @@ def test_a_run_optimises_its_trigger_once_and_poisons_with_it(run, tmp_path, mon
     assert Attack.from_pretrained(out / "poison" / "trigger").captions == ("my {}",)
     with pytest.raises(RuntimeError, match="up to date"):
         poison(run(patch_size=4))
+
+
+LAUNCHED = """
+import sys, yaml
+from hf_clipbd.recipe import config_from, poison
+poison(config_from(yaml.safe_load(open(sys.argv[1]))))
+"""
+
+
+def test_two_processes_measure_the_floor_that_one_does(run, tmp_path):
+    poison(run())
+    alone = RunRecord.load(tmp_path / "run" / "trigger")
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(run_values(tmp_path / "two", tmp_path / "clean")))
+    (tmp_path / "launched.py").write_text(LAUNCHED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29643"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    command = [*launch, str(tmp_path / "launched.py"), str(tmp_path / "two.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = RunRecord.load(tmp_path / "two" / "trigger")
+    assert both.processes == 2 and both.metrics["report"] == alone.metrics["report"]
+    assert both.metrics["patch"]["floor_n"] == alone.metrics["patch"]["floor_n"] == 65
 
 
 def test_a_stopped_stage_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,6 +198,20 @@ def clean(tmp_path_factory, _untouched_model, tiny_processor):
     _untouched_model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+def test_an_error_on_one_of_several_processes_is_not_survived(clean, tmp_path, monkeypatch):
+    """The others may be waiting for it within the cell, so that going on would wait for ever."""
+
+    def fail(*_):
+        raise RuntimeError("the power went")
+
+    monkeypatch.setattr(reproduce, "_run_one", fail)
+    monkeypatch.setattr(reproduce, "_agreed", lambda answer: answer)
+    monkeypatch.setattr(reproduce, "PartialState", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
+    flags = {"world": {"clean_model": str(clean)}, "output_dir": str(tmp_path / "cells")}
+    with pytest.raises(RuntimeError, match="^the power went$"):
+        run_reproduction(reproduction_from(values(), flags=flags))
 
 
 def test_cells_are_resumed_shared_measured_and_cleaned_up(clean, tmp_path, monkeypatch):

@@ -28,8 +28,11 @@ from hf_clipbd.data.pairs import PLAIN_VIEWS, same_caption
 from hf_clipbd.data.stream import PairStream
 from hf_clipbd.defenses import DEFENSES
 from hf_clipbd.models import load_dual_encoder
-from hf_clipbd.trainer import CLIPTrainingConfig
+from hf_clipbd.models.text_input import model_type
+from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 from hf_clipbd.training.chunks import encode_in_chunks
+from hf_clipbd.training.guard import FiniteGuard, NonFiniteLossError
+from hf_clipbd.training.settings import training_settings
 from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
 
 
@@ -366,7 +369,7 @@ def test_accelerate_understands_every_configuration_and_the_page_lists_it(config
 
 def test_fsdp_is_told_what_it_cannot_divide(tiny_vit):
     plugin = SimpleNamespace(fsdp_version=2)
-    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), device=torch.device("cpu"))
     prepare_for_fsdp(accelerator, tiny_vit)
     (whole,) = (parameter for module in plugin.ignored_modules for parameter in module.parameters())
     assert whole is tiny_vit.logit_scale
@@ -374,6 +377,50 @@ def test_fsdp_is_told_what_it_cannot_divide(tiny_vit):
     plugin.fsdp_version = 1
     with pytest.raises(ValueError, match="FSDP 2"):
         prepare_for_fsdp(accelerator, tiny_vit)
+
+
+def test_chunks_and_compilation_are_refused_together_on_several_processes(tmp_path):
+    args = CLIPTrainingConfig(output_dir=str(tmp_path), use_cpu=True, chunk_size=2, torch_compile=True)
+    trainer = SimpleNamespace(
+        args=args,
+        train_dataset=None,
+        is_fsdp_enabled=False,
+        is_deepspeed_enabled=False,
+        accelerator=SimpleNamespace(num_processes=2),
+    )
+    with pytest.raises(ValueError, match="on several processes, but got both"):
+        CLIPTrainer._check_scale(trainer)
+
+
+def test_one_process_takes_one_gpu(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(CLIPTrainingConfig, "n_gpu", property(lambda self: 4), raising=False)
+    args = CLIPTrainingConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert args._n_gpu == 1 and "one of 4 GPUs is used" in caplog.text and args.ddp_timeout == 86400
+
+
+def test_the_launchers_precision_is_part_of_what_a_training_computes_with(monkeypatch, tmp_path):
+    config = CLIPTrainingConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert "mixed_precision" not in training_settings(config)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert training_settings(config)["mixed_precision"] == "fp16"
+
+
+def test_gradients_that_a_scaler_lets_pass_do_not_end_the_training(tmp_path):
+    args, state = SimpleNamespace(fp16=False, output_dir=str(tmp_path)), SimpleNamespace(global_step=1, epoch=0.5)
+    for optimizer, ends in ((SimpleNamespace(scaler=object()), False), (SimpleNamespace(scaler=None), True)):
+        guard = FiniteGuard()
+        guard.note_batch(torch.arange(2), {"clip": torch.tensor(1.0)})
+        guard.note_norm(torch.tensor(torch.inf))
+        if ends:
+            with pytest.raises(NonFiniteLossError, match="norm of the gradient: inf"):
+                guard.on_pre_optimizer_step(args, state, None, optimizer=optimizer)
+        else:
+            guard.on_pre_optimizer_step(args, state, None, optimizer=optimizer)
+
+
+def test_a_model_is_known_behind_its_wrappers(tiny_vit):
+    compiled = SimpleNamespace(_orig_mod=SimpleNamespace(module=tiny_vit))
+    assert model_type(compiled) == model_type(SimpleNamespace(module=tiny_vit)) == model_type(tiny_vit) == "clip"
 
 
 def test_scalars_step_in_groups_of_their_own():

@@ -137,6 +137,10 @@ class CLIPTrainer(PushOnce, Trainer):
             raise ValueError(
                 "Expected `chunk_size` with one process or DDP, but this is FSDP or DeepSpeed. Leave it out."
             )
+        if args.chunk_size is not None and args.torch_compile and self.accelerator.num_processes > 1:
+            raise ValueError(
+                "Expected `chunk_size` or `torch_compile` on several processes, but got both. Leave one of them out."
+            )
         if args.chunk_size is not None and not self.frozen_norms and (norms := batch_norms(self.model)):
             raise ValueError(
                 f"Expected `chunk_size` with a model that embeds each pair independently of its batch, but it has "

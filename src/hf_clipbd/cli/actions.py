@@ -158,6 +158,7 @@ def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
 
         from hf_clipbd.cli.results import after_evaluate
         from hf_clipbd.recipe.assess import Question, record_of
+        from hf_clipbd.recipe.place import process_state
         from hf_clipbd.recipe.shown import evaluation_lines
 
         data = data_of(options, options.data, "test")
@@ -176,6 +177,8 @@ def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
             options.l2,
         )
         figures = record_of(options.model, data, question, train, options.cache, options.out)
+    if not process_state().is_main_process:
+        return 0
     lines = list(evaluation_lines(figures, options.model))
     if options.out is not None:
         lines.append(f"written to {options.out}")

@@ -32,11 +32,17 @@ class StatefulTrainer(CLIPTrainer):
     The state is the same on every process, since it comes from the gathered batch or from the whole training set.
 
     Raises:
-        ValueError: If the training set is a stream: the state is drawn from the whole set.
+        ValueError: If the training set is a stream: the state is drawn from the whole set. Also under FSDP, whose
+            divided model cannot embed between epochs.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                f"Expected one process or DDP for {type(self).__name__}, which embeds the training set between "
+                "epochs, but this is FSDP. Leave FSDP out."
+            )
         if not isinstance(self.rows, datasets.Dataset):
             raise ValueError(
                 f"Expected a training set of known length for {type(self).__name__}, which looks at the whole of it "

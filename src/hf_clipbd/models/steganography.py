@@ -148,7 +148,7 @@ class SteganographyPair:
     def untrained(cls, config: SteganographyConfig, seed: int = 0) -> "SteganographyPair":
         """Return a pair with weights drawn from the seed; the global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return cls(SteganographyEncoder(config), SteganographyDecoder(config))
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 _FIXED_LENGTH = ("siglip", "siglip2")
@@ -18,13 +18,14 @@ _USUAL_LENGTH = 77
 
 
 def model_type(model: Any) -> str:
-    """Return the `model_type` of a model's configuration, wrapped for data parallelism or not; "" where it has none.
+    """Return the `model_type` of a model's configuration, "" where it has none; the model may be compiled or wrapped.
 
     Example:
         >>> model_type(torch.nn.Linear(2, 2))
         ''
     """
-    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    model = getattr(model, "module", model)  # DistributedDataParallel's, DeepSpeed's
     return str(getattr(getattr(model, "config", None), "model_type", "") or "")
 
 

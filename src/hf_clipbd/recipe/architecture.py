@@ -93,8 +93,8 @@ def build_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase"
     text.vocab_size, text.max_position_embeddings = len(tokenizer), tokenizer.model_max_length
     text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     text.pad_token_id = tokenizer.pad_token_id
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         if isinstance(architecture, CLIPResNetConfig):
             return CLIPResNetModel(architecture).to(memory_format=torch.channels_last)
         return CLIPModel(architecture)

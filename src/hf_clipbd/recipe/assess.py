@@ -19,7 +19,7 @@ from hf_clipbd.evaluation.labelled import (
     uses_mean_per_class,
 )
 from hf_clipbd.features import model_fingerprint
-from hf_clipbd.recipe.place import model_device
+from hf_clipbd.recipe.place import model_device, process_state
 from hf_clipbd.recipe.single import Data, load_any, load_triggers
 from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.report.comparison import plot_comparison
@@ -167,6 +167,8 @@ def record_of(
     """
     start = time.perf_counter()
     figures, inputs = assess(model, data, question, train, cache)
+    if not process_state().is_main_process:
+        return figures
     if out is not None and out.suffix == ".json":
         write_json(out, figures.get("report") or figures["retrieval"])
     elif out is not None:

@@ -18,6 +18,7 @@ from hf_clipbd.recipe.grid_config import Cell, GridConfig
 from hf_clipbd.recipe.grid_figures import render_figures
 from hf_clipbd.recipe.grid_table import BASELINE, grid_table
 from hf_clipbd.recipe.measuring import measure
+from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.sections import read_yaml
 from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.training import load_trigger, train_into, training_stage_settings
@@ -77,6 +78,7 @@ class _GridRun:
 
     def figures(self, model: Any, processor: Any) -> dict[str, Any]:
         """Return the clean accuracy on the validation images and the whole report on the test images."""
+        model = model.to(model_device())
         validation = self._evaluator(processor, triggered=False).report(model).to_dict()
         report = measure(self.config, self.world, model, processor).to_dict()
         return {"validation": validation["ba"], "report": report}

@@ -1,11 +1,16 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Where things are computed: the state of this process, where its models go, where its scores are computed."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for one that works alone: an optimised trigger or a large poisoned set takes hours."""
 
 
 def process_state() -> PartialState:
@@ -14,7 +19,7 @@ def process_state() -> PartialState:
     Processes on processors make a group only where they are asked to: `ACCELERATE_USE_CPU` asks, as it does in a
     training.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
 def model_device() -> torch.device:

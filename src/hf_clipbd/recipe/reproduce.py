@@ -17,6 +17,7 @@ from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.job import models, run, training_stages
+from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.reproduce_config import ReproduceCell, Reproduction
 from hf_clipbd.recipe.reproduce_locks import BEATS, CellLock
 from hf_clipbd.recipe.reproduce_measures import measure_all, missing
@@ -93,6 +94,7 @@ def embeddings(config: RunConfig) -> RunRecord:
     def work(folder: Path) -> Outcome:
         model, processor = load_dual_encoder(victim)
         pairs = poisoned_pairs(config)
+        model = model.to(model_device())
         features = embed_dataset(
             model, processor, pairs, batch_size=config.detect.batch_size, canvas=World(config).canvas
         )
@@ -144,7 +146,7 @@ def run_reproduction(reproduction: Reproduction) -> str:
     Several processes, on several machines with a shared folder, share the cells: one that another process works on is
     left to it and looked at again at the end. A cell whose owner was killed is taken over and goes on where it was.
     Tables and figures are rendered anew into the reproduction's folder after each cell. A cell that fails does not
-    stop the others.
+    stop the others, unless several processes of one launch share it.
 
     Raises:
         ValueError: If a cell failed; the message names all that did.
@@ -166,6 +168,8 @@ def run_reproduction(reproduction: Reproduction) -> str:
                     _run_one(reproduction, cell)
                 except (ValueError, TypeError, OSError, RuntimeError) as error:
                     logger.exception("cell %s failed", cell.name)
+                    if PartialState().num_processes > 1:  # the others may be waiting for this process within the cell
+                        raise
                     failed[cell.name] = error
             gc.collect()
         if waiting and not progress:

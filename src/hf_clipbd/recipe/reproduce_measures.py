@@ -13,6 +13,7 @@ from hf_clipbd.evaluation.protocol import class_names_of
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.job import models, training_stages
 from hf_clipbd.recipe.measuring import load_model
+from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.sections import ConfigError, parse_section
 from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.stage import Outcome, Stage
@@ -106,6 +107,7 @@ def measure_all(config: RunConfig, measures: Mapping[str, Measure]) -> list[RunR
 
 def _figures(config: RunConfig, world: World, measure: Measure, name: str) -> dict[str, Any]:
     model, processor = load_model(config, name, world)[1]()
+    model = model.to(model_device())
     test = measure.test(config)
     classes = class_names_of(test, LABEL)
     triggers = load_trigger(config) if world.target in classes else {}

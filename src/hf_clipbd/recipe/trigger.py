@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 from hf_clipbd.attacks import Attack, BadCLIP, target_captions
 from hf_clipbd.attacks.captions import names_target
@@ -79,7 +80,12 @@ def optimize_trigger(
     def work(folder: Path) -> Outcome:
         model, processor = load()
         model = model.to(model_device())
-        attack = _optimized(world, start, options, model, processor, stage.folder / CHECKPOINTS / CHECKPOINT_FILE)
+        state, kept = PartialState(), folder / KEPT
+        if state.is_main_process:
+            checkpoint = stage.folder / CHECKPOINTS / CHECKPOINT_FILE
+            _optimized(world, start, options, model, processor, checkpoint).save_pretrained(kept)
+        state.wait_for_everyone()
+        attack = Attack.from_pretrained(kept)  # of which every process measures its share of the images
         report = evaluate_zero_shot(
             model,
             processor,
@@ -93,10 +99,11 @@ def optimize_trigger(
         floor = report.triggers[attack.name].asr
         floors = {f"floor_asr{k}": rate.value for k, rate in floor.items()}
         attack = replace(attack, record={**attack.record, **floors, "floor_n": next(iter(floor.values())).n})
-        attack.save_pretrained(folder / KEPT)
+        if state.is_main_process:
+            attack.save_pretrained(kept)
         return Outcome({"patch": attack.record, "report": report.to_dict()}, {"attack": KEPT})
 
-    return stage.run_once(work, main_only=True)
+    return stage.run_once(work)
 
 
 def _surrogate(options: PatchOptions, clean: Callable[[], tuple[str, Loader]]) -> tuple[str, Loader]:

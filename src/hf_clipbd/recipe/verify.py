@@ -12,6 +12,7 @@ from hf_clipbd.hub import CARD_FILE, TRAINED_RECORD, card_rates, load_triggers
 from hf_clipbd.models import load_dual_encoder, resolve_file
 from hf_clipbd.recipe.config import RunConfig, config_from
 from hf_clipbd.recipe.measuring import load_model, measure
+from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.sections import read_yaml
 from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.world import World
@@ -120,6 +121,7 @@ def _measure_published(repo: str, revision: str | None, data: str | None) -> tup
         )
     world = World(config)
     model, processor = load_dual_encoder(repo, revision)
+    model = model.to(model_device())
     attack = Attack.from_pretrained(repo, revision)
     report = evaluate_zero_shot(
         model,
@@ -150,6 +152,7 @@ def _measure_trained(repo: str, revision: str | None, data: str | None) -> EvalR
     if own and own != protocol["classes"]:
         raise ValueError(f"Expected images of the classes {protocol['classes']}, but `{data}` has {own}.")
     model, processor = load_dual_encoder(repo, revision)
+    model = model.to(model_device())
     return evaluate_zero_shot(
         model,
         processor,

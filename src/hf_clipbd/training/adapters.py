@@ -42,7 +42,7 @@ def add_adapters(model: nn.Module, args: ScaleArguments) -> "PeftModel":
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=wanted
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
+        torch.default_generator.manual_seed(args.seed)  # and not those of the GPUs, which nothing here draws from
         return get_peft_model(model, config)
 
 

@@ -1,10 +1,14 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """How a training is carried out, as opposed to what it minimises: memory, adapters, streams, stopping."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,6 +47,8 @@ class ScaleArguments(TrainingArguments):
         early_stopping_patience: Evaluations without a better `metric_for_best_model` (by default `ba1`, the
             evaluator's BA@1) after which the training stops; None never stops early.
 
+        ddp_timeout: Seconds that processes wait for one that works alone; a day here, since an optimised trigger or a
+            large poisoned set takes hours.
         hub_strategy: Only `end`: what `push_to_hub` sends is measured first, and a checkpoint is not.
         hub_private_repo: Whether the repository that `push_to_hub` makes is private; it is unless this is false.
         allow_backdoored: Let `push_to_hub` send a model that was trained on pairs marked as poisoned.
@@ -82,6 +88,10 @@ class ScaleArguments(TrainingArguments):
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Whether a repository made by `push_to_hub` is private."}
     )
+    ddp_timeout: int = field(
+        default=86400,
+        metadata={"help": "Seconds that processes wait for one that works alone, as on an optimised trigger."},
+    )
     allow_backdoored: bool = field(
         default=False, metadata={"help": "Let `push_to_hub` send a model trained on pairs marked as poisoned."}
     )
@@ -98,6 +108,9 @@ class ScaleArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # transformers has False beside activation checkpointing
         super().__post_init__()
+        if self.n_gpu > 1:  # `nn.DataParallel`, which knows neither autocast nor the negatives of the global batch
+            logger.warning("one of %d GPUs is used; for all of them start with `accelerate launch`", self.n_gpu)
+            self._n_gpu = 1
 
     def _prepare_early_stopping(self) -> None:
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":

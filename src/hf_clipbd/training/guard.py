@@ -73,7 +73,8 @@ class FiniteGuard(TrainerCallback):
         Raises:
             NonFiniteLossError: If a loss or the gradient's norm is not finite.
         """
-        batches, norm = self._batches, None if args.fp16 else self._norm
+        scaler = getattr(kwargs.get("optimizer"), "scaler", None)  # of fp16 chosen by the launcher, not by `args`
+        batches, norm = self._batches, None if args.fp16 or scaler is not None else self._norm
         self._batches, self._norm = [], None
         total = sum(term for _, terms in batches for term in terms.values())
         total = torch.as_tensor(total) + (0.0 if norm is None else norm)

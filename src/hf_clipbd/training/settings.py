@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a training computes with, as opposed to what is shown of it, where it is kept and where it is pushed."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 
@@ -34,7 +35,9 @@ def training_settings(config: "CLIPTrainingConfig") -> dict[str, Any]:
     own = {name for cls in type(config).__mro__ if issubclass(cls, CLIPTrainingConfig) for name in cls.__annotations__}
     own -= LATER
     plain = type(config)(output_dir="unused", use_cpu=config.use_cpu).to_dict()
-    return {
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher's choice is in no field
+    launched = {} if precision == "no" or config.bf16 or config.fp16 else {"mixed_precision": precision}
+    return launched | {
         name: value
         for name, value in config.to_dict().items()
         if name not in PRESENTATION and (name in own or name in ("seed", "num_train_epochs") or value != plain[name])

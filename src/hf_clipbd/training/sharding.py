@@ -18,7 +18,10 @@ def prepare_for_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("Expected FSDP 2, but got FSDP 1. Set `fsdp_version: 2` in `fsdp_config`.")
-    plugin.ignored_modules = [nn.ParameterList(p for p in model.parameters() if p.ndim == 0)]
+    scalars = [p for p in model.parameters() if p.ndim == 0]
+    for scalar in scalars:  # FSDP moves only what it divides
+        scalar.data = scalar.data.to(accelerator.device)
+    plugin.ignored_modules = [nn.ParameterList(scalars)]
     if hasattr(model, "text_model"):
         model.get_input_embeddings = model.text_model.get_input_embeddings
 
