@@ -112,8 +112,9 @@ def draw_tradeoff(points: Sequence[SweepPoint], levels: dict[str, tuple[float, f
             look = {"color": colour(defense, defenses), "marker": MARKERS[number % len(MARKERS)], "ms": 5, "lw": 1.8}
             axes.plot(ba, asr, label=method(defense)["label"], **look)
             for point, x, y in zip(own, ba, asr, strict=True):
+                beside = (4, 5) if number % 2 == 0 else (-4, -10)  # lines that coincide keep their labels apart
                 axes.annotate(
-                    point.setting, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=look["color"]
+                    point.setting, (x, y), beside, textcoords="offset points", fontsize=7, color=look["color"]
                 )
         axes.set_xlabel("BA@1, % (further right is better)")
         axes.set_ylabel("ASR@1, % (lower is better)")
