@@ -38,11 +38,11 @@ def test_the_ablations_of_the_paper():
 
 
 def test_the_learning_rates_are_at_least_five_for_every_defence():
-    (block,) = shipped("grid/learning_rate.yaml").blocks
-    assert block.choose == "learning_rate"
+    grid = shipped("grid/learning_rate.yaml")
+    assert {block.choose for block in grid.blocks} == {"learning_rate"}
     for defense in ("ft", "cleanclip", "cleanerclip", "par"):
-        rates = [cell.training(0).learning_rate for cell in block.cells if cell.defense == defense]
-        assert len(set(rates)) >= 5
+        rates = [cell.training(0).learning_rate for cell in grid.cells if cell.defense == defense]
+        assert len(set(rates)) == len(rates) >= 5
 
 
 def test_the_readings_change_one_thing_at_a_time():
