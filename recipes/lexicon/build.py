@@ -95,9 +95,9 @@ class WordNet(WordNetCorpusReader):
 
 @contextmanager
 def opened(folder: Path) -> Iterator[WordNet]:
-    """Read WordNet's database in `folder`, with the file that Debian lacks put beside links to the others.
+    """Read WordNet's database in `folder`, with the file that Debian lacks put beside copies of the others.
 
-    nltk reads only below the folders of `nltk.data.path`, so these lie in one that is put there for the while.
+    nltk reads only below the folders of `nltk.data.path`, so the copies lie in one that is put there for the while.
     """
     with tempfile.TemporaryDirectory() as root:
         beside = Path(root) / "wordnet"
