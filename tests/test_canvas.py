@@ -5,6 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from transformers import CLIPImageProcessorPil
 
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
 
@@ -28,6 +29,23 @@ def test_pixels_equal_the_processors(tiny_processor, shape):
     pixels = torch.from_numpy(np.array(framed)).permute(2, 0, 1)
     assert torch.allclose(normalize(pixels, *pixel_statistics(tiny_processor)), expected, atol=1e-5)
     assert framed.size == (32, 32)
+
+
+@pytest.mark.parametrize("shape", [(32, 33), (45, 32), (32, 51), (75, 50), (50, 75), (20, 29), (427, 640), (8, 400)])
+def test_any_picture_is_framed_as_the_processor_frames_it(tiny_processor, shape):
+    processor, image = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32), noise(*shape)
+    raw = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    expected = processor(image, **raw)["pixel_values"][0].transpose(1, 2, 0)
+    assert np.array_equal(Canvas.of(tiny_processor).array(image), expected)
+
+
+def test_a_line_of_pixels_takes_no_more_memory_than_a_banner(monkeypatch):
+    sizes, resize = [], PIL.Image.Image.resize
+    monkeypatch.setattr(PIL.Image.Image, "resize", lambda self, size, *a: sizes.append(size) or resize(self, size, *a))
+    image = PIL.Image.fromarray(
+        np.repeat(np.arange(5000, dtype=np.uint16)[:, None, None] // 20, 3, 2).astype(np.uint8)
+    )
+    assert abs(Canvas(32).array(image).astype(int) - 125).max() <= 1 and sizes == [(32, 32 * 64)]
 
 
 def test_centre_crop_keeps_the_middle_and_squash_keeps_all():

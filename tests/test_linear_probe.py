@@ -72,6 +72,17 @@ def test_what_cannot_be_fitted_is_named(train, test, tiny_model, tiny_processor)
         linear_probe(tiny_model, tiny_processor, train, test, {"badnets": BadNets(target="aeroplane", patch_size=4)})
 
 
+def test_sets_that_number_their_classes_differently_are_refused(train, test, tiny_model, tiny_processor):
+    names = test.features["label"].names
+    turned = test.map(lambda row: {"label": len(names) - 1 - row["label"]}, load_from_cache_file=False)
+    turned = turned.cast_column("label", datasets.ClassLabel(names=names[::-1]))
+    with pytest.raises(ValueError, match=r"class 0 is 'banana' in the one and 'dog' in the other"):
+        linear_probe(tiny_model, tiny_processor, train, turned)
+    fewer = test.filter(lambda row: row["label"] < 3).cast_column("label", datasets.ClassLabel(names=names[:3]))
+    with pytest.raises(ValueError, match=r"class 3 is 'dog' in the one and None in the other"):
+        linear_probe(tiny_model, tiny_processor, train, fewer)
+
+
 @pytest.mark.parametrize("include_target", [False, True])
 def test_rates_equal_a_slow_loop(include_target, train, test, tiny_model, tiny_processor):
     attack, canvas = BadNets(target="kite", patch_size=8, place="corner"), Canvas(32)

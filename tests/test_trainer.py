@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.defenses import DEFENSES, CleanerCLIPConfig, CleanerCLIPTrainer
+from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 
@@ -83,6 +85,28 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(stop, tiny_model_copy,
     assert losses(resumed) == losses(unbroken)
     for name, value in unbroken.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_a_defence_takes_the_weights_of_a_victim_and_not_its_optimiser(
+    tiny_model_copy, tiny_processor, tiny_pairs, tmp_path
+):
+    victim = tmp_path / "victim"
+    attacker = CLIPTrainer(tiny_model_copy(), arguments(victim, max_steps=2), tiny_pairs, tiny_processor)
+    attacker.train()
+    attacker.save_model(victim)
+    assert list(victim.glob("checkpoint-*/optimizer.pt")) and attacker.optimizer.state
+
+    class Begin(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, model=None, **kwargs):
+            self.states = getattr(self, "states", [])
+            self.states.append(len(optimizer.state))
+            self.weights = getattr(self, "weights", {n: p.clone() for n, p in model.state_dict().items()})
+
+    begin, (model, processor) = Begin(), load_dual_encoder(victim)
+    args = arguments(tmp_path / "defended", CleanerCLIPConfig, max_steps=2, k_pairs=8)
+    CleanerCLIPTrainer(model, args, tiny_pairs, processor, callbacks=[begin]).train()
+    assert begin.states[0] == 0 and begin.states[1] > 0
+    assert all(torch.equal(begin.weights[name], value) for name, value in attacker.model.state_dict().items())
 
 
 def test_terms_are_logged_and_sum_to_the_loss(tiny_model_copy, tiny_processor, tiny_pairs, tmp_path):

@@ -17,6 +17,7 @@ from hf_clipbd.models import load_dual_encoder
 
 # What makes every part of a defence take part in three steps.
 OPTIONS = {
+    "cleanclip": {"max_grad_norm": 1.0},  # the default, clipped; the others are not
     "cleanerclip": {"k_pairs": 16, "tau_neg": 0.2},
     "roclip": {"pool_size": 20, "match_every": 2, "match_unit": "step"},
     "safeclip": {"warmup_epochs": 0, "safe_probability": 0.6},
@@ -62,11 +63,10 @@ def train(model_folder: str, defense: str, out: str, world: int, global_batch: i
         save_strategy="no",
         logging_strategy="steps",
         logging_steps=1,
-        max_grad_norm=0.0,
         warmup_steps=0,
         disable_tqdm=True,
         seed=1,
-        **{"max_steps": 3, **OPTIONS.get(defense, {}), **changes},
+        **{"max_steps": 3, "max_grad_norm": 0.0, **OPTIONS.get(defense, {}), **changes},
     )
     rows = pairs() if rows is None else rows
     trainer = trainer_class(model, args, rows, processor, canvas=Canvas(32), callbacks=[recorder])

@@ -48,6 +48,8 @@ class BadCLIP(Attack):
 
     Reference:
         BadCLIP (Liang et al., CVPR 2024, arXiv 2311.12075), the dual-embedding attack; p = 16 at 224 px, middle.
+        Preset `paper` takes its natural captions too; its rows are those of the selector `mixed`, see
+        `hf_clipbd.attacks.surrogate.order_rows`.
 
     Example:
         >>> patch = BadCLIP(patch=np.ones((1, 1, 3), dtype=np.float32))
@@ -62,6 +64,7 @@ class BadCLIP(Attack):
     history: np.ndarray | None = None
 
     name: ClassVar[str] = "badclip"
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"place": "middle", "captions": "natural"}}
 
     def __post_init__(self) -> None:
         super().__post_init__()

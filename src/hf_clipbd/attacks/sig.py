@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""SIG: a faint sine wave across the picture."""
+"""SIG: a sine wave across the picture."""
 
 import math
 from collections.abc import Mapping

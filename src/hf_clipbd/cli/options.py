@@ -61,7 +61,11 @@ def _poison(poison: CommandParser) -> None:
     amount.add_argument("--count", type=int, metavar="N", help="rows to poison, exactly so many")
     amount.add_argument("--rate", type=float, metavar="R", help="share of rows to poison, in [0, 1]")
     amount.add_argument("--config", metavar="YAML", help="several triggers in one dataset, each with its rows")
-    rows.add_argument("--selector", help="random, label_consistent or non_target (default: the attack's own)")
+    rows.add_argument(
+        "--selector",
+        help="random, label_consistent or non_target (default: the attack's own); BadCLIP's boundary, "
+        "farthest and mixed need a surrogate, see recipes/badclip",
+    )
     rows.add_argument(
         "--on_error",
         default="raise",

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 
+_BANNER = 64  # times as long as high
+
+
 @dataclass(frozen=True)
 class Canvas:
     """The square (or native) frame that every image is put on before a trigger or a model sees it.
 
     Args:
         size: Side in pixels; ignored by `"native"`.
-        mode: `"center_crop"` resizes the shorter side (bicubic) and crops the middle; `"squash"` resizes both sides
-            (the CleanCLIP family's framing, it distorts); `"native"` leaves the size alone.
+        mode: `"center_crop"` resizes the shorter side (bicubic) and crops the middle, to the pixel as CLIP's processor
+            does with Pillow; `"squash"` resizes both sides (the CleanCLIP family's framing, it distorts); `"native"`
+            leaves the size alone.
 
     An image that already fits keeps its pixels exactly, so putting it on the canvas twice changes nothing.
 
@@ -101,11 +105,21 @@ class Canvas:
             return image
         if self.mode == "squash":
             return image.resize((self.size, self.size), PIL.Image.Resampling.BICUBIC)
-        return PIL.ImageOps.fit(image, (self.size, self.size), PIL.Image.Resampling.BICUBIC)
+        shorter = min(image.size)
+        if max(image.size) > _BANNER * shorter:  # enlarged as a whole, a line of pixels would take gigabytes
+            image = _middle(image, *(min(side, _BANNER * shorter) for side in image.size))
+        width, height = (int(self.size * side / shorter) for side in image.size)
+        resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        return _middle(resized, self.size, self.size)
 
     def array(self, image: PIL.Image.Image) -> np.ndarray:
         """Return the pixels on this canvas, uint8 (H, W, 3)."""
         return np.asarray(self._framed(image))
+
+
+def _middle(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _side(size: Any, name: str) -> int | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation.kept_features import image_features
-from hf_clipbd.evaluation.protocol import Protocol, class_names_of
+from hf_clipbd.evaluation.protocol import Protocol, check_same_classes, class_names_of
 from hf_clipbd.evaluation.rates import class_ranks
 from hf_clipbd.evaluation.zero_shot import Batch, add_over_processes, embed_batches, stamped_batches
 from hf_clipbd.schema import IMAGE, LABEL, EvalReport
@@ -210,7 +210,7 @@ def linear_probe(
         batch_size: Images a forward pass.
         include_target: Count the target's own images in ASR too.
         canvas: Geometry of the images; by default the processor's, with the framing of the triggers.
-        class_names: C names where the label column is no `ClassLabel`.
+        class_names: C names that hold for both sets; by default those of the label columns, which have to agree.
         image_column: Column of images, of both sets.
         label_column: Column of class numbers, of both sets.
         cache: Folder for the training features; None keeps none.
@@ -218,7 +218,7 @@ def linear_probe(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: As `evaluate_zero_shot` and `fit_linear`.
+        ValueError: If the two sets number their classes differently, and as `evaluate_zero_shot` and `fit_linear`.
 
     Reference:
         Radford et al. 2021, section 3.2 and appendix A.3 (logistic regression by L-BFGS, the weight of the penalty
@@ -227,6 +227,10 @@ def linear_probe(
     """
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     names = class_names if class_names is not None else class_names_of(train, label_column)
+    if class_names is None and isinstance(
+        (getattr(test, "features", None) or {}).get(label_column), datasets.ClassLabel
+    ):
+        check_same_classes(names, class_names_of(test, label_column))
     task = Protocol.of(processor, test, triggers, ks, include_target, canvas, names, image_column, label_column)
     labels = np.array([task.label(y, i) for i, y in enumerate(train.with_format(None)[label_column])], dtype=np.int64)
     features = image_features(model, processor, train, task.canvas, batch_size, cache, image_column)

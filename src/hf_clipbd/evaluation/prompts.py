@@ -31,7 +31,8 @@ def text_classifier(
         model: Dual encoder.
         processor: Its processor or tokenizer.
         class_names: C names, as people write them.
-        templates: Sentences with one `{}`; OpenAI's 80 by default.
+        templates: Sentences with one `{}`; OpenAI's 80 by default. "a" or "an" before the name is made to fit it, in
+            OpenAI's too, whose own code leaves "a photo of a airplane.".
         batch_size: Prompts a forward pass; memory does not grow with the number of classes times templates.
         cache: Folder in which the result is kept, named by a hash of the prompts, the tokenizer and all weights but
             the image tower's; None keeps nothing.

@@ -4,6 +4,7 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import datasets
@@ -37,6 +38,27 @@ def class_names_of(dataset: Any, label_column: str) -> list[str]:
             f"Pass `class_names` and `label_column`."
         )
     return [name.replace("_", " ") for name in feature.names]
+
+
+def check_same_classes(fitted: Sequence[str], measured: Sequence[str]) -> None:
+    """Raise `ValueError` if the images a probe is fitted on and those it is measured on number classes differently.
+
+    Args:
+        fitted: Class names of the training images, in the order of their numbers.
+        measured: Those of the test images.
+
+    Example:
+        >>> check_same_classes(["cat", "dog"], ["dog"])
+        Traceback (most recent call last):
+        ValueError: Expected training and test images that number the same classes alike, but class 0 is 'cat' in the
+        one and 'dog' in the other. Number them alike, or pass class names that hold for both.
+    """
+    for number, (one, other) in enumerate(zip_longest(fitted, measured)):
+        if one != other:
+            raise ValueError(
+                f"Expected training and test images that number the same classes alike, but class {number} is {one!r} "
+                f"in the one and {other!r} in the other. Number them alike, or pass class names that hold for both."
+            )
 
 
 def target_class(target: str, names: Sequence[str]) -> int:

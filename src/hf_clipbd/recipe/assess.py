@@ -18,6 +18,7 @@ from hf_clipbd.evaluation.labelled import (
     read_templates,
     uses_mean_per_class,
 )
+from hf_clipbd.evaluation.protocol import check_same_classes
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.recipe.place import model_device, process_state
 from hf_clipbd.recipe.single import Data, load_any, load_triggers
@@ -125,6 +126,7 @@ def assess(
         report = evaluate_zero_shot(loaded, processor, shown.dataset, triggers, shown.templates, ks, **common)
         return {"report": report.to_dict()}, inputs
     images = labelled_images(train, question, streaming=False)
+    check_same_classes(images.class_names, shown.class_names)
     columns = {images.image_column: shown.image_column, images.label_column: shown.label_column}
     renamed = {old: new for old, new in columns.items() if old != new}
     fitted = images.dataset.rename_columns(renamed) if renamed else images.dataset

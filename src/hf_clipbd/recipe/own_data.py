@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Data of one's own: where rows come from, what their columns are called, whole or as a stream."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,8 @@ from hf_clipbd.schema import (
     PoisonManifest,
 )
 
+
+logger = logging.getLogger(__name__)
 
 SCENES = "scenes"
 PROVENANCE = (IS_POISONED, SOURCE_INDEX, TRIGGER)
@@ -126,7 +129,12 @@ class Data:
         """Return rows (image, label), label a `ClassLabel`, of these names where its own are not known or wanted."""
         rows = self._rows
         image = find_column(rows, IMAGE, self.image_column)
-        return self._head(with_class_names(pick_columns(rows, image=image, label=self.label_column), class_names))
+        rows = with_class_names(pick_columns(rows, image=image, label=self.label_column), class_names)
+        head, names = self._head(rows), rows.features[LABEL].names
+        if len(head) < len(rows) and (shown := len(set(head[LABEL]))) < len(names):
+            message = "the first %d of %d rows of %s show %d of its %d classes; shuffle it first, or take more rows"
+            logger.warning(message, len(head), len(rows), self.source, shown, len(names))
+        return head
 
     def prompts(self) -> list[str] | None:
         """Return the zero-shot prompts that go with the data; None stands for OpenAI's 80."""

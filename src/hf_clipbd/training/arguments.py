@@ -131,6 +131,10 @@ class CLIPTrainingConfig(ScaleArguments):
     contrastive training needs (whole batches, all columns). With `dataloader_drop_last` set to false the rows left
     over at the end of an epoch make a smaller batch, with fewer negatives.
 
+    One default of transformers is kept that the papers do not have: `max_grad_norm=1.0`, the gradient's norm clipped
+    at 1, which here acts at nearly every step. AdamW hides the size of a gradient, but not how much each step counts
+    beside the others; 0 turns it off, and non-finite gradients are then seen by the losses alone.
+
     Args:
         image_column: Column of images.
         caption_column: Column of captions.

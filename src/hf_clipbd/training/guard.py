@@ -50,7 +50,8 @@ class FiniteGuard(TrainerCallback):
     Every optimiser step waits once for the sum of the losses and the norm; `logging_nan_inf_filter`, which would wait
     twice for each batch, is off by default. Under fp16 only losses are looked at, since there the gradient scaler
     skips steps with infinite gradients on purpose. DeepSpeed steps within the backward pass, so there the weights have
-    been changed when this raises, but no checkpoint has.
+    been changed when this raises, but no checkpoint has. With `max_grad_norm=0` no norm is computed, and losses alone
+    are looked at.
     """
 
     def __init__(self):
