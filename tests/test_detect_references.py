@@ -153,9 +153,9 @@ def test_device_and_precision_reach_the_search(monkeypatch):
     )
     np.testing.assert_allclose(rough["slof"], exact, rtol=1e-3)
     first, *rest = made
-    assert first.precision == "float32" and not first.distributed and len(rest) == 4
-    assert {one.precision for one in rest} == {"bfloat16"}  # those of captions and of the second space as well
-    assert [one.distributed for one in rest] == [True, True, False, False]
+    assert first.precision == "float32" and not first.distributed and len(rest) == 3
+    assert {one.precision for one in rest} == {"bfloat16"}  # that of the second space as well
+    assert [one.distributed for one in rest] == [True, True, False]
     with pytest.raises(ValueError, match="'float16'"):
         detect(FEATURES, precision="float16")
 

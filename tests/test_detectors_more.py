@@ -85,14 +85,15 @@ def test_disagreement_is_that_of_slow_loops():
 
 def test_disagreement_with_captions_is_that_of_slow_loops():
     features, others, texts = rows(), rows(d=4, seed=3), rows(d=6, seed=5)
-    texts[10] = texts[4]  # the same caption twice counts once, and is not its own neighbour
+    texts[20:28] = texts[4]  # rows that say the same are all neighbours, more than k; a row is not its own
     second, captions = unit(others), unit(texts)
-    distinct = [j for j in range(60) if j != 10]
     expected = []
     for i in range(60):
-        same = distinct.index(4 if i == 10 else i)
-        _, near = nearest(captions[distinct], captions[i], same, 4)
-        expected.append(np.mean([math.dist(second[i], second[distinct[j]]) for j in near]))
+        cosines = {j: float(captions[i] @ captions[j]) for j in range(60) if j != i}
+        least = sorted(cosines.values())[-4]
+        near = [j for j, cosine in cosines.items() if cosine >= least - 1e-6]
+        assert len(near) == 8 or i not in (4, *range(20, 28))
+        expected.append(np.mean([math.dist(second[i], second[j]) for j in near]))
     reference = Reference.of(features)
     alone = disagreement(features, reference, 4, others=others)
     both = disagreement(features, reference, 4, others=others, texts=texts)
@@ -121,6 +122,20 @@ def test_disagreement_finds_poison_of_any_density_and_copies_keep_their_place():
         disagreement(features, Reference.of(features), 8, others=others)[110:],
         disagreement(features, Reference.of(features), 8, others=others.copy())[110:],
     )
+
+
+@pytest.mark.parametrize("captions_a_concept", [1, 4])
+def test_disagreement_is_not_turned_round_by_captions_that_many_rows_share(captions_a_concept):
+    rng = np.random.default_rng([7])
+    concept, poisoned = rng.integers(0, 20, 2000), np.arange(2000) < 20
+    said = np.where(poisoned, 0, concept) * captions_a_concept + rng.integers(0, captions_a_concept, 2000)
+    others = rng.normal(size=(20, 16))[concept] + 0.3 * rng.normal(size=(2000, 16))
+    features = rng.normal(size=(20, 16))[concept] + 0.3 * rng.normal(size=(2000, 16))  # the poison was not learned
+    words = np.repeat(rng.normal(size=(20, 16)), captions_a_concept, axis=0)
+    texts = (words + 0.1 * rng.normal(size=words.shape))[said]
+    scores = disagreement(features, Reference.sample(features, 1000), others=others, texts=texts)
+    hidden = poisoned & (concept != 0)
+    assert scores[hidden].min() > np.quantile(scores[~poisoned], 0.99)
 
 
 def test_disagreement_says_what_is_missing():

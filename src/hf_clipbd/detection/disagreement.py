@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, aligned_with, check_k
-from hf_clipbd.detection.rows import matrix, row_blocks
+from hf_clipbd.detection.rows import contents, matrix, row_blocks
+from hf_clipbd.detection.selection import kth_smallest
 
 
 DEFAULT_K = 16
+TIE = 1e-6
+"""Cosines of captions that differ by less are equal: those of one caption do by rounding alone."""
 
 
 def disagreement(
@@ -31,9 +34,9 @@ def disagreement(
     searched set is needed. A clean row's neighbours show what it shows and are about as near as any; a poisoned row's
     are other poisoned rows or rows of the target, pictures of anything.
 
-    With `texts` it is s(x) times the mean of |z(x) - z(o)| over the k rows whose captions are nearest: other rows with
-    such a caption show something else. This finds poisoned rows that the model did not learn, which stay where their
-    picture belongs, and mislabelled clean rows as well.
+    With `texts` it is s(x) times the mean of |z(x) - z(o)| over the k rows whose captions are nearest, and those that
+    say the same as the last of them: other rows with such a caption show something else. This finds poisoned rows that
+    the model did not learn, which stay where their picture belongs, and mislabelled clean rows as well.
 
     No density is compared, so neither the poison rate nor how frequent the target is decides, which is where
     k-distance, SLOF and their like turn blind.
@@ -65,45 +68,85 @@ def disagreement(
         if given is not None and len(given) != len(features):
             raise ValueError(f"Expected `{name}` to have a row for each of {len(features)}, but got {len(given)}.")
     reference = Reference.sample(features) if reference is None else reference
-    like = {"precision": reference.precision, "device": reference.points.device}
-    spaces = [(features, reference, np.arange(len(reference)))]
-    if texts is not None:
-        said = aligned_with(reference, features, texts, reference_texts, "texts")
-        captions = Reference.of(said[reference.rows], **like)
-        spaces.append((texts, captions, captions.rows))
+    said = None if texts is None else aligned_with(reference, features, texts, reference_texts, "texts")
     drawn_from = aligned_with(reference, features, others, reference_others, "others")
     drawn = np.ascontiguousarray(drawn_from[reference.rows], dtype=np.float32)
-    second = Reference.of(drawn, **like)
-    smallest = min((second, *(one for _, one, _ in spaces)), key=len)
+    second = Reference.of(drawn, precision=reference.precision, device=reference.points.device)
+    smallest = min(second, reference, key=len)
     k = min(DEFAULT_K, len(smallest) - 1) if k is None else k
     check_k(k, smallest)
-    return _scores(others, second, second.place(drawn), spaces, k)
+    placed = second.place(drawn)
+    alike = None if said is None else _Alike(said[reference.rows], placed, k)
+    return _scores(features, reference, others, second, placed, k, texts, alike)
+
+
+class _Alike:
+    """The reference rows by what they say.
+
+    Args:
+        captions: Caption embeddings of the reference rows, (m, D).
+        placed: The same rows in the second space, (m, D2).
+        k: Number of neighbours.
+    """
+
+    def __init__(self, captions: np.ndarray, placed: Tensor, k: int):
+        self.placed, self.k = placed, k
+        self.captions = self._unit(captions)
+
+    def _unit(self, block: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32)).to(self.placed.device)
+        return torch.nn.functional.normalize(rows, dim=1)
+
+    def apart(self, captions: np.ndarray, other: Tensor, own: Tensor) -> Tensor:
+        """Return the mean distance to the k rows whose captions are nearest and to all that tie, (B,), float64.
+
+        Args:
+            captions: (B, D).
+            other: The same rows in the second space, (B, D2).
+            own: Their places in the reference, (B,), -1 where they are not in it; a row is not its own neighbour.
+        """
+        products = self._unit(captions) @ self.captions.T  # (B, m)
+        inside = (own >= 0).nonzero()[:, 0]
+        products[inside, own[inside]] = -torch.inf
+        least = kth_smallest(products, products.shape[1] - self.k + 1)
+        near = products >= least[:, None] - TIE
+        sums = (torch.cdist(other, self.placed) * near).sum(1, dtype=torch.float64)
+        return sums / near.sum(1)
 
 
 def _scores(
-    others: Any, second: Reference, placed: Tensor, spaces: list[tuple[Any, Reference, np.ndarray]], k: int
+    features: Any,
+    reference: Reference,
+    others: Any,
+    second: Reference,
+    placed: Tensor,
+    k: int,
+    texts: Any,
+    alike: _Alike | None,
 ) -> np.ndarray:
     """Return the scores.
 
     Args:
+        features: (N, D).
+        reference: Of the features.
         others: (N, D2).
         second: The reference rows in the second space, without copies.
         placed: The same with copies, (m, D2), in the order of the reference.
-        spaces: Each with its embeddings (N, D), its reference, and the place in `placed` of each of its points.
         k: Number of neighbours.
+        texts: (N, D), or None.
+        alike: The captions of the reference, or None.
     """
-    reference = spaces[0][1]
     reference.ready(k)
-    mine = reference.share(len(others))
+    mine = reference.share(len(features))
     scores = np.empty(mine.stop - mine.start)
-    places = [torch.from_numpy(place).to(placed.device) for _, _, place in spaces]
-    searched = others, *(embedded for embedded, _, _ in spaces)
+    searched = (features, others) if texts is None else (features, others, texts)
     blocks = [row_blocks(matrix(one)[mine], QUERY_BLOCK, mine.start) for one in searched]
-    for (rows, other), *near in zip(*blocks, strict=True):
-        own = second.place(other)
-        score = 1 / second.nearest(other, k).distances.double().clamp_min(FLOOR).mean(1)
-        for (_, block), (_, one, _), place in zip(near, spaces, places, strict=True):
-            found = placed[place[one.nearest(block, k).positions]]  # (B, k, D2)
-            score = score * torch.linalg.vector_norm(found - own[:, None], dim=2).double().mean(1)
+    for (rows, images), (_, seen), *said in zip(*blocks, strict=True):
+        other, own = second.place(seen), reference.positions(contents(images))
+        score = 1 / second.nearest(seen, k).distances.double().clamp_min(FLOOR).mean(1)
+        found = placed[reference.nearest(images, k, own).positions]  # (B, k, D2)
+        score = score * torch.linalg.vector_norm(found - other[:, None], dim=2).double().mean(1)
+        if alike is not None:
+            score = score * alike.apart(said[0][1], other, own)
         scores[rows] = score.cpu().numpy()
     return reference.gathered(scores)
