@@ -2,6 +2,7 @@
 """The one file that knows what a dual encoder returns: unit embeddings of images, texts, pairs and whole datasets."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_clipbd.data.canvas import Canvas, pixel_statistics
 from hf_clipbd.data.canvas import normalize as normalized
-from hf_clipbd.data.unreadable import UNREADABLE, reason
+from hf_clipbd.data.reader import Reader
 from hf_clipbd.models.text_input import TextInput, model_type
+
+
+_TOLD_APART = ("architectures", "dtype", "torch_dtype", "name_or_path", "transformers_version")
 
 
 def _features(output: Any) -> Tensor:
@@ -177,7 +180,7 @@ def embed_dataset(
     canvas = canvas or Canvas.of(processor)
     embedded = _modalities(image_column, caption_column if texts else None)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in embedded}
-    reader = _Reader(dataset.select_columns(wanted), image_column, caption_column, canvas)
+    reader = Reader(dataset.select_columns(wanted), image_column, caption_column, canvas)
     with inference(model) as device:
         for images, captions in reader.batches(batch_size, desc, unreadable):
             if images:
@@ -212,7 +215,7 @@ def pixel_values(
     Raises:
         ValueError: If a row cannot be read (the message names it).
     """
-    reader = _Reader(dataset.select_columns([image_column]), image_column, None, canvas or Canvas.of(processor))
+    reader = Reader(dataset.select_columns([image_column]), image_column, None, canvas or Canvas.of(processor))
     images = [image for images, _ in reader.batches(len(dataset), "reading", None) for image in images]
     return _normalized(images, processor, device)
 
@@ -227,68 +230,24 @@ def _modalities(image_column: str | None, caption_column: str | None) -> list[st
     return [name for name, column in named.items() if column is not None]
 
 
-class _Reader:
-    """Rows of a dataset as pixels on a canvas and captions; what cannot be read is named.
-
-    Args:
-        rows: The dataset, with no other columns than these.
-        image_column: Column of images, or None.
-        caption_column: Column of captions, or None.
-        canvas: Geometry of the images.
-    """
-
-    def __init__(
-        self, rows: datasets.Dataset, image_column: str | None, caption_column: str | None, canvas: Canvas
-    ) -> None:
-        self.rows, self.canvas = rows, canvas
-        self.image_column, self.caption_column = image_column, caption_column
-
-    def batches(
-        self, size: int, desc: str, unreadable: dict[int, str] | None
-    ) -> Iterator[tuple[list[np.ndarray], list[str]]]:
-        """Yield pixels, (H, W, 3) each, and captions of up to `size` rows; of an unreadable row neither."""
-        starts = range(0, len(self.rows), size)
-        silent = True if len(self.rows) < 2048 else None  # None: shown on a terminal, not in a log
-        for start in tqdm(starts, desc=desc, unit="batch", disable=silent, leave=False):
-            images, captions = [], []
-            for number, row in self._decoded(start, min(start + size, len(self.rows))):
-                try:
-                    pixels, caption = self._checked(self.rows[number] if row is None else row)
-                except (TypeError, *UNREADABLE) as error:
-                    if unreadable is None:
-                        raise ValueError(f"Row {number}: {reason(error)}") from error
-                    unreadable[number] = reason(error)
-                    continue
-                images += [] if pixels is None else [pixels]
-                captions += [] if caption is None else [caption]
-            yield images, captions
-
-    def _decoded(self, start: int, stop: int) -> Iterable[tuple[int, dict[str, Any] | None]]:
-        """Return number and values of each row; None for the values where the rows have to be read one by one."""
-        try:
-            columns = self.rows[start:stop]
-        except UNREADABLE:
-            return [(number, None) for number in range(start, stop)]
-        values = zip(*columns.values(), strict=True)
-        return enumerate((dict(zip(columns, row, strict=True)) for row in values), start)
-
-    def _checked(self, row: dict[str, Any]) -> tuple[np.ndarray | None, str | None]:
-        pixels, caption = None, None
-        if self.image_column is not None:
-            if row[self.image_column] is None:
-                raise ValueError("Expected an image, but the row has none.")
-            pixels = self.canvas.array(row[self.image_column])
-        if self.caption_column is not None:
-            caption = row[self.caption_column]
-            if not isinstance(caption, str):
-                raise ValueError(f"Expected a text as the caption, but got {type(caption).__name__}.")
-        return pixels, caption
-
-
 def model_fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's weights and buffers, by name, 16 hexadecimal digits."""
+    """Return a hash of a model's weights and buffers, by name, and of its configuration, 16 hexadecimal digits.
+
+    Of the configuration counts what differs from its class's defaults, without names, versions and number types: the
+    same weights with another activation are another model.
+    """
     digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if hasattr(config, "to_diff_dict"):
+        digest.update(json.dumps(_behaviour(config.to_diff_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _behaviour(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a configuration changes what the model computes."""
+    told = {str(name): value for name, value in config.items()}
+    told = {name: value for name, value in told.items() if name not in _TOLD_APART and not name.startswith("_")}
+    return {name: _behaviour(value) if isinstance(value, dict) else value for name, value in told.items()}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.undecoded import undecoded
 
 
 ImageView = Callable[[PIL.Image.Image, tuple[int, int, int]], PIL.Image.Image]
@@ -105,6 +106,7 @@ class PairViews(torch.utils.data.Dataset):
                 f"{len(dataset)} rows. Set `k_pairs` to their number, and leave `k_share` out."
             )
         self.rows = dataset.select_columns([image_column, caption_column])
+        self._encoded, self._decode = undecoded(self.rows, image_column)
         self._captions = dataset.select_columns([caption_column])
         self.plan, self.canvas, self.seed = plan, canvas, seed
         self.image_column, self.caption_column = image_column, caption_column
@@ -121,9 +123,13 @@ class PairViews(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: list[PairKey]) -> list[dict[str, Any]]:
         """Return one `{"row": its number, "images": uint8 (V, H, W, 3), "texts": list of T captions}` a key."""
-        rows = self.rows[[key.row for key in keys]]
+        rows = self._encoded[[key.row for key in keys]]
         pairs = zip(keys, rows[self.image_column], rows[self.caption_column], strict=True)
-        return [draw_views(self.plan, self.canvas, self.seed, key, image, caption) for key, image, caption in pairs]
+        return [self._drawn(key, image, caption) for key, image, caption in pairs]
+
+    def _drawn(self, key: PairKey, image: Any, caption: Any) -> dict[str, Any]:
+        picture = None if image is None else self._decode(image)
+        return draw_views(self.plan, self.canvas, self.seed, key, picture, caption)
 
 
 def draw_views(

@@ -21,6 +21,7 @@ from hf_clipbd.evaluation.labelled import (
 from hf_clipbd.evaluation.protocol import check_same_classes
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.recipe.place import model_device, process_state
+from hf_clipbd.recipe.sharded import processor_fingerprint
 from hf_clipbd.recipe.single import Data, load_any, load_triggers
 from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.report.comparison import plot_comparison
@@ -104,7 +105,7 @@ def assess(
         raise ValueError("Expected training images for the linear probe. Pass `--train`.")
     loaded, processor = load_any(model)
     triggers = load_triggers(question.triggers)
-    inputs = {"model": model_fingerprint(loaded)}
+    inputs = {"model": model_fingerprint(loaded), "processor": processor_fingerprint(processor)}
     loaded = loaded.to(model_device())
     if question.protocol == "retrieval":
         pairs = data.pairs()

@@ -28,6 +28,7 @@ from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.own_data import SCENES, Data
 from hf_clipbd.recipe.place import model_device, process_state, scoring_place
 from hf_clipbd.recipe.searching import search
+from hf_clipbd.recipe.sharded import processor_fingerprint
 from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.suspects import Review, write_review
 from hf_clipbd.recipe.training import global_batch, train_into
@@ -113,7 +114,8 @@ def train_model(
     }
     columns = data.image_column, data.caption_column, data.n
     state = content_key(data.source, data.split, *columns, data.stream_state(besides=out)) if streaming else None
-    inputs = {"model": model_fingerprint(loaded), "data": state or data_fingerprint(pairs)}
+    inputs = {"model": model_fingerprint(loaded), "processor": processor_fingerprint(processor)}
+    inputs |= {"data": state or data_fingerprint(pairs)}
     evaluator = (lambda _: None) if probe is None else probe.evaluator
     stage = stage_at(out, "train", settings, config.seed, inputs)
     return train_into(stage, trainer_class, config, lambda: (loaded, processor), lambda: pairs, evaluator, canvas)
@@ -196,7 +198,9 @@ def detect_in(
     for name, source in (("model", model), ("second", second)):
         if source is not None:
             loaded, processor = load_any(source)
+            canvas = Canvas.of(processor)
             inputs[name] = model_fingerprint(loaded)
+            inputs[f"{name}_processor"] = content_key(processor_fingerprint(processor), canvas.size, canvas.mode)
             encoders[name] = loaded.to(model_device()), processor
     pairs, whole = data.pairs(), data.whole()
     clean = None if basis.clean is None else basis.clean.pairs()

@@ -1,0 +1,83 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Embedding: large pictures are held one at a time, and a model is told from another with the same weights."""
+
+import copy
+import weakref
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.pairs import PLAIN_VIEWS, PairKey, PairViews
+from hf_clipbd.data.undecoded import undecoded
+from hf_clipbd.features import embed_dataset, model_fingerprint
+from hf_clipbd.models import load_dual_encoder
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(4)
+    pictures = [PIL.Image.fromarray(rng.integers(0, 256, (90 + i, 70, 3), dtype=np.uint8)) for i in range(12)]
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    captions = [f"picture {i}" for i in range(12)]
+    return datasets.Dataset.from_dict({"image": pictures, "caption": captions}, features=features)
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    """How many decoded pictures there were whenever one was put on the canvas."""
+    decoded, counts = [], []
+    decode, frame = datasets.Image.decode_example, Canvas._framed
+
+    def watched(self, *args, **kwargs):
+        picture = decode(self, *args, **kwargs)
+        decoded.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(datasets.Image, "decode_example", watched)
+    monkeypatch.setattr(
+        Canvas,
+        "_framed",
+        lambda self, picture: counts.append(sum(one() is not None for one in decoded)) or frame(self, picture),
+    )
+    return counts
+
+
+def test_a_batch_holds_few_pictures_in_their_own_size(rows, alive, tiny_model, tiny_processor):
+    embed_dataset(tiny_model, tiny_processor, rows, batch_size=12)
+    assert len(alive) == 12 and max(alive) <= 2
+
+
+def test_a_training_batch_holds_few_pictures_in_their_own_size(rows, alive):
+    views = PairViews(rows, PLAIN_VIEWS, Canvas(16))
+    batch = views.__getitems__([PairKey(0, i) for i in range(12)])
+    assert len(batch) == len(alive) == 12 and max(alive) <= 2
+
+
+def test_pictures_with_a_transform_come_as_it_gives_them(rows, tiny_model, tiny_processor):
+    black = rows.with_transform(
+        lambda batch: {**batch, "image": [PIL.Image.new("RGB", (32, 32)) for _ in batch["image"]]}
+    )
+    assert undecoded(black, "image")[0] is black
+    found = embed_dataset(tiny_model, tiny_processor, black, caption_column=None)["image"]
+    assert np.allclose(found, found[0]) and not np.allclose(
+        found, embed_dataset(tiny_model, tiny_processor, rows, caption_column=None)["image"]
+    )
+
+
+def test_the_mode_that_a_column_names_is_kept(rows):
+    grey = rows.cast_column("image", datasets.Image(mode="L"))
+    encoded, decode = undecoded(grey, "image")
+    assert decode(encoded[0]["image"]).mode == "L"
+
+
+def test_the_same_weights_with_another_activation_are_another_model(tiny_model, tiny_processor, tmp_path):
+    fingerprint = model_fingerprint(tiny_model)
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    assert model_fingerprint(load_dual_encoder(tmp_path)[0]) == fingerprint  # neither name nor folder counts
+    other = copy.deepcopy(tiny_model)
+    other.config.text_config.hidden_act = "relu"
+    assert model_fingerprint(other) != fingerprint
