@@ -168,8 +168,9 @@ def test_detect_writes_scores_of_every_row(work, tmp_path, capsys):
     command = f"detect {work / 'poison'} --model {work / 'victim'} --detectors slof clip_score --rates 0.05"
     assert main([*command.split(), "--out", str(tmp_path / "found")]) == 0
     table = pyarrow.parquet.read_table(tmp_path / "found" / "scores.parquet").to_pydict()
-    assert sorted(table) == ["is_poisoned", "row", "score_clip_score", "score_slof"]
-    assert table["row"] == list(range(64)) and sum(table["is_poisoned"]) == 8
+    assert sorted(table) == ["first_copy", "is_poisoned", "row", "score_clip_score", "score_slof", "source_index"]
+    assert table["row"] == table["source_index"] == table["first_copy"] == list(range(64))
+    assert sum(table["is_poisoned"]) == 8
     assert "auroc" in capsys.readouterr().out
 
 

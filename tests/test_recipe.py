@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Configuration, stages and the whole job: what is read, what is skipped, and what a killed run leaves behind."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from hf_clipbd.recipe.config import training_settings
 from hf_clipbd.recipe.options import PoisonConfig, WorldConfig
 from hf_clipbd.recipe.progress import epoch_line
 from hf_clipbd.recipe.sections import parse_section, read_flags
-from hf_clipbd.recipe.stage import CHECKPOINTS, SCRATCH, Outcome, Stage
+from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, SCRATCH, Outcome, Stage
 from hf_clipbd.schema import RECORD_FILE, RunRecord
 
 
@@ -271,6 +272,95 @@ def test_figures_that_are_no_numbers_leave_the_old_outputs(tmp_path):
     assert stage_in(tmp_path, n=1).run_once(fails).metrics == {"length": 3}
 
 
+def contents(folder: Path) -> list[str]:
+    """Return every file below a folder, by its path in it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_that_is_no_stage_s_is_refused_before_anything_is_done(tmp_path):
+    folder = tmp_path / "defend/some"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub/a").write_text("a")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"new or empty folder.*'notes.txt', 'sub'.*--out"):
+        stage_in(tmp_path).run_once(fails)
+    assert contents(folder) == ["notes.txt", "sub/a"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        Stage(tmp_path, "file", {}, 0).run_once(fails)
+    for name in ("notes.txt", "sub/a"):
+        (folder / name).unlink()
+    (folder / "sub").rmdir()
+    (folder / ".gitkeep").touch()
+    stage_in(tmp_path).run_once(writes("one"))
+    assert contents(folder) == [".gitkeep", "out.txt", RECORD_FILE]
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["new", "records of earlier versions"])
+def test_what_somebody_put_beside_outputs_stays(tmp_path, caplog, listed):
+    folder = tmp_path / "defend/some"
+
+    def first(scratch: Path) -> Outcome:
+        (scratch / "more").mkdir()
+        (scratch / "more/b.txt").write_text("b")
+        return writes("one")(scratch)._replace(outputs={"text": "out.txt", "more": "more/b.txt", "all": "../x"})
+
+    (tmp_path / "defend").mkdir()
+    (tmp_path / "defend/x").write_text("another stage's")
+    record = stage_in(tmp_path, n=1).run_once(first)
+    if not listed:
+        dataclasses.replace(record, written=[]).save(folder)
+    (folder / "notes").mkdir()
+    (folder / "notes/a.txt").write_text("mine")
+    (folder / "README.md").write_text("a card, or mine")
+    stage_in(tmp_path, n=2).run_once(writes("two"))
+    assert contents(folder) == ["README.md", "notes/a.txt", "out.txt", RECORD_FILE]
+    assert (folder / "out.txt").read_text() == "two" and (tmp_path / "defend/x").is_file()
+    assert "['README.md', 'notes'] beside the outputs" in caplog.text
+    Stage(tmp_path, "defend/some", {"n": 3}, 0, beside=CARDS).run_once(writes("three"))
+    assert contents(folder) == ["notes/a.txt", "out.txt", RECORD_FILE]  # a card is of the outputs beside it
+
+
+def test_a_record_cannot_have_anything_outside_its_folder_removed(tmp_path):
+    record = stage_in(tmp_path, n=1).run_once(writes("one"))
+    (tmp_path / "defend/other").write_text("mine")
+    escapes = ["../other", str(tmp_path / "defend/other"), "..", ".", ""]
+    dataclasses.replace(record, written=escapes).save(tmp_path / "defend/some")
+    stage_in(tmp_path, n=2).run_once(writes("two"))
+    assert (tmp_path / "defend/other").read_text() == "mine"
+
+
+def test_outputs_of_another_command_are_refused(tmp_path):
+    Stage(tmp_path, "model", {"kind": "train"}, 0).run_once(writes("weights"))
+    for config, said in (({"kind": "detect"}, "earlier `detect`"), ({}, "earlier stage of a run")):
+        with pytest.raises(ValueError, match=f"{said}, but .*model` has the outputs of `train`"):
+            Stage(tmp_path, "model", config, 0).run_once(fails)
+    assert (tmp_path / "model/out.txt").read_text() == "weights"
+    Stage(tmp_path, "model", {"kind": "train", "epochs": 2}, 0).run_once(writes("more"))
+
+
+def test_a_stopped_stage_of_other_settings_runs_again_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def two(folder: Path) -> Outcome:
+        (folder / "other.txt").write_text("other")
+        return writes("one")(folder)
+
+    stage_in(tmp_path, n=1).run_once(two)
+    (tmp_path / "defend/some/notes.txt").write_text("mine")
+    replace = os.replace
+
+    def stops(source, target):
+        if Path(target).name == RECORD_FILE and Path(source).parent.name == SCRATCH:
+            raise KeyboardInterrupt  # all outputs are there, their record is not
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stops)
+    with pytest.raises(KeyboardInterrupt):
+        stage_in(tmp_path, n=2).run_once(two)
+    monkeypatch.undo()
+    stage_in(tmp_path, n=3).run_once(writes("three"))
+    assert contents(tmp_path / "defend/some") == ["notes.txt", "out.txt", RECORD_FILE]
+
+
 def make_checkpoint(folder: Path, step: int, whole: bool = True) -> None:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
@@ -345,7 +435,8 @@ def test_the_job_leaves_every_record_and_output(finished):
     assert {"loss", "loss_clip", "loss_in_modal", "loss_fc", "eval_ba1", "eval_asr1_badnets"} <= set(history)
     assert RunRecord.load(out / "poison").metrics == {"count": 8, "n_rows": 64, "rate": 0.125}
     detectors = RunRecord.load(out / "detect").metrics
-    assert set(detectors["rates"]) == {"0.05"} and set(detectors["detectors"]) == {"k_distance", "slof"}
+    assert set(detectors["rates"]) == {"0.05"}
+    assert list(detectors["detectors"]) == ["conditional_sparsity", "multi_scale", "k_distance", "slof"]
     assert "CleanerCLIP" in table and (out / "report/report.html").is_file() and (out / "victim/README.md").is_file()
 
 

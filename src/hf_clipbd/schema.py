@@ -261,6 +261,7 @@ class RunRecord:
         command: Command line, without tokens.
         versions: Package versions.
         machine: Processor architecture and number of cores.
+        written: Names of everything that it left in its folder, of which a later run of it removes no more.
     """
 
     stage: str
@@ -275,6 +276,7 @@ class RunRecord:
     command: str = field(default_factory=lambda: command_line(sys.argv))
     versions: dict[str, str] = field(default_factory=package_versions)
     machine: dict[str, Any] = field(default_factory=lambda: {"arch": platform.machine(), "cores": os.cpu_count()})
+    written: list[str] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write `record.json` into `folder`; NaN anywhere is a `ValueError`, so that no figure is silently missing."""

@@ -52,11 +52,16 @@ def state_of(folder: Path, expected: Mapping[str, Any], seed: int | None = None)
         folder: The stage's folder.
         expected: Settings that its record must have, as far as they are known before the data are read.
         seed: Seed that its record must have.
+
+    Raises:
+        ValueError: If the folder of a command, which `expected` names as `kind`, holds something else.
     """
     from hf_clipbd import __version__
-    from hf_clipbd.recipe.stage import CHECKPOINTS
+    from hf_clipbd.recipe.stage import CHECKPOINTS, check_folder
     from hf_clipbd.schema import RECORD_FILE, RunRecord
 
+    if "kind" in expected:
+        check_folder(folder, expected["kind"])
     steps = [path.name.removeprefix("checkpoint-") for path in (folder / CHECKPOINTS).glob("checkpoint-*")]
     if steps:
         return STOPPED, f"after step {max(map(int, steps))}"

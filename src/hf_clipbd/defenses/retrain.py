@@ -17,7 +17,9 @@ class RetrainConfig(CLIPTrainingConfig):
         drop_share: Share of the rows that is dropped, in [0, 1).
     """
 
-    detector: str = field(default="k_distance", metadata={"help": "Detector whose scores of stage `detect` count."})
+    detector: str = field(
+        default="conditional_sparsity", metadata={"help": "Detector whose scores of stage `detect` count."}
+    )
     drop_share: float = field(default=0.02, metadata={"help": "Share of the rows that is dropped, in [0, 1)."})
 
     def __post_init__(self):

@@ -16,7 +16,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from hf_clipbd.detection.island import widest_gap
+from hf_clipbd.detection.island import FIRST, widest_gap
 from hf_clipbd.detection.neighbors import default_k, neighbor_scores
 from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import matrix, row_blocks
@@ -92,9 +92,11 @@ def suspicious_groups(
     said = None if captions is None else [_plain(caption) for caption in captions]
     reference = Reference.sample(features, seed=seed)
     k = min(len(reference) - 1, max(FEWEST_NEIGHBOURS, default_k(len(reference))))
-    gaps = neighbor_scores(features, reference, k, lambda distances, _: widest_gap(distances), "groups")
     distinct = np.flatnonzero(first_copy == np.arange(n))
-    ranks = np.minimum(_ranks(scores[distinct]), _ranks(gaps[distinct]))
+    ranks = _ranks(scores[distinct])
+    if k > FIRST:  # else there are too few rows for a gap
+        gaps = neighbor_scores(features, reference, k, lambda distances, _: widest_gap(distances), "groups")
+        ranks = np.minimum(ranks, _ranks(gaps[distinct]))
     order = np.argsort(ranks, kind="stable")[: min(MOST_ROWS, max(50, math.ceil(share * n)))]
     top = distinct[order]
     surprise = -np.log(np.minimum(1.0, 2 * ranks[order] / len(distinct)))  # the better of two ranks

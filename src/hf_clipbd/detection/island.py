@@ -36,7 +36,8 @@ def island(features: Any, reference: Reference | None = None, k: int | None = No
 
     A group of g poisoned rows in the reference, each other's nearest, shows as a jump from d_(g-1) to d_g. Groups of
     4 to k - 1 rows are seen, so k has to be over rate * m; small legitimate concepts are islands too, and rows that
-    lie alone are not, which is what the other detectors find.
+    lie alone are not, which is what the other detectors find. It takes one reference, where nested ones of several
+    sizes would see groups of any size at one k.
 
     Args:
         features: (N, D).

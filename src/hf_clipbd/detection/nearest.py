@@ -5,6 +5,11 @@ The product gives |x - y|^2 / 2 and not x.y: the nearest points come out close t
 has its finest steps. The selection (`selection.select`) passes over the values of a block twice, to find a limit and
 what lies under it, and ends with somewhat more than k candidates, whose distances are computed in float32. Where
 rounding could have cost a neighbour, which these distances show, the row is searched again without it.
+
+What products in float32 cannot tell apart stays: in a cluster of near copies, unit rows nearer than about 5e-3 to each
+other, they may lose a neighbour before it is ranked again. Of a cluster of 1,000 rows in 512 dimensions, with k = 16,
+the largest error of d_k was 0.0026 at a median d_k of 6e-3, and 0.0013 at one of 3e-2; scores of such rows are that
+exact and no more.
 """
 
 import warnings

@@ -64,6 +64,9 @@ def _content(dataset: datasets.Dataset, image_column: str) -> str:
     keys = []
     for picture in column:
         values = picture[image_column]
-        data = values["bytes"] if values["bytes"] is not None else Path(values["path"]).read_bytes()
+        data = values["bytes"]
+        if data is None:  # a pipe or a device may never end; embedding the row says what is wrong with it
+            path = Path(values["path"])
+            data = path.read_bytes() if path.is_file() else f"no file {path}".encode("utf-8", "surrogatepass")
         keys.append(content_key(data.hex()))
     return content_key(keys)

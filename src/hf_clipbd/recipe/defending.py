@@ -15,9 +15,10 @@ from hf_clipbd.defenses import DEFENSES, RetrainConfig
 from hf_clipbd.defenses.retrain import least_suspicious
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
-from hf_clipbd.recipe.searching import SCORES_FILE
+from hf_clipbd.recipe.copies import highest_of_copies
+from hf_clipbd.recipe.searching import FIRST_COPY, SCORES_FILE
 from hf_clipbd.recipe.sections import ConfigError
-from hf_clipbd.recipe.stage import Stage
+from hf_clipbd.recipe.stage import CARDS, Stage
 from hf_clipbd.recipe.training import (
     clean_model,
     epoch_evaluator,
@@ -103,6 +104,10 @@ def check_sizes(config: RunConfig) -> None:
 def kept_rows(config: RunConfig, training: RetrainConfig) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the poisoned set's rows that stay once the most suspicious share is dropped, and how many were dropped.
 
+    As in the filtered dataset of a search, the share is one of distinct pictures, each of which goes by the highest
+    score of its rows and is dropped with all of them. Scores of an earlier version do not say which rows are copies:
+    there each row counts as a picture.
+
     Raises:
         ValueError: If the stage `detect` did not run the detector.
     """
@@ -113,7 +118,11 @@ def kept_rows(config: RunConfig, training: RetrainConfig) -> tuple[np.ndarray, d
             f"Expected scores of the detector {training.detector!r} from the stage `detect`, but it ran "
             f"{config.detect.detectors}. Name it in `detect.detectors`, or another one in `defenses.retrain.detector`."
         )
-    kept = least_suspicious(scores[column].to_numpy(), training.drop_share)
+    ranking, rows = scores[column].to_numpy(), np.arange(len(scores))
+    first = scores[FIRST_COPY].to_numpy() if FIRST_COPY in scores.column_names else rows
+    distinct = np.flatnonzero(first == rows)
+    pictures = distinct[least_suspicious(highest_of_copies(ranking, first)[distinct], training.drop_share)]
+    kept = np.flatnonzero(np.isin(first, pictures))
     figures: dict[str, Any] = {"dropped": len(scores) - len(kept), "kept": len(kept)}
     if IS_POISONED in scores.column_names:
         poisoned = scores[IS_POISONED].to_numpy(zero_copy_only=False)
@@ -130,7 +139,7 @@ def defend(config: RunConfig, name: str, world: World | None = None) -> RunRecor
     inputs = {**start.inputs, "test": data_fingerprint(world.test)}
     settings = training_stage_settings(config, training, world)
     return train_into(
-        Stage(config.output_dir, f"defend/{name}", settings, training.seed, inputs),
+        Stage(config.output_dir, f"defend/{name}", settings, training.seed, inputs, beside=CARDS),
         DEFENSES[name].trainer,
         training,
         start.load,

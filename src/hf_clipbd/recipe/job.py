@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 
-from hf_clipbd.hub import write_cards
+from hf_clipbd.hub import hub_sources, write_cards
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.defending import check_sizes, defend
 from hf_clipbd.recipe.measuring import detect, evaluate
@@ -17,7 +17,8 @@ from hf_clipbd.recipe.training import poison, train_clean, train_victim
 from hf_clipbd.recipe.trigger import needs_surrogate
 from hf_clipbd.recipe.world import World
 from hf_clipbd.report import comparison_table, write_report
-from hf_clipbd.schema import RECORD_FILE, RunRecord
+from hf_clipbd.run_folder import SOURCES_FILE, RunFolder
+from hf_clipbd.schema import RECORD_FILE, RunRecord, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,15 @@ TABLE_FILE = "table.md"
 
 
 def write_config(config: RunConfig) -> Path:
-    """Write the resolved configuration into the run folder, in one step, and return its path."""
+    """Write the resolved configuration into the run folder, in one step, and return its path.
+
+    Beside it is kept which names in it are the Hub's: whether one is a folder hangs on where the run is started.
+    """
     path = config.output_dir / "config.yaml"
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
+        earlier = RunFolder(path.parent) if path.is_file() else None
+        write_json(path.with_name(SOURCES_FILE), hub_sources(config.resolved()["world"], earlier))
         scratch = path.with_name("config.yaml.partial")
         scratch.write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")
         scratch.replace(path)
@@ -67,7 +73,8 @@ def report(config: RunConfig) -> RunRecord:
                     path.replace(folder / path.name)
         return Outcome({"records": len(inputs)}, outputs)
 
-    return Stage(run, "report", settings, config.seed, inputs).run_once(work, main_only=True)
+    rendered_alone = ("report.html", "figures")  # by `hf-clipbd report`, which leaves no record
+    return Stage(run, "report", settings, config.seed, inputs, beside=rendered_alone).run_once(work, main_only=True)
 
 
 def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:

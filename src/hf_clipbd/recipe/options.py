@@ -105,7 +105,9 @@ class EvaluateConfig:
 class DetectConfig:
     """How the poisoned set is searched."""
 
-    detectors: list[str] = _option(["k_distance", "slof"], "Keys of hf_clipbd.detection.DETECTORS.")
+    detectors: list[str] = _option(
+        ["conditional_sparsity", "multi_scale", "k_distance", "slof"], "Keys of hf_clipbd.detection.DETECTORS."
+    )
     k: int | None = _option(None, "Neighbours; each detector's default where left out.")
     reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
     second: str | None = _option(None, "Encoder whose space `disagreement` compares: `clean`, a folder or a Hub id.")

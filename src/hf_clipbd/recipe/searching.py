@@ -15,6 +15,7 @@ import pyarrow.parquet
 from accelerate import PartialState
 
 from hf_clipbd.detection import BackdoorDetection, detect_all, performances_at_rate
+from hf_clipbd.detection.rows import copies_of
 from hf_clipbd.recipe.distilling import DISTILLATION, Distill, scored
 from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.place import scoring_place
@@ -24,6 +25,8 @@ from hf_clipbd.schema import CAPTION, IS_POISONED, SOURCE_INDEX, write_json
 
 SCORES_FILE = "scores.parquet"
 MAP_FILE = "map.json"
+FIRST_COPY = "first_copy"
+"""Column of the scores' file: the first row with the same picture."""
 
 
 def search(
@@ -43,7 +46,8 @@ def search(
 
     Args:
         features: Embeddings of the readable pairs in the suspected model, `image` and `text`, (N, D), and of the
-            images in another encoder, `second`, (N, D2), for the detectors that take `others`.
+            images in another encoder, `second`, (N, D2), for the detectors that take `others`. With a number for each
+            picture, `picture`, (N,), the scores' file says which rows have the same one.
         pairs: The set it was trained on (image, caption); with `is_poisoned` and `source_index` if known.
         options: Detectors and their sizes.
         target: The attack's target, whose own rows the map shows apart.
@@ -69,6 +73,8 @@ def search(
     found, masks = scored(seeded, options.detectors, features["image"], aligned, numbers, distill, limit)
     scores = {name: _spread(one, readable) for name, one in found.items()}
     columns = _columns(pairs, scores, unreadable)
+    if "picture" in features:
+        columns[FIRST_COPY] = _first_copies(features["picture"], numbers, len(pairs))
     outputs = {"scores": SCORES_FILE}
     metrics: dict[str, Any] = {"n": len(pairs)}
     if masks:
@@ -90,15 +96,23 @@ def search(
 def _columns(
     pairs: datasets.Dataset, scores: Mapping[str, np.ndarray], unreadable: Mapping[int, str] | None
 ) -> dict[str, Any]:
-    """Return what `scores.parquet` holds."""
+    """Return what `scores.parquet` holds: `row` is the position in `pairs`, wherever these come from."""
     known = pairs.with_format(None)
-    row = known[SOURCE_INDEX][:] if SOURCE_INDEX in pairs.column_names else list(range(len(pairs)))
-    columns: dict[str, Any] = {"row": row, **{f"score_{name}": one for name, one in scores.items()}}
+    columns: dict[str, Any] = {"row": range(len(pairs)), **{f"score_{name}": one for name, one in scores.items()}}
+    if SOURCE_INDEX in pairs.column_names:
+        columns[SOURCE_INDEX] = known[SOURCE_INDEX][:]
     if unreadable:
         columns["problem"] = [unreadable.get(number) for number in range(len(pairs))]
     if IS_POISONED in pairs.column_names:
         columns[IS_POISONED] = np.asarray(known[IS_POISONED][:], dtype=bool)
     return columns
+
+
+def _first_copies(pictures: np.ndarray, numbers: np.ndarray, n: int) -> np.ndarray:
+    """Return, for each of n rows, the first one with the same picture; itself where it cannot be read."""
+    first = np.arange(n)
+    first[numbers] = numbers[copies_of(pictures)[0]]
+    return first
 
 
 def _spread(scores: np.ndarray, readable: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ def computed_once(
 
 def embedder(model: Any, processor: Any, canvas: Canvas, n: int) -> list[Any]:
     """Return what tells a model's view of n rows from any other: weights, tokenizer, pixel statistics, geometry."""
-    return [model_fingerprint(model), _processor_fingerprint(processor), [canvas.size, canvas.mode], n]
+    return [model_fingerprint(model), processor_fingerprint(processor), [canvas.size, canvas.mode], n]
 
 
 def _fill(
@@ -150,17 +151,20 @@ def _rows(undecoded: datasets.Dataset, start: int, stop: int) -> Iterator[tuple[
 
 
 def _encoded(image: dict[str, Any] | None) -> bytes:
-    """Return a picture's bytes; of one that is not there, what it is called."""
+    """Return a picture's bytes; of one that is not there, or is a device or a pipe, what it is called."""
     if image is not None and image["bytes"] is not None:
         return image["bytes"]
     path = None if image is None else image["path"]
-    try:
-        return b"" if path is None else Path(path).read_bytes()
-    except (OSError, ValueError):  # no such file, or no name of one: reading the row says what is wrong
-        return f"no file {path}".encode("utf-8", "surrogatepass")
+    if path is None:
+        return b""
+    with suppress(OSError, ValueError):  # no name of a file, or one that cannot be read: reading the row says so
+        if Path(path).is_file():
+            return Path(path).read_bytes()
+    return f"no file {path}".encode("utf-8", "surrogatepass")
 
 
-def _processor_fingerprint(processor: Any) -> str:
+def processor_fingerprint(processor: Any) -> str:
+    """Return a hash of what a processor makes of words and pixels: vocabulary, length, mean and deviation."""
     tokenizer = getattr(processor, "tokenizer", processor)
     image_processor = getattr(processor, "image_processor", None)
     statistics = [getattr(image_processor, name, None) for name in ("image_mean", "image_std")]

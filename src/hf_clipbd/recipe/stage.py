@@ -3,6 +3,9 @@
 
 A process killed at any moment leaves either the old outputs with their record, or no record and the checkpoints to
 go on from; never a record of outputs that are not there.
+
+Only what a stage wrote itself is ever removed: a folder with anything else in it and no stage's record is refused
+before the work starts, and what somebody put beside the outputs of a stage stays there.
 """
 
 import json
@@ -10,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +29,18 @@ logger = logging.getLogger(__name__)
 SCRATCH = ".partial"
 CHECKPOINTS = "checkpoints"
 KEY_FILE = "key.json"
+PLACING_FILE = "placing.json"
+"""In the scratch folder while outputs are replaced: the names of old and new ones, which go if that is cut short."""
+_TRIGGERS = (
+    "attack.json",
+    "pattern.safetensors",
+    "trigger.png",
+    "patch.png",
+    "steganography.json",
+    "encoder.safetensors",
+)
+CARDS = ("README.md", "pictures", *_TRIGGERS)
+"""What `hf_clipbd.hub.write_cards` puts beside the outputs of a run's stages: a card, and files of any attack."""
 
 
 class Outcome(NamedTuple):
@@ -49,6 +64,7 @@ class Stage:
         config: Its configuration as JSON, without output paths.
         seed: Its seed.
         inputs: Name -> key or fingerprint of everything it reads.
+        beside: Names in its folder that are made from its outputs outside of it, such as `CARDS`: they go with them.
     """
 
     run: Path
@@ -56,6 +72,7 @@ class Stage:
     config: dict[str, Any]
     seed: int
     inputs: dict[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -81,9 +98,14 @@ class Stage:
             work: Called with an empty scratch folder on every process; what it leaves there is moved into the stage's
                 folder once it has returned. Only the main process may write.
             main_only: Call `work` on the main process alone, while the others wait.
+
+        Raises:
+            ValueError: If the work is to be done, but its folder holds something else; see `check_folder`.
         """
         state = PartialState()
         record = self.current()
+        if record is None:
+            check_folder(self.folder, self.config.get("kind"), self.beside)
         state.wait_for_everyone()  # nobody may write before everybody has looked
         if record is not None:
             if state.is_main_process:
@@ -92,6 +114,7 @@ class Stage:
             return record
         if state.is_main_process:
             logger.info("%-20s ...", self.name)
+            self._clear_half_placed()
             self._clear(self.folder / SCRATCH)
             (self.folder / SCRATCH).mkdir(parents=True)
         state.wait_for_everyone()
@@ -104,6 +127,8 @@ class Stage:
         return RunRecord.load(self.folder)
 
     def _place(self, outcome: Outcome, seconds: float, processes: int) -> None:
+        scratch = self.folder / SCRATCH
+        written = sorted(path.name for path in scratch.iterdir())
         record = RunRecord(
             stage=self.name,
             key=self.key,
@@ -114,18 +139,26 @@ class Stage:
             outputs=outcome.outputs,
             seconds=round(seconds, 3),
             processes=processes,
+            written=written,
         )
-        scratch = self.folder / SCRATCH
         record.save(scratch)  # an error in the figures shows before anything old is removed
+        replaced = sorted({*written, *self.beside, *_written_before(self.folder)})
+        write_json(scratch / PLACING_FILE, replaced)
         (self.folder / RECORD_FILE).unlink(missing_ok=True)
-        kept = (SCRATCH, CHECKPOINTS)
-        self._clear(*(path for path in self.folder.iterdir() if path.name not in kept))
-        for path in sorted(scratch.iterdir()):
-            if path.name != RECORD_FILE:
-                os.replace(path, self.folder / path.name)
-        os.replace(scratch / RECORD_FILE, self.folder / RECORD_FILE)
+        self._clear(*(self.folder / name for name in replaced))
+        for name in (*written, RECORD_FILE):
+            os.replace(scratch / name, self.folder / name)
         self._clear(scratch, self.folder / CHECKPOINTS)
+        foreign = [name for name in _visible(self.folder) if name not in (*written, RECORD_FILE)]
+        if foreign:
+            logger.warning("%s has %s beside the outputs of this stage; they stay as they are", self.folder, foreign)
         logger.info("%-20s done in %s", self.name, elapsed(seconds))
+
+    def _clear_half_placed(self) -> None:
+        """Clear old and new outputs where a process was killed while it replaced them: they have no record."""
+        listed = self.folder / SCRATCH / PLACING_FILE
+        if listed.is_file() and not (self.folder / RECORD_FILE).is_file():
+            self._clear(*(self.folder / name for name in _own_names(json.loads(listed.read_text(encoding="utf-8")))))
 
     @staticmethod
     def _clear(*paths: Path) -> None:
@@ -162,6 +195,63 @@ class Stage:
     def note_seconds(self, seconds: float) -> None:
         """Write beside the checkpoints whose they are and how many seconds they took so far."""
         write_json(self.folder / CHECKPOINTS / KEY_FILE, {"key": self.key, "seconds": round(seconds, 3)})
+
+
+def check_folder(folder: Path, kind: str | None = None, beside: tuple[str, ...] = ()) -> None:
+    """Check that a stage may put its outputs into a folder: a new one, or one of an earlier stage of the same kind.
+
+    Names that start with a dot do not count: no output has such a name.
+
+    Args:
+        folder: The folder.
+        kind: What is run into it on its own, for instance `detect`; None for a stage of a whole run.
+        beside: Names that may be there without a record.
+
+    Raises:
+        ValueError: If there is something in it, and neither a record nor what a stopped stage leaves; or the record
+            is of another kind.
+    """
+    if (folder / RECORD_FILE).is_file():
+        other = RunRecord.load(folder).config.get("kind")
+        if other != kind:
+            of = ["a stage of a run" if one is None else f"`{one}`" for one in (kind, other)]
+            raise ValueError(
+                f"Expected a new or empty folder, or one of an earlier {of[0].removeprefix('a ')}, but `{folder}` has "
+                f"the outputs of {of[1]}, which would be removed. Name another folder."
+            )
+        return
+    stopped = (folder / SCRATCH).is_dir() or (folder / CHECKPOINTS / KEY_FILE).is_file()
+    if stopped or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"Expected a folder or none yet, but `{folder}` is a file. Name another folder (`--out`).")
+    others = [name for name in _visible(folder) if name not in beside]
+    if others:
+        raise ValueError(
+            f"Expected a new or empty folder, or one of an earlier run, but `{folder}` has {others[:3]} and no "
+            f"`{RECORD_FILE}`. Name another folder (`--out`), or remove what is there."
+        )
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _own_names(paths: Iterable[str]) -> set[str]:
+    """Return the first part of relative paths, the name in the folder itself; what leads out of it is left out."""
+    firsts = {Path(path).parts[0] for path in paths if Path(path).parts}
+    return {name for name in firsts if name not in ("..", SCRATCH, CHECKPOINTS) and not Path(name).is_absolute()}
+
+
+def _written_before(folder: Path) -> set[str]:
+    """Return the names of what the record in a folder says was written there, nothing where there is no record.
+
+    Records from before they listed this name their outputs only.
+    """
+    if not (folder / RECORD_FILE).is_file():
+        return set()
+    record = RunRecord.load(folder)
+    return _own_names([*record.written, *record.outputs.values()])
 
 
 def _read_key(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """What a search is for: the page of suspects, the threshold, and the dataset without them; no labels are needed."""
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from hf_clipbd.data.path_rows import unfit_files
 from hf_clipbd.detection.groups import suspicious_groups
 from hf_clipbd.detection.rows import copies_of
 from hf_clipbd.detection.threshold import cut_share
@@ -17,6 +19,8 @@ from hf_clipbd.recipe.copies import copied_groups, group_of, highest_of_copies, 
 from hf_clipbd.report.suspects import Suspects, write_suspects
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED
 
+
+logger = logging.getLogger(__name__)
 
 PAGE_FILE = "suspects.html"
 FILTERED_DATASET = "filtered"
@@ -87,7 +91,7 @@ def write_review(
     outputs = {"page": PAGE_FILE}
     if review.filtered:
         kept = np.flatnonzero(scored < cut.threshold)
-        _scored(whole, ranking).select(kept).save_to_disk(str(folder / FILTERED_DATASET))
+        _pictures_alone(_scored(whole, ranking).select(kept)).save_to_disk(str(folder / FILTERED_DATASET))
         outputs["filtered"] = FILTERED_DATASET
     metrics = {
         "ranked_by": detector,
@@ -99,6 +103,14 @@ def write_review(
         "copies": [{"n": len(rows), "rows": rows[:10]} for rows in copies[:20]],
     }
     return metrics | _listed(unreadable or {}), outputs
+
+
+def _pictures_alone(rows: datasets.Dataset) -> datasets.Dataset:
+    """Return the rows without columns that name files other than pictures, which saving them would take in."""
+    strange = {column: (row, problem) for row, column, problem in unfit_files(rows)}
+    for column, (row, problem) in strange.items():
+        logger.warning("column %r is left out of the filtered dataset; row %d: %s", column, row, problem)
+    return rows.remove_columns(list(strange))
 
 
 def _listed(unreadable: Mapping[int, str]) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.hub.adapters import ADAPTER
 from hf_clipbd.models import build_processor, load_dual_encoder, train_tokenizer
+from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OpenCLIPModel
 from hf_clipbd.recipe.architecture import build_architecture, build_model
 from hf_clipbd.recipe.config import RunConfig, training_settings
 from hf_clipbd.recipe.progress import EpochLines
-from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
+from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
 from hf_clipbd.recipe.world import World, data_fingerprint
 from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, SOURCE_INDEX, RunRecord, write_json
@@ -100,7 +101,7 @@ def poison(config: RunConfig, world: World | None = None) -> RunRecord:
     load = None
     if selector in SURROGATE_SELECTORS:
         inputs["surrogate"], load = clean_model(config, world)
-    stage = Stage(config.output_dir, "poison", settings, config.seed, inputs)
+    stage = Stage(config.output_dir, "poison", settings, config.seed, inputs, beside=CARDS)
 
     def work(folder: Path) -> Outcome:
         rows = None if load is None else surrogate_rows(config, world, load)
@@ -202,6 +203,8 @@ def _kept(trainer: CLIPTrainer, trained: Any, processor: Any, folder: Path) -> d
         if trainer.args.lora:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / ADAPTER)
     outputs = {"model": "model.safetensors", "config": "config.json"}
+    if isinstance(trained, OpenCLIPModel):
+        outputs = {"model": OPEN_CLIP_WEIGHTS[0], "config": OPEN_CLIP_CONFIG}
     return {**outputs, "adapter": ADAPTER} if trainer.args.lora else outputs
 
 
@@ -294,7 +297,7 @@ def train_victim(config: RunConfig, world: World | None = None) -> RunRecord:
         "test": data_fingerprint(world.test),
     }
     settings = {"objective": config.objective, **training_stage_settings(config, config.victim, world)}
-    stage = Stage(config.output_dir, "victim", settings, config.victim.seed, inputs)
+    stage = Stage(config.output_dir, "victim", settings, config.victim.seed, inputs, beside=CARDS)
     evaluator = epoch_evaluator(config, world, load_trigger(config))
     trainer = OBJECTIVES[config.objective].trainer
     return train_into(stage, trainer, config.victim, load, lambda: poisoned_pairs(config), evaluator, world.canvas)
