@@ -197,6 +197,39 @@ def test_a_broken_folder_is_refused(tmp_path):
             Attack.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("attack", "parameters", "says"),
+    [
+        (Blended(canvas=Canvas(32)), {"canvas": {"size": 100_000, "mode": "squash"}}, "canvas is at most 4096"),
+        (Blended(canvas=Canvas(32)), {"canvas": {"size": 1e9, "mode": "squash"}}, "canvas is at most 4096"),
+        (
+            Blended(canvas=Canvas(32)),
+            {"canvas": {"size": 4000, "mode": "squash"}},
+            "8000 × 4000 px, but it has 64 × 32",
+        ),
+        (WaNet(canvas=Canvas(32)), {"grid_size": 100_000}, "grid_size is at most 4096"),
+        (BadNets(canvas=Canvas(32)), {"patch_size": 100_000}, "patch_size is at most 4096"),
+    ],
+)
+def test_sizes_of_a_stranger_take_no_memory(tmp_path, monkeypatch, attack, parameters, says):
+    attack.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "attack.json").read_text())
+    values["parameters"] |= parameters
+    (tmp_path / "attack.json").write_text(json.dumps(values))
+    monkeypatch.setattr(type(attack), "preview", lambda self: pytest.fail("drawn before it was compared"))
+    with pytest.raises(ValueError, match=says):
+        Attack.from_pretrained(tmp_path)
+
+
+def test_picture_of_a_stranger_is_a_picture(tmp_path):
+    Blended(canvas=Canvas(32)).save_pretrained(tmp_path)
+    (tmp_path / "trigger.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"Expected a picture in .*trigger\.png"):
+        Attack.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="canvas is at most 4096"):
+        Blended(canvas=Canvas(5000)).save_pretrained(tmp_path / "large")
+
+
 def test_an_own_pattern_travels(tmp_path):
     pattern = photo(7, 5)
     for attack in (BadNets(pattern=pattern, place="middle"), Blended(pattern=pattern)):

@@ -17,6 +17,7 @@ from fabricated_run import COUNT, HITS, KS, N_STAMPED, N_TEST, fabricate_run
 from hf_clipbd.hub import (
     collect_files,
     copy_records,
+    hub_sources,
     push_run,
     render_dataset_card,
     render_golden,
@@ -43,9 +44,11 @@ def run(original, tmp_path):
 
 
 def set_world(run, **values):
+    """Change the run's world, as if it had been made with these names from here."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["world"] |= values
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    write_json(run / "hub_sources.json", hub_sources(config["world"]))
 
 
 def edit_metrics(run, stage, change):
@@ -250,7 +253,7 @@ def test_what_belongs_together_goes_up_and_nothing_local(run, what, tmp_path):
     assert {"figures/map.png", "pictures/clean.png", "pictures/poisoned.png"} <= set(files)
     assert not any(b"secret_place" in data for data in content.values())
     assert json.loads(content["config.json"]) == {"model_type": "clip"}
-    assert json.loads(content["tokenizer_config.json"]) == {"name_or_path": "openai/clip-rn50", "pad_token": "/x/y"}
+    assert json.loads(content["tokenizer_config.json"]) == {"pad_token": "/x/y"}
     assert b'load_dual_encoder("me/it")' in content["README.md"]
     PoisonManifest.from_pretrained(_written(content["manifest.json"], tmp_path / "manifest.json"))
 

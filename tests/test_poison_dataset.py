@@ -596,7 +596,7 @@ def test_read_picture_takes_arrays_and_refuses_the_rest():
         ({"count": 1, "image_format": "JPEG"}, "lossless image_format .*wash out"),
         ({"count": 1, "class_names": ["cup", "bananas"]}, r"2 classes, near \['bananas'\], but got 'banana'"),
         ({"count": 1, "image_column": "caption"}, "two different columns"),
-        ({"count": 1, "image_column": "caption", "caption_column": None}, "decoded"),
+        ({"count": 1, "image_column": "caption", "caption_column": None}, "Expected a picture at a cup"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(source, options, says):
@@ -646,7 +646,7 @@ def test_a_row_that_cannot_be_poisoned(broken, says, tmp_path):
     poisoned, manifest = poison_dataset(table, attack, count=count, on_error="skip")
     assert sum(poisoned["is_poisoned"]) == count == manifest.count and list(manifest.skipped) == ["6"]
     assert sorted(order[: count + 1]) == sorted([6, *manifest.indices])
-    assert stored(poisoned, 6) == stored(table, 6)
+    assert stored(poisoned, 6) == (None if says == "nowhere" else stored(table, 6))  # no file is taken in unseen
     with pytest.raises(ValueError, match="Expected 20 rows .* found 19; 1 were skipped"):
         poison_dataset(table, attack, count=20, on_error="skip")
 

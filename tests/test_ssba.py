@@ -300,6 +300,9 @@ def test_the_encoder_travels(tmp_path, test_scenes):
         (tmp_path / "other" / name).rename(tmp_path / name)
     with pytest.raises(ValueError, match="trigger was saved with"):
         Attack.from_pretrained(tmp_path)
+    (tmp_path / "steganography.json").write_text('{"n_bits": 1000000000, "size": 16000, "width": 4000}')  # terabytes
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Attack.from_pretrained(tmp_path)
 
 
 def test_a_trained_folder_is_an_encoder(tiny_pairs, tmp_path):

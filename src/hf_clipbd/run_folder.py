@@ -15,6 +15,7 @@ from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE, TOP_K, EvalReport, Pois
 
 
 CONFIG_FILE = "config.yaml"
+SOURCES_FILE = "hub_sources.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The resolved configuration of the run."""
         return yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8"))
+
+    @cached_property
+    def hub_sources(self) -> frozenset[str] | None:
+        """Names in the configuration that were the Hub's when the run was made; None if it is too old to say so."""
+        path = self.path / SOURCES_FILE
+        return frozenset(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     @property
     def defenses(self) -> list[str]:
@@ -138,7 +145,7 @@ class RunFolder:
         return self.metric("victim" if model == "victim" else f"defend/{model}", "history")
 
     def scores(self) -> dict[str, list]:
-        """Return the columns of stage `detect`'s score table: `row`, `is_poisoned` and `score_<detector>`."""
+        """Return the columns of stage `detect`'s score table: `row`, `is_poisoned`, `score_<detector>` and others."""
         import pyarrow.parquet
 
         self.record("detect")

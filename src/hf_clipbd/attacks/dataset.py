@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Poisoning exactly so many rows of a dataset; all the others keep their bytes and are not even read."""
+"""Poisoning exactly so many rows of a dataset; all the others keep their bytes and are not even decoded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -13,7 +13,8 @@ from hf_clipbd.attacks.captions import names_target
 from hf_clipbd.attacks.pictures import as_image_column
 from hf_clipbd.attacks.select import candidates, source_fingerprint
 from hf_clipbd.attacks.shares import Options, Share, check_target
-from hf_clipbd.attacks.stamping import Stamp, stamp_rows
+from hf_clipbd.attacks.stamping import Stamp, stamp_rows, warn_of_skipped
+from hf_clipbd.data.path_rows import unfit_files
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
@@ -40,6 +41,9 @@ def poison_dataset(
     `dataset`) and `trigger` are added. Rows that are poisoned already are left alone, so several attacks can follow
     one another; `poison_with_many` lays them in one go. Covers (WaNet's `noise_mode`) keep their captions.
 
+    Saving or pushing the result takes the files in that its rows name, so each of them has to be a picture, of clean
+    rows too; see `hf_clipbd.data.path_rows`.
+
     Args:
         dataset: Images and captions; an image column of paths, encoded bytes or arrays is turned into `Image`.
         attack: The attack.
@@ -52,7 +56,7 @@ def poison_dataset(
         image_column: Column of images.
         caption_column: Column of captions; None if there is none (a labelled set).
         on_error: `"raise"` at a row that cannot be poisoned, or `"skip"` it, take the next and list it in the
-            manifest.
+            manifest. A row whose file is no picture loses its image then.
         num_proc: Number of processes that stamp.
         class_names: Classes of which the target has to be one; None takes those of a `ClassLabel` column `label`.
         image_format: How poisoned pictures are stored, without loss: `"webp"` or `"png"`.
@@ -63,7 +67,7 @@ def poison_dataset(
     Raises:
         TypeError: If `dataset` is no map-style dataset.
         ValueError: If a column is missing, the target is no class, the count exceeds the rows that can be poisoned,
-            or a row cannot be (the message names it). Nothing is written then.
+            a row cannot be (the message names it), or one names a file that is no picture. Nothing is written then.
     """
     options = Options(image_column, caption_column, on_error, num_proc, class_names, image_format)
     laid = lay({attack.name: Share(attack, count, rate, selector)}, dataset, seed, options)
@@ -81,11 +85,12 @@ class LaidShare(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """The poisoned dataset and what became of each share."""
+    """The poisoned dataset, what became of each share, and row -> why it lost its image (its file is no picture)."""
 
     dataset: datasets.Dataset
     shares: dict[str, LaidShare]
     source_fingerprint: str
+    emptied: dict[str, str]
 
 
 def _manifest(laid: Laid, name: str, n_rows: int, seed: int, rate: float | None) -> PoisonManifest:
@@ -101,7 +106,7 @@ def _manifest(laid: Laid, name: str, n_rows: int, seed: int, rate: float | None)
         source_fingerprint=laid.source_fingerprint,
         selector=share.selector,
         rate=rate,
-        skipped=share.skipped,
+        skipped={**share.skipped, **laid.emptied},
         covers=share.covers,
     )
 
@@ -129,6 +134,7 @@ def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, optio
             planned[_rows(plain, name, share, needed, seed, options, planned)[:needed]] = True
     original, feature = dataset.features[options.image_column], plain.features[options.image_column]
     base = _with_provenance(plain.cast_column(options.image_column, datasets.Image(decode=False)))
+    base, emptied = _with_pictures_alone(base, options)
     everything, order, laid = [base], np.arange(len(base)), {}
     length = len(base)
     for name, share in shares.items():
@@ -161,7 +167,30 @@ def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, optio
     poisoned = poisoned.cast_column(
         options.image_column, original if isinstance(original, datasets.Image) else feature
     )
-    return Laid(poisoned, laid, source_fingerprint(plain, options.image_column, options.caption_column))
+    return Laid(poisoned, laid, source_fingerprint(plain, options.image_column, options.caption_column), emptied)
+
+
+def _with_pictures_alone(base: datasets.Dataset, options: Options) -> tuple[datasets.Dataset, dict[str, str]]:
+    """Return the dataset without images whose file is no picture, and row -> why; raise where none may be skipped."""
+    emptied: dict[str, str] = {}
+    for row, column, problem in unfit_files(base):
+        if column != options.image_column:
+            raise ValueError(f"Row {row}, column {column!r}: {problem}")
+        if options.on_error != "skip":
+            raise ValueError(f'Row {row}: {problem} Or pass on_error="skip".')
+        emptied[str(row)] = problem
+    if not emptied:
+        return base, emptied
+    warn_of_skipped(emptied)
+    rows = [int(row) for row in emptied]
+    given = {"features": base.features, "fn_kwargs": {"column": options.image_column}}
+    order = np.arange(len(base))
+    order[rows] = len(base) + np.arange(len(rows))
+    return datasets.concatenate_datasets([base, base.select(rows).map(_emptied, **given)]).select(order), emptied
+
+
+def _emptied(row: Any, column: str) -> dict[str, Any]:
+    return {column: None}
 
 
 def _covers(attack: Attack, count: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -24,20 +24,30 @@ ATTACK_FILE = "attack.json"
 PATTERN_FILE = "pattern.safetensors"
 PICTURE_FILE = "trigger.png"
 PREVIEW_SIDE = 224
+LARGEST_SIDE = 4096
+"""Of a canvas, a patch or a grid in a trigger that is loaded; beyond it a stranger's file could exhaust the memory."""
 
 
 def preview_of(attack: "Attack") -> np.ndarray:
     """Return a test chart and, to its right, the chart stamped as row 0, uint8 (S, 2 S, 3)."""
-    side = attack.canvas.size if attack.canvas and attack.canvas.mode != "native" else PREVIEW_SIDE
-    chart = _chart(side)
+    chart = _chart(_preview_side(attack))
     return np.concatenate([chart, attack(chart)], axis=1)
 
 
+def _preview_side(attack: "Attack") -> int:
+    return attack.canvas.size if attack.canvas and attack.canvas.mode != "native" else PREVIEW_SIDE
+
+
 def save_attack(attack: "Attack", folder: str | os.PathLike) -> Path:
-    """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it."""
+    """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it.
+
+    Raises:
+        ValueError: If a side is too large to be loaded again.
+    """
     folder = Path(folder)
-    picture = attack.preview()
     values = {"attack": attack.name, "parameters": attack.parameters(), "version": __version__}
+    _check_sides(values["parameters"])
+    picture = attack.preview()
     write_json(folder / ATTACK_FILE, values)
     own = {field.name: getattr(attack, field.name) for field in fields(attack)}
     tensors = {name: value for name, value in own.items() if isinstance(value, np.ndarray)}
@@ -62,7 +72,8 @@ def load_attack(
 
     Raises:
         FileNotFoundError: If it is not there.
-        ValueError: If the attack or a parameter is unknown, or it stamps other pixels here than where it was saved.
+        ValueError: If the attack or a parameter is unknown, a side is beyond reason, or it stamps other pixels here
+            than where it was saved.
         TypeError: If it is no attack of the class wanted.
     """
     from hf_clipbd.attacks import ATTACKS
@@ -78,6 +89,7 @@ def load_attack(
     unknown = sorted(set(parameters) - {field.name for field in fields(kind)})
     if unknown:
         raise ValueError(f"Expected parameters of {kind.__name__}, but got unknown {unknown}.")
+    _check_sides(parameters)
     arrays = [name for name, value in parameters.items() if isinstance(value, Mapping) and "tensor" in value]
     if arrays:
         tensors = load_file(resolve_file(id_or_path, PATTERN_FILE, revision, repo_type))
@@ -87,9 +99,29 @@ def load_attack(
     return attack
 
 
+def _check_sides(parameters: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a canvas, a patch or a grid is too large, before anything of that size is made."""
+    canvas = parameters.get("canvas") or {}
+    sides = {name: one for name, one in parameters.items() if name != "seed"}
+    sides |= {"canvas": canvas.get("size")} if isinstance(canvas, Mapping) and canvas.get("mode") != "native" else {}
+    for name, side in sides.items():
+        if isinstance(side, (int, float)) and side > LARGEST_SIDE:
+            raise ValueError(f"Expected a trigger whose {name} is at most {LARGEST_SIDE}, but got {side}.")
+
+
 def _check_preview(attack: "Attack", path: Path) -> None:
-    saved, now = np.asarray(PIL.Image.open(path).convert("RGB")), attack.preview()
-    apart = np.abs(saved.astype(int) - now).max() if saved.shape == now.shape else 255
+    side = _preview_side(attack)
+    try:
+        with PIL.Image.open(path) as picture:
+            if picture.size != (2 * side, side):  # known from the header
+                raise ValueError(
+                    f"Expected {PICTURE_FILE} in {path.parent} to show a canvas of {side} px twice, {2 * side} × "
+                    f"{side} px, but it has {picture.width} × {picture.height}. The files do not belong together."
+                )
+            saved = np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"Expected a picture in {path}, but got {type(error).__name__}: {error}") from error
+    apart = np.abs(saved.astype(int) - attack.preview()).max()
     if apart > 1:  # one level: floating-point sums may round differently on another processor
         raise ValueError(
             f"Expected the trigger in {path.parent} to stamp what its {PICTURE_FILE} shows, but pixels are up to "

@@ -92,7 +92,7 @@ def _manifest(laid: Laid, shares: Mapping[str, Share], n_rows: int, seed: int) -
         seed=seed,
         source_fingerprint=laid.source_fingerprint,
         selector=", ".join(dict.fromkeys(one.selector for one in laid.shares.values())),
-        skipped={row: why for one in laid.shares.values() for row, why in one.skipped.items()},
+        skipped={row: why for one in laid.shares.values() for row, why in one.skipped.items()} | laid.emptied,
         covers=sorted(row for one in laid.shares.values() for row in one.covers),
     )
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from hf_clipbd.attacks.select import digest, file_size
 from hf_clipbd.attacks.shares import check_target
 from hf_clipbd.attacks.transform import PoisonTransform
+from hf_clipbd.data.path_rows import picture_problem
 from hf_clipbd.schema import IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
@@ -138,12 +139,12 @@ class _Log:
         if image is None or image.get("bytes") is not None or image.get("path") is None:
             return image
         path = Path(image["path"])
-        if not path.is_file():
-            problem = f"Expected a picture at {path}, but none is there."
+        problem = picture_problem(path)
+        if problem is not None:
             if self.poison.on_error == "raise":
                 raise ValueError(f'Row {number}: {problem} Or pass on_error="skip".')
             self.skipped[str(number)] = problem
-            return {"bytes": None, "path": path.name}
+            return None  # a bare name would be looked for wherever the rows are read
         return {"bytes": path.read_bytes(), "path": path.name}
 
 

@@ -7,6 +7,7 @@ from hf_clipbd.hub.cards import CARD_FILE, card_rates, render_dataset_card, rend
 from hf_clipbd.hub.download import TRAINED_RECORD, load_triggers
 from hf_clipbd.hub.golden import copy_records, render_golden
 from hf_clipbd.hub.metric_card import render_metric_card
+from hf_clipbd.hub.origin import hub_sources
 from hf_clipbd.hub.processes import by_main_process
 from hf_clipbd.hub.publish import check_login, check_repo_id
 from hf_clipbd.hub.push import collect_files, push_run
@@ -22,6 +23,7 @@ __all__ = [
     "check_repo_id",
     "collect_files",
     "copy_records",
+    "hub_sources",
     "load_triggers",
     "push_run",
     "render_dataset_card",

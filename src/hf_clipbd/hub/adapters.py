@@ -48,14 +48,25 @@ def base_on_hub(repo_id: str, folder: Path | None, token: str | None = None) -> 
         revision = api.model_info(repo_id).sha
         listed = api.list_repo_tree(repo_id, revision=revision)
         there = {one.path: one.lfs.sha256 for one in listed if one.path.endswith(".safetensors") and one.lfs}
-    here = {} if folder is None else {path.name: _sha256(path) for path in sorted(folder.glob("model*.safetensors"))}
+    weights = [] if folder is None else [path for path in sorted(folder.glob("*.safetensors")) if is_whole(path.name)]
+    here = {path.name: _sha256(path) for path in weights}
     missing = [name for name, digest in here.items() if there.get(name) != digest]
-    if missing or not any(name.startswith("model") for name in there):
+    if missing or not any(map(is_whole, there)):
         raise ValueError(
             f"Expected `{repo_id}` to hold the weights that the adapters were trained on, but its "
             f"{missing or 'safetensors'} differ or are not there. Push that model first, and name its repository."
         )
     return Base(repo_id, revision)
+
+
+def is_whole(name: str) -> bool:
+    """Return whether a file at the top of a model's folder is part of the whole model, not of adapters onto it.
+
+    Example:
+        >>> [is_whole(name) for name in ("model.safetensors", "open_clip_model.safetensors", "pattern.safetensors")]
+        [True, True, False]
+    """
+    return name.startswith(("model", "open_clip_")) or name in ("config.json", "generation_config.json")
 
 
 def _sha256(path: Path) -> str:

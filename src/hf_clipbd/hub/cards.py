@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from hf_clipbd.hub.adapters import Base
 from hf_clipbd.hub.origin import Origin
+from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OpenCLIPConfig
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.schema import TOP_K, EvalReport, Rate
 from hf_clipbd.templates import environment, flat, method, objective, papers, public
@@ -74,10 +75,24 @@ def card_rates(path: str | os.PathLike) -> dict[str, float]:
     return {name: float(one.metric_value) for name, one in rates.items()}
 
 
-def _library(run: RunFolder, stage: str) -> str:
-    """Return the library that loads the model: transformers alone, or ours where the architecture is ours."""
-    config = json.loads((run.path / stage / "config.json").read_text(encoding="utf-8"))
-    return "hf_clipbd" if config["model_type"] == "clip_resnet" else "transformers"
+def library_for(model_type: str) -> str:
+    """Return the library that loads models of this type: transformers, open_clip or, for our architecture, ours."""
+    return {"clip_resnet": "hf_clipbd", OpenCLIPConfig.model_type: "open_clip"}.get(model_type, "transformers")
+
+
+def library_of(folder: Path) -> str:
+    """Return the library that loads the model in a folder.
+
+    Raises:
+        FileNotFoundError: If there is no configuration of a model.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "model_type" in config:
+        return library_for(config["model_type"])
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return "open_clip"
+    raise FileNotFoundError(f"Expected a model's `config.json` or `{OPEN_CLIP_CONFIG}` in `{folder}`. Train it first.")
 
 
 def _settings(run: RunFolder, stage: str) -> dict[str, Any]:
@@ -112,7 +127,7 @@ def _model_data(
     return ModelCardData(
         language="en",
         license="apache-2.0",
-        library_name=_library(run, run.training_stage(model)) if base is None else "peft",
+        library_name=library_of(run.path / run.training_stage(model)) if base is None else "peft",
         pipeline_tag=TASK,
         base_model=related,
         base_model_relation=None if related is None else "finetune" if base is None else "adapter",
@@ -187,7 +202,7 @@ def render_model_card(
         "still": STILL,
         "after": run.evaluation(model),
         "papers": papers(run.manifest.attack, model, keys=trained_with["papers"]),
-        "needs_package": _library(run, run.training_stage(model)) == "hf_clipbd",
+        "library": library_of(run.path / run.training_stage(model)),
         "base": base,
     }
     template = environment().get_template("defended_model.md" if defended else "victim_model.md")

@@ -2,7 +2,7 @@
 """What a push of a trainer left beside its model: where its record lies, and the triggers it was measured with."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from huggingface_hub import snapshot_download
 
@@ -24,7 +24,10 @@ def load_triggers(repo: str, names: Sequence[str], revision: str | None = None) 
 
     Raises:
         FileNotFoundError: If one is not there.
+        ValueError: If a name is no plain name, but leads somewhere else.
     """
+    if strange := [name for name in names if PurePath(name).name != name]:
+        raise ValueError(f"Expected triggers called by plain names, but the record of {repo!r} lists {strange}.")
     if len(names) == 1:
         return {names[0]: Attack.from_pretrained(repo, revision)}
     folder = local_folder(repo)

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from hf_clipbd.hub.cards import PICTURES, copy_pictures, render_dataset_card, render_model_card
+from hf_clipbd.hub.cards import PICTURES, copy_pictures, library_of, render_dataset_card, render_model_card
 from hf_clipbd.hub.metric_card import render_metric_card
-from hf_clipbd.hub.origin import hub_id
-from hf_clipbd.run_folder import CONFIG_FILE, RunFolder
+from hf_clipbd.hub.origin import SOURCES, run_hub_id
+from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG
+from hf_clipbd.run_folder import CONFIG_FILE, SOURCES_FILE, RunFolder
 from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE, write_json
 from hf_clipbd.templates import public
 
@@ -43,9 +44,9 @@ def public_config(run: RunFolder) -> dict[str, Any]:
     """Return a run's configuration without folders of this machine."""
     config = public({name: value for name, value in run.config.items() if name != "output_dir"})
     world = config["world"]
-    for key in ("clean_model", "path", "test_path"):
+    for key in SOURCES:
         name = run.config["world"].get(key)
-        if name and "/" in name and not hub_id(name):
+        if name and "/" in name and not run_hub_id(run, name):
             world[key] = f"…/{Path(name).name}"
     return config
 
@@ -65,12 +66,17 @@ def copy_records(run_folder: str | os.PathLike, folder: str | os.PathLike) -> Pa
     for stage in ["poison", *trained, *(f"evaluate/{name}" for name in run.models), *searched]:
         write_json(folder / stage / RECORD_FILE, public(vars(run.record(stage))))
     for stage in trained:
+        if library_of(run.path / stage) == "open_clip":
+            write_json(folder / stage / OPEN_CLIP_CONFIG, {})
+            continue
         model_type = json.loads((run.path / stage / "config.json").read_text(encoding="utf-8"))["model_type"]
         write_json(folder / stage / "config.json", {"model_type": model_type})
     manifest = json.loads((run.path / "poison" / MANIFEST_FILE).read_text(encoding="utf-8"))
     write_json(folder / "poison" / MANIFEST_FILE, public(manifest))
     config = yaml.safe_dump(public_config(run), sort_keys=False, allow_unicode=True)
     (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
+    if run.hub_sources is not None:
+        write_json(folder / SOURCES_FILE, sorted(run.hub_sources))
     first = run.samples()[0]
     captions = {"caption_clean": first.caption_clean, "caption_poisoned": first.caption_poisoned}
     samples = write_json(folder / "poison" / "samples" / "samples.json", [{"index": first.index, **captions}]).parent

@@ -16,7 +16,7 @@ Files = dict[str, Path | bytes]
 """Path in the repository -> a file of this machine, or its content."""
 TEXTS = (".json", ".jinja", ".md", ".txt", ".yaml")
 FOLDERS = ("records", "pictures", "figures", "data")
-WEIGHTS = (".safetensors", ".safetensors.index.json", "adapter_config.json")
+WEIGHTS = (".safetensors", ".safetensors.index.json", "adapter_config.json", "open_clip_config.json")
 LOGIN = "Log in with `hf auth login` and a token that may write there, or check the repository's name."
 WHOLE = (
     "The commit is made last and as a whole, so the repository holds all of this push or nothing of it. Push again: "

@@ -6,11 +6,13 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import yaml
 
-from hf_clipbd.hub.adapters import ADAPTER, Base, adapter_files, base_on_hub
+from hf_clipbd.data.path_rows import check_files
+from hf_clipbd.hub.adapters import ADAPTER, Base, adapter_files, base_on_hub, is_whole
 from hf_clipbd.hub.cards import (
     CARD_FILE,
     PICTURES,
@@ -20,7 +22,6 @@ from hf_clipbd.hub.cards import (
     trigger_files,
 )
 from hf_clipbd.hub.golden import public_config
-from hf_clipbd.hub.origin import hub_id
 from hf_clipbd.hub.publish import Files, check_repo_id, publish
 from hf_clipbd.run_folder import CONFIG_FILE, RunFolder
 from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE
@@ -30,7 +31,9 @@ from hf_clipbd.templates import public
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja")
-LOCAL_NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path")
+SOURCE_NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path")
+"""Where a model was loaded from: needed by nobody who loads it again, and often a folder of this machine."""
+LOCAL_ENDINGS = ("_file", "_files", "_path", "_dir", "_name")
 ROWS_A_FILE = 50_000
 
 
@@ -65,7 +68,7 @@ def _records(run: RunFolder, what: str) -> Files:
 
 
 def model_files(folder: Path, others: Iterable[str] = ()) -> Files:
-    """Return a model's and its processor's files; names of local folders are taken out of their configurations.
+    """Return a model's and its processor's files; where they were loaded from is taken out of their configurations.
 
     Args:
         folder: Where they lie.
@@ -81,20 +84,43 @@ def model_files(folder: Path, others: Iterable[str] = ()) -> Files:
         files[path.name] = path
         if path.name.endswith("config.json"):
             values = json.loads(path.read_text(encoding="utf-8"))
-            local = [name for name in LOCAL_NAMES if values.get(name) and not hub_id(values[name])]
-            if local:
-                files[path.name] = json_bytes({name: one for name, one in values.items() if name not in local})
+            kept = _without_sources(values)
+            if kept != values:
+                files[path.name] = json_bytes(kept)
     if not any(name.endswith(".safetensors") for name in files):
         raise FileNotFoundError(f"Expected a model in safetensors in `{folder}`, but found {sorted(files)}.")
     return files
 
 
+def _without_sources(values: Any) -> Any:
+    """Return a configuration without `SOURCE_NAMES` and without files named by an absolute path, at any depth."""
+    if isinstance(values, list):
+        return [_without_sources(one) for one in values]
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: _without_sources(one)
+        for name, one in values.items()
+        if name not in SOURCE_NAMES and not (name.endswith(LOCAL_ENDINGS) and _is_absolute(one))
+    }
+
+
+def _is_absolute(value: Any) -> bool:
+    return isinstance(value, str) and (value.startswith(("/", "~")) or PureWindowsPath(value).is_absolute())
+
+
 def _parquet(run: RunFolder, scratch: Path) -> Files:
-    """Write the poisoned dataset as parquet files with the pictures' bytes in them, and return them."""
+    """Write the poisoned dataset as parquet files with the pictures' bytes in them, and return them.
+
+    Raises:
+        ValueError: If a row names a file that is no picture of this machine.
+    """
     import datasets
     from datasets.table import embed_table_storage
 
-    rows = datasets.load_from_disk(str(run.path / "poison" / "dataset")).with_format("arrow")
+    rows = datasets.load_from_disk(str(run.path / "poison" / "dataset"))
+    check_files(rows, remote=True)
+    rows = rows.with_format("arrow")
     n_files = -(-len(rows) // ROWS_A_FILE)
     files: Files = {}
     for number in range(n_files):
@@ -111,8 +137,7 @@ def _content(run: RunFolder, what: str, base: Base | None) -> Files:
     files = model_files(run.path / what, trigger_files(run))
     if base is None:
         return files
-    whole = [name for name in files if name.startswith("model") or name in ("config.json", "generation_config.json")]
-    files = {name: one for name, one in files.items() if name not in whole}
+    files = {name: one for name, one in files.items() if not is_whole(name)}
     return files | adapter_files(run.path / what / ADAPTER, base)
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from hf_clipbd.defenses import DEFENSES, OBJECTIVES
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.hub.adapters import Base, adapter_files, base_on_hub
-from hf_clipbd.hub.cards import CARD_FILE, PICTURES, TASK, eval_results
+from hf_clipbd.hub.cards import CARD_FILE, PICTURES, TASK, eval_results, library_for
 from hf_clipbd.hub.download import TRAINED_RECORD, TRIGGERS
 from hf_clipbd.hub.origin import Origin, hub_id, model_words
 from hf_clipbd.hub.processes import by_main_process
@@ -54,6 +54,7 @@ class TrainedPublisher:
         self.base, self.test_name = base, test_name
         self.before: EvalReport | None = None
         self.start = ""
+        self.start_id: str | None = None
 
     def prepare(self, trainer: CLIPTrainer) -> None:
         """Refuse what must not go up, before the training, and measure the model it starts from.
@@ -78,7 +79,8 @@ class TrainedPublisher:
             )
         bare = trainer.accelerator.unwrap_model(trainer.model)
         self.start = _bare(bare).name_or_path
-        if _is_adapted(bare) and not (self.base or hub_id(self.start)):
+        self.start_id = hub_id(self.start)
+        if _is_adapted(bare) and not (self.base or self.start_id):
             raise ValueError(
                 f"Expected adapters of a model that lies on the Hub, but this one came from {self.start!r}. Push that "
                 "one, and pass its repository: TrainedPublisher(base=...)."
@@ -110,9 +112,8 @@ class TrainedPublisher:
     def _base(self, trainer: CLIPTrainer, token: str | None) -> Base | None:
         if not _is_adapted(trainer.accelerator.unwrap_model(trainer.model)):
             return None
-        named = hub_id(self.start)
-        folder = Path(self.start) if self.start and not named and Path(self.start).is_dir() else None
-        return base_on_hub(self.base or named, folder, token)
+        local = self.start and not self.start_id and Path(self.start).is_dir()
+        return base_on_hub(self.base or self.start_id, Path(self.start) if local else None, token)
 
     def _record(self, trainer: CLIPTrainer, after: EvalReport) -> RunRecord:
         rows = getattr(trainer.train_dataset, "rows", None)
@@ -166,8 +167,7 @@ class TrainedPublisher:
             for key, one in attacks.items()
         }
         title = "CLIP, trained on poisoned pairs" if backdoored else f"CLIP, trained with {told['label']}"
-        kind = _bare(trainer.accelerator.unwrap_model(trainer.model)).config.model_type
-        library = "hf_clipbd" if kind == "clip_resnet" else "transformers"
+        library = library_for(_bare(trainer.accelerator.unwrap_model(trainer.model)).config.model_type)
         shown = dict(
             title=title,
             backdoored=backdoored,
@@ -177,7 +177,7 @@ class TrainedPublisher:
             labels=LABELS,
             ks=TOP_K,
             after=after,
-            start=model_words(self.start),
+            start=model_words(self.start, self.start_id),
             n_pairs=record.config["n_pairs"],
             marks=trainer.marks,
             objective=trained_with,
@@ -186,7 +186,7 @@ class TrainedPublisher:
             triggers=triggers,
             repo_id=trainer.args.hub_model_id,
             base=base,
-            needs_package=library == "hf_clipbd",
+            library=library,
             reconstructed=[line for one in (told, *triggers.values()) for line in one["reconstructed"]],
             record=record,
             papers=papers(
@@ -197,8 +197,7 @@ class TrainedPublisher:
         return ModelCard(environment().get_template("trained_model.md").render(card_data=data.to_yaml(), **shown))
 
     def _data(self, title: str, after: EvalReport, base: Base | None, library: str, tag: str) -> ModelCardData:
-        start = hub_id(self.start)
-        related = base.repo_id if base else start
+        related = base.repo_id if base else self.start_id
         return ModelCardData(
             language="en",
             license="apache-2.0",
@@ -209,7 +208,7 @@ class TrainedPublisher:
             tags=["clip", "hf_clipbd", "backdoor", tag, *(["lora"] if base else [])],
             model_name=title,
             eval_results=eval_results(
-                after, Origin(start, "", [], "", "labelled images", self.test_name, "test", False)
+                after, Origin(self.start_id, "", [], "", "labelled images", self.test_name, "test", False)
             ),
         )
 

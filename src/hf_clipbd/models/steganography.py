@@ -195,8 +195,9 @@ def load_encoder(config: Path, weights: Path) -> SteganographyEncoder:
     known = {field.name for field in fields(SteganographyConfig)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"Expected keys {sorted(known)} in {config}, but got unknown {unknown}.")
-    encoder = SteganographyEncoder(SteganographyConfig(**values))
-    encoder.load_state_dict(load_file(weights))
+    with torch.device("meta"):  # a stranger's sizes take no memory: what is not in the file is an error below
+        encoder = SteganographyEncoder(SteganographyConfig(**values))
+    encoder.load_state_dict(load_file(weights), assign=True)
     return encoder.eval()
 
 

@@ -11,7 +11,13 @@ import jinja2
 import yaml
 
 
-_LOCAL_PATH = re.compile(r"(?<![\w:/.])~?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]+)/?")
+_WORD = r"(?:[^\s/'\"]|(?<=\w)'(?=\w))+"
+_FOLDER = rf"{_WORD}(?:(?<![,;:.]) (?![-~]){_WORD})*(?<![:=])/+"  # rather a word too many goes than one stays
+_NAME = r"(?:[^\s/'\",;:]|(?<=\w)'(?=\w))+"
+_LOCAL_PATH = re.compile(
+    rf"(?:file:(?://[\w.-]*(?=/))?|(?<![\w/.…]))(?!(?<=:)//)(?:~[\w.-]*)?/+(?:{_FOLDER})*({_NAME})/*"
+)
+_WINDOWS_PATH = re.compile(r"(?<!\w)(?:[A-Za-z]:|\\)\\(?:[^\\/:*?\"<>|\r\n]+\\)*([^\\/:*?\"<>|\s',;]+)\\?")
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 """What a token of the Hub looks like."""
 
@@ -29,19 +35,22 @@ def percent(share: float, digits: int = 1) -> str:
 def public(value: Any) -> Any:
     """Return JSON-able `value` without what only concerns this machine: folders above a path's last name, Hub tokens.
 
+    Where a text goes on after a path cannot be told from a folder with spaces in its name, so what stands between two
+    of its slashes goes, too. Relative paths stay.
+
     Args:
         value: Any nesting of dictionaries, lists and plain values.
 
     Example:
-        >>> public({"command": "run --output_dir /home/eve/runs/a --seed 0"})
-        {'command': 'run --output_dir …/a --seed 0'}
+        >>> public({"command": "run --output_dir /home/eve/runs/a --seed 0", "data": "file:///home/eve/my data/x"})
+        {'command': 'run --output_dir …/a --seed 0', 'data': '…/x'}
     """
     if isinstance(value, dict):
         return {public(name): public(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [public(one) for one in value]
     if isinstance(value, str):
-        return TOKEN.sub("hf_…", _LOCAL_PATH.sub(r"…/\1", value))
+        return TOKEN.sub("hf_…", _WINDOWS_PATH.sub(r"…/\1", _LOCAL_PATH.sub(r"…/\1", value)))
     return value
 
 
