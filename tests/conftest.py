@@ -148,3 +148,17 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(datasets.Image, "decode_example", counted)
     return calls
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    """Return the folder of a whole run made up of records; not to be changed."""
+    from fabricated_run import fabricate_run
+
+    return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    """Return a copy of the same that a test may change or spoil."""
+    return shutil.copytree(original, tmp_path / "run")

@@ -2,7 +2,6 @@
 """What cards say of the training, as the records have it; and the reviewed cards as the client reads them."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from fabricated_run import fabricate_run
 from hf_clipbd.defenses import OBJECTIVES
 from hf_clipbd.hub import render_metric_card, render_model_card
 from hf_clipbd.schema import RunRecord
@@ -24,16 +22,6 @@ GOLDEN = Path(__file__).resolve().parents[1] / "hub_cards"
 CARDS = sorted(GOLDEN.glob("*.md"))
 KINDS = {"poisoned_dataset": (DatasetCard, "dataset"), "metric": (SpaceCard, "space")}
 SPACE = GOLDEN.parent / "spaces" / "backdoor_detection"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
-
-
-@pytest.fixture
-def run(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "run")
 
 
 def edit(run, stage, change):

@@ -3,7 +3,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import datasets
@@ -13,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard, EvalResult, ModelCard
 
-from fabricated_run import COUNT, HITS, KS, N_STAMPED, N_TEST, fabricate_run
+from fabricated_run import COUNT, HITS, KS, N_STAMPED, N_TEST
 from hf_clipbd.hub import (
     collect_files,
     copy_records,
@@ -30,17 +29,6 @@ from hf_clipbd.schema import PoisonManifest, RunRecord, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("victim", "defend/ft", "defend/cleanclip", "defend/cleanerclip")
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
-
-
-@pytest.fixture
-def run(original, tmp_path):
-    """A copy that a test may change."""
-    return shutil.copytree(original, tmp_path / "run")
 
 
 def set_world(run, **values):

@@ -5,7 +5,6 @@ import ast
 import json
 import os
 import re
-import shutil
 
 import datasets
 import numpy as np
@@ -13,7 +12,6 @@ import PIL.Image
 import pytest
 import yaml
 
-from fabricated_run import fabricate_run
 from hf_clipbd.hub import copy_records, hub_sources, render_golden, render_model_card, write_cards
 from hf_clipbd.hub.adapters import Base, is_whole
 from hf_clipbd.hub.cards import library_for, library_of
@@ -25,16 +23,6 @@ from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.job import write_config
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.schema import write_json
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
-
-
-@pytest.fixture
-def run(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "run")
 
 
 def set_world(run, **values):

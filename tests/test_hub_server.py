@@ -12,7 +12,6 @@ import PIL.Image
 import pytest
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
-from fabricated_run import fabricate_run
 from hf_clipbd.cli import main
 from hf_clipbd.hub import push_run
 from hf_clipbd.models import resolve_file
@@ -22,17 +21,6 @@ from hub_wire import AFTER, BEFORE, HALFWAY
 
 REPO = "tester/defended"
 ALWAYS = 99
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
-
-
-@pytest.fixture
-def run(original, tmp_path):
-    """A copy that a test may change."""
-    return shutil.copytree(original, tmp_path / "run")
 
 
 def published(hub, repo_id=REPO, kind="model"):

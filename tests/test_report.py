@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import matplotlib
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fabricated_run import COUNT, HITS, KS, N_ROWS, N_STAMPED, N_TEST, fabricate_run
+from fabricated_run import COUNT, HITS, KS, N_ROWS, N_STAMPED, N_TEST
 from hf_clipbd.report import comparison_table, figures, write_report
 from hf_clipbd.report.table import detector_rows, model_rows
 from hf_clipbd.run_folder import RunFolder
@@ -22,17 +21,6 @@ from hf_clipbd.templates import described_methods, environment, flat, method, pa
 
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return fabricate_run(tmp_path_factory.mktemp("runs") / "original")
-
-
-@pytest.fixture
-def run(original, tmp_path):
-    """A copy that a test may spoil."""
-    return shutil.copytree(original, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from hf_clipbd.attacks.pictures import unit_pixels
 from hf_clipbd.data.canvas import Canvas
 
 
+PATCH_FILE = "patch.png"
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -165,7 +167,7 @@ class BadCLIP(Attack):
         folder = super().save_pretrained(folder)
         if self.patch is not None:
             levels = np.rint(self.patch * 255).astype(np.uint8)
-            PIL.Image.fromarray(levels.repeat(16, axis=0).repeat(16, axis=1)).save(folder / "patch.png")
+            PIL.Image.fromarray(levels.repeat(16, axis=0).repeat(16, axis=1)).save(folder / PATCH_FILE)
         return folder
 
 

@@ -2,6 +2,8 @@
 """Pictures decoded one at a time: a batch of rows would decode all of its pictures, in their own size, at once."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -34,3 +36,16 @@ def undecoded(rows: datasets.Dataset, image_column: str) -> tuple[datasets.Datas
 
 def _as_it_is(picture: Any) -> Any:
     return picture
+
+
+def stored_bytes(image: dict[str, Any] | None) -> bytes:
+    """Return a picture's bytes; of one that is not there, or is a device or a pipe, what it is called."""
+    if image is not None and image["bytes"] is not None:
+        return image["bytes"]
+    path = None if image is None else image["path"]
+    if path is None:
+        return b""
+    with suppress(OSError, ValueError):  # no name of a file, or one that cannot be read: reading the row says so
+        if Path(path).is_file():
+            return Path(path).read_bytes()
+    return f"no file {path}".encode("utf-8", "surrogatepass")

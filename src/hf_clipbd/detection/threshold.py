@@ -48,15 +48,15 @@ def cut_share(scores: Any, share: float) -> Cut:
     the user. Beside it stands what the scores themselves suggest, `expected_above`: how many of a clean set would lie
     there, if the tail above their 99 % quantile goes on as a normal one does that has their quantiles from 90 to 99 %.
 
-    How far that holds, expected over removed for clean rows at shares of 1, 0.5, 0.2 and 0.1 %: on normal features
-    (20,000 rows, 16 searches by four detectors) 1.00, 1.05, 1.11 and 1.26 in the median, eight of ten between 0.69 and
-    1.57 at 0.1 %; on the clean rows of 16 poisoned sets (24,000 to 50,000 rows, 80 searches by five detectors) 1.03,
-    1.08, 1.22 and 1.30, eight of ten between 0.91 and 1.34 at 1 % and between 0.47 and 4.26 at 0.1 %. Where the tail
-    is heavier than a normal one, too few are expected, and ordinary rows make an excess: of an exponential one 0.68 of
-    the true number at 0.5 %, 0.29 at 0.1 %. Poison that reaches below the 99 % quantile is taken for a tail: the
-    median excess over the poison above the threshold was 0.30 at a rate and a share of 1 %, 0.58 at both of 0.1 %, and
-    0.94 at a rate of 0.3 % and a share of 0.2 % (`multi_scale`, `conditional_sparsity` and `disagreement` on these
-    sets, where 20 poisoned rows or more were above).
+    How far that holds (measured once, by a script that is not kept): expected over removed for clean rows at shares of
+    1, 0.5, 0.2 and 0.1 %, on normal features (20,000 rows, 16 searches by four detectors) 1.00, 1.05, 1.11 and 1.26 in
+    the median, eight of ten between 0.69 and 1.57 at 0.1 %; on the clean rows of 16 poisoned sets (24,000 to 50,000
+    rows, 80 searches by five detectors) 1.03, 1.08, 1.22 and 1.30, eight of ten between 0.91 and 1.34 at 1 % and
+    between 0.47 and 4.26 at 0.1 %. Where the tail is heavier than a normal one, too few are expected, and ordinary
+    rows make an excess: of an exponential one 0.68 of the true number at 0.5 %, 0.29 at 0.1 %. Poison that reaches
+    below the 99 % quantile is taken for a tail: the median excess over the poison above the threshold was 0.30 at a
+    rate and a share of 1 %, 0.58 at both of 0.1 %, and 0.94 at a rate of 0.3 % and a share of 0.2 % (`multi_scale`,
+    `conditional_sparsity` and `disagreement` on these sets, where 20 poisoned rows or more were above).
 
     Args:
         scores: (N,), finite; higher is more suspicious.

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from hf_clipbd.data.canvas import Canvas, pixel_statistics
+from hf_clipbd.data.undecoded import stored_bytes
 from hf_clipbd.features import embed_dataset, model_fingerprint
 from hf_clipbd.schema import IMAGE, content_key
 
@@ -61,12 +62,4 @@ def image_features(
 def _content(dataset: datasets.Dataset, image_column: str) -> str:
     """Return a hash of the pictures' own bytes, in their order."""
     column = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    keys = []
-    for picture in column:
-        values = picture[image_column]
-        data = values["bytes"]
-        if data is None:  # a pipe or a device may never end; embedding the row says what is wrong with it
-            path = Path(values["path"])
-            data = path.read_bytes() if path.is_file() else f"no file {path}".encode("utf-8", "surrogatepass")
-        keys.append(content_key(data.hex()))
-    return content_key(keys)
+    return content_key([content_key(stored_bytes(picture[image_column]).hex()) for picture in column])

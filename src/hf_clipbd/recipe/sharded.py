@@ -4,7 +4,6 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.undecoded import stored_bytes
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.recipe.shards import Shards
 from hf_clipbd.schema import CAPTION, IMAGE, content_key
@@ -137,7 +137,7 @@ def _content(undecoded: datasets.Dataset, rows: range) -> _Content:
     """Return what tells these rows from any others."""
     whole, pictures = hashlib.sha256(), []
     for image, caption in _rows(undecoded, rows.start, rows.stop):
-        picture = hashlib.sha256(_encoded(image)).digest()
+        picture = hashlib.sha256(stored_bytes(image)).digest()
         whole.update(picture)
         whole.update(hashlib.sha256(str(caption).encode()).digest() if caption is not None else b"none")
         pictures.append(int.from_bytes(picture[:8], "little", signed=True))
@@ -148,19 +148,6 @@ def _rows(undecoded: datasets.Dataset, start: int, stop: int) -> Iterator[tuple[
     for first in range(start, stop, HASHED_ROWS):
         rows = undecoded[first : min(first + HASHED_ROWS, stop)]
         yield from zip(rows[IMAGE], rows[CAPTION], strict=True)
-
-
-def _encoded(image: dict[str, Any] | None) -> bytes:
-    """Return a picture's bytes; of one that is not there, or is a device or a pipe, what it is called."""
-    if image is not None and image["bytes"] is not None:
-        return image["bytes"]
-    path = None if image is None else image["path"]
-    if path is None:
-        return b""
-    with suppress(OSError, ValueError):  # no name of a file, or one that cannot be read: reading the row says so
-        if Path(path).is_file():
-            return Path(path).read_bytes()
-    return f"no file {path}".encode("utf-8", "surrogatepass")
 
 
 def processor_fingerprint(processor: Any) -> str:

@@ -21,6 +21,11 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 
 from hf_clipbd import __version__
+from hf_clipbd.attacks.badclip import PATCH_FILE
+from hf_clipbd.attacks.folder import ATTACK_FILE, PATTERN_FILE, PICTURE_FILE
+from hf_clipbd.hub.cards import CARD_FILE, PICTURES
+from hf_clipbd.models.steganography import CONFIG_FILE as STEGANOGRAPHY_FILE
+from hf_clipbd.models.steganography import ENCODER_FILE
 from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, write_json
 
 
@@ -31,15 +36,8 @@ CHECKPOINTS = "checkpoints"
 KEY_FILE = "key.json"
 PLACING_FILE = "placing.json"
 """In the scratch folder while outputs are replaced: the names of old and new ones, which go if that is cut short."""
-_TRIGGERS = (
-    "attack.json",
-    "pattern.safetensors",
-    "trigger.png",
-    "patch.png",
-    "steganography.json",
-    "encoder.safetensors",
-)
-CARDS = ("README.md", "pictures", *_TRIGGERS)
+_TRIGGER = (ATTACK_FILE, PATTERN_FILE, PICTURE_FILE, PATCH_FILE, STEGANOGRAPHY_FILE, ENCODER_FILE)
+CARDS = (CARD_FILE, PICTURES, *_TRIGGER)
 """What `hf_clipbd.hub.write_cards` puts beside the outputs of a run's stages: a card, and files of any attack."""
 
 
