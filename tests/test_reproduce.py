@@ -100,6 +100,8 @@ def test_settings_leave_out_what_changes_no_figure():
         ({"measures": {"far": {"styel": "night"}}}, "`measures.far.styel`; did you mean `measures.far.style`"),
         ({"measures": {"far": {"style": "day"}}}, "measures.far.*'day'"),
         ({"measures": {"far": {"protocol": "linear_probe"}}}, "`n_train`"),
+        ({"measures": {"far": {"protocol": "scan", "reference": "poisoned", "data": "photos"}}}, "`n_train`"),
+        ({"measures": {"far": {"detectors": ["clip_score"]}}}, "compares rows with a reference.*clip_score"),
         ({"measures": [1]}, "`measures` to map"),
     ],
 )
@@ -252,6 +254,15 @@ def test_cells_are_resumed_shared_measured_and_cleaned_up(clean, tmp_path, monke
     report = RunRecord.load(one / "measured" / "sketch" / "ft").metrics["report"]
     assert report["ba"]["1"]["n"] == 70 and "badnets" in report["triggers"]
     assert trained == {path: path.stat().st_mtime_ns for path in trained}
+
+    scans = {"detectors": ["k_distance", "disagreement"], "protocol": "scan", "n_train": 40, "n_test": 70}
+    asked = {"seen": scans, "blind": {**scans, "reference": "poisoned"}}
+    assert "| badnets | victim | disagreement |" in run_reproduction(made(measures=asked, only="badnets/*")).lower()
+    seen, blind = (RunRecord.load(one / "measured" / name / "victim").metrics for name in asked)
+    assert seen["fingerprints"]["reference"] != blind["fingerprints"]["reference"]
+    figures = seen["scan"]["badnets"]["k_distance"]
+    assert figures["n_clean"] == 70 and 60 < figures["n_stamped"] < 70 and 0 <= figures["auroc"] <= 1
+    assert list(RunRecord.load(one / "measured" / "seen" / "clean").metrics["scan"]["badnets"]) == ["k_distance"]
 
     copied = collect(tmp_path / "cells", tmp_path / "records")
     assert [path.relative_to(tmp_path / "records").as_posix() for path in copied] == ["badnets/seed0", "blended/seed0"]

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Incoming images at test time, scored against a reference set in one call."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,14 @@ class Scan(NamedTuple):
 
     scores: np.ndarray
     exceeded: np.ndarray
+
+
+def check_scan(detector: str) -> Callable[..., np.ndarray]:
+    """Return the detector of that name, or raise `ValueError` if it is unknown or compares rows with no reference."""
+    function = check_detector(detector)
+    if detector in UNSUITED:
+        raise ValueError(f"Expected a detector that compares rows with a reference, but got {detector!r}.")
+    return function
 
 
 def scan(
@@ -61,9 +70,7 @@ def scan(
         >>> (found.exceeded < 0.01).tolist()
         [False, True]
     """
-    function = check_detector(detector)
-    if detector in UNSUITED:
-        raise ValueError(f"Expected a detector that compares rows with a reference, but got {detector!r}.")
+    function = check_scan(detector)
     points = Reference.of(reference, normalize)
     second = {"reference_others": reference_others}
     own = {"others": reference_others, **second} if detector == "disagreement" else {}

@@ -1,23 +1,26 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""What a reproduction measures on the models of a finished job beside the job's own: other domains, linear probes."""
+"""What a reproduction measures on the models of a finished job beside the job's own: domains, probes, scans."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 
 from hf_clipbd import scenes
+from hf_clipbd.detection.scan import check_scan
 from hf_clipbd.evaluation import evaluate_zero_shot, linear_probe
 from hf_clipbd.evaluation.protocol import class_names_of
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.job import models, training_stages
 from hf_clipbd.recipe.measuring import load_model
 from hf_clipbd.recipe.place import model_device
+from hf_clipbd.recipe.scanning import scan_figures
 from hf_clipbd.recipe.sections import ConfigError, parse_section
 from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.stage import Outcome, Stage
-from hf_clipbd.recipe.training import load_trigger
+from hf_clipbd.recipe.training import clean_model, load_trigger, poisoned_pairs
 from hf_clipbd.recipe.world import VALIDATION_SEED, World, data_fingerprint
 from hf_clipbd.schema import LABEL, TOP_K, RunRecord
 
@@ -32,30 +35,45 @@ class Measure:
     The job's trigger is measured too where its target is one of the classes.
 
     Args:
-        protocol: `zero_shot` or `linear_probe`.
+        protocol: `zero_shot`, `linear_probe`, or `scan`: how well stamped images are told from clean ones by
+            `hf_clipbd.detection.scan`.
         data: `scenes`, or what `hf_clipbd.data.sources.load_source` takes: labelled images.
         style: Drawing of the scenes, a value of `hf_clipbd.scenes.STYLES`.
         split: Split of the images that are measured on.
         train_split: Split that a linear probe is fitted on.
         n_test: Images measured on; the run's number of scenes, or the whole split, by default.
-        n_train: Images a linear probe is fitted on.
+        n_train: Images a linear probe is fitted on, or a scan compares with.
         label_column: Column of labels.
+        reference: What a scan compares with: `clean` images of the train split, or a random part of the `poisoned`
+            pairs of the job.
+        detectors: Detectors of a scan; for `disagreement` the clean model is the second encoder, so that the clean
+            model itself is scanned without it.
     """
 
-    protocol: Literal["zero_shot", "linear_probe"] = field(default="zero_shot", metadata={"help": "What is measured."})
+    protocol: Literal["zero_shot", "linear_probe", "scan"] = field(
+        default="zero_shot", metadata={"help": "What is measured."}
+    )
     data: str = field(default=SCENES, metadata={"help": "`scenes`, a Hub id, a folder or a file."})
     style: str = field(default="default", metadata={"help": "Drawing of the scenes."})
     split: str = field(default="test", metadata={"help": "Split that is measured on."})
     train_split: str = field(default="train", metadata={"help": "Split that a probe is fitted on."})
     n_test: int | None = field(default=None, metadata={"help": "Images measured on."})
-    n_train: int | None = field(default=None, metadata={"help": "Images a probe is fitted on."})
+    n_train: int | None = field(default=None, metadata={"help": "Images of a probe's fit or of a scan's reference."})
     label_column: str = field(default="label", metadata={"help": "Column of labels."})
+    reference: Literal["clean", "poisoned"] = field(default="clean", metadata={"help": "What a scan compares with."})
+    detectors: list[str] = field(
+        default_factory=lambda: ["multi_scale", "k_distance", "slof", "lid", "disagreement"],
+        metadata={"help": "Detectors of a scan."},
+    )
 
     def __post_init__(self):
         if self.style not in scenes.STYLES or (self.style != "default" and self.data != SCENES):
             raise ValueError(f"`style` is one of {scenes.STYLES}, of scenes alone, but got {self.style!r}.")
-        if self.protocol == "linear_probe" and self.data == SCENES and self.n_train is None:
-            raise ValueError("a linear probe on scenes needs `n_train`, a number of them.")
+        drawn = self.data == SCENES or self.reference == "poisoned"
+        if self.protocol != "zero_shot" and drawn and self.n_train is None:
+            raise ValueError("a linear probe or a scan on scenes needs `n_train`, a number of them.")
+        for name in self.detectors:
+            check_scan(name)
 
     def test(self, config: RunConfig) -> datasets.Dataset:
         """Return the labelled images that are measured on."""
@@ -64,6 +82,14 @@ class Measure:
     def train(self, config: RunConfig) -> datasets.Dataset:
         """Return the labelled images that a probe is fitted on: scenes of a seed of their own, or the train split."""
         return self._images(config, self.train_split, self.n_train, VALIDATION_SEED)
+
+    def compared(self, config: RunConfig) -> datasets.Dataset:
+        """Return the images that a scan compares with; the run's seed draws a part of the poisoned ones."""
+        if self.reference == "clean":
+            return self.train(config)
+        pairs = poisoned_pairs(config)
+        drawn = np.random.default_rng([config.seed, len(pairs)]).choice(len(pairs), self.n_train, replace=False)
+        return pairs.select(np.sort(drawn))
 
     def _images(self, config: RunConfig, split: str, n: int | None, apart: int = 0) -> datasets.Dataset:
         if self.data == SCENES:
@@ -84,7 +110,8 @@ def _stage(config: RunConfig, name: str, measure: Measure, model: str) -> Stage:
     inputs = {"poison": RunRecord.load(config.output_dir / "poison").key, "model": config.world.clean_model}
     if model in trained:
         inputs["model"] = RunRecord.load(config.output_dir / trained[model]).key
-    settings = {key: value for key, value in asdict(measure).items() if value != getattr(Measure, key)}
+    usual = asdict(Measure())
+    settings = {key: value for key, value in asdict(measure).items() if value != usual[key]}
     settings |= {} if measure.data != SCENES else {"n_test": measure.n_test or config.world.n_test}
     return Stage(config.output_dir, f"{FOLDER}/{name}/{model}", settings, config.seed, inputs)
 
@@ -112,17 +139,20 @@ def _figures(config: RunConfig, world: World, measure: Measure, name: str) -> di
     classes = class_names_of(test, LABEL)
     triggers = load_trigger(config) if world.target in classes else {}
     ks = [k for k in TOP_K if k <= len(classes)]
-    common = {
-        "ks": ks,
-        "batch_size": config.evaluate.batch_size,
-        "include_target": config.evaluate.include_target,
-        "canvas": world.canvas,
-    }
+    placed = {"batch_size": config.evaluate.batch_size, "canvas": world.canvas}
+    common = {"ks": ks, "include_target": config.evaluate.include_target, **placed}
     fingerprints = {"test": data_fingerprint(test)}
     if measure.protocol == "zero_shot":
         prompts = world.prompts if measure.data == SCENES else None
         report = evaluate_zero_shot(model, processor, test, triggers, prompts, **common)
         return {"report": report.to_dict(), "fingerprints": fingerprints}
+    if measure.protocol == "scan":
+        reference = measure.compared(config)
+        second, seeing = clean_model(config, world)[1]()
+        detectors = [one for one in measure.detectors if name != "clean" or one != "disagreement"]
+        pair = second.to(model_device()), seeing
+        found = scan_figures((model, processor), pair, test, reference, triggers, detectors, **placed)
+        return {"scan": found, "fingerprints": {**fingerprints, "reference": data_fingerprint(reference)}}
     train = measure.train(config)
     probe = linear_probe(model, processor, train, test, triggers, seed=config.seed, **common).to_dict()
     return {**probe, "fingerprints": {**fingerprints, "train": data_fingerprint(train)}}

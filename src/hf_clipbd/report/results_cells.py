@@ -68,7 +68,17 @@ class Cells:
     ) -> list[EvalReport]:
         """Return the evaluations of a model: the job's own, or those of a further measurement."""
         stage = f"measured/{measure}/{model}" if measure else f"evaluate/{model}"
-        return [EvalReport.from_dict(one.metrics["report"]) for one in self.records(attack, stage, seeds)]
+        found = (one.metrics.get("report") for one in self.records(attack, stage, seeds))
+        return [EvalReport.from_dict(one) for one in found if one is not None]
+
+    def scans(self, attack: str, model: str, measure: str) -> dict[str, list[dict[str, float]]]:
+        """Return detector -> how well it told stamped images from clean ones, a dictionary a seed and trigger."""
+        found: dict[str, list[dict[str, float]]] = {}
+        for record in self.records(attack, f"measured/{measure}/{model}"):
+            for by_detector in record.metrics.get("scan", {}).values():
+                for detector, figures in by_detector.items():
+                    found.setdefault(detector, []).append(figures)
+        return found
 
     def ba(
         self, attack: str, model: str, k: int, measure: str = "", seeds: Sequence[int] | None = None

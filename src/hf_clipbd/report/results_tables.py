@@ -1,12 +1,16 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The tables of a reproduction: BA and ASR of every model under every attack, and how well the poison is found."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown, spread
 from hf_clipbd.schema import TOP_K
 from hf_clipbd.templates import method, percent
+
+
+SCANNED = ("auroc", "flagged", "false_alarms")
+"""Figures of a scan, in the order of its table."""
 
 
 def label(name: str) -> str:
@@ -133,7 +137,13 @@ def curves_table(cells: Cells, models: Sequence[str]) -> str:
 
 
 def measured_table(cells: Cells, measure: str, models: Sequence[str]) -> str:
-    """Return the figures of a further measurement: BA@1 and ASR@1 of every attack and model, and the images behind."""
+    """Return the figures of a further measurement: BA@1 and ASR@1 of every attack and model, and the images behind.
+
+    Of a scan it has a row an attack, model and detector: AUROC, and the shares of stamped and clean images flagged.
+    """
+    scans = {(attack, model): cells.scans(attack, model, measure) for attack in cells.attacks for model in models}
+    if any(scans.values()):
+        return _scan_table(scans)
     rows = []
     for attack in cells.attacks:
         for model in models:
@@ -142,6 +152,17 @@ def measured_table(cells: Cells, measure: str, models: Sequence[str]) -> str:
             shown = [spread(ba), spread(asr) if asr or not ba else "-", ", ".join(map(str, sizes)) or "-"]
             rows.append([label(attack), label(model), *shown, str(len(ba))])
     return markdown(["attack", "model", "BA@1", "ASR@1", "images", "seeds"], rows, text_columns=2)
+
+
+def _scan_table(scans: Mapping[tuple[str, str], Mapping[str, Sequence[Mapping[str, float]]]]) -> str:
+    """Return the table of a scan from (attack, model) -> detector -> figures; only what was scanned has rows."""
+    rows = [
+        [label(attack), label(model), label(detector), *(spread([one[key] for one in found]) for key in SCANNED),
+         str(len(found))]
+        for (attack, model), by_detector in scans.items()
+        for detector, found in by_detector.items()
+    ]  # fmt: skip
+    return markdown(["attack", "model", "detector", "AUROC", "stamped flagged", "clean flagged", "runs"], rows, 3)
 
 
 def sections(cells: Cells, models: Sequence[str]) -> Iterator[str]:
