@@ -79,23 +79,24 @@ def test_shipped_grids_start_from_the_settings_of_the_run():
             assert getattr(mine, key) == getattr(theirs, key), (name, key)
 
 
-def write(folder, asr, epochs):
+def write(folder, asr, epochs, training=None):
     rate = {"value": 0.9, "n": 50}
     trigger = {"target": "cup", "asr": {"1": {"value": asr, "n": 49}}, "ra": {"1": rate}, "include_target": False}
     history = [{"epoch": epoch + 1.0, "eval_ba1": 0.9, "eval_asr1_badnets": one} for epoch, one in enumerate(epochs)]
     report = {"ba": {"1": rate}, "triggers": {"badnets": trigger}, "n_classes": 9}
     metrics = {"history": history, "validation": {"1": rate}, "report": report}
-    RunRecord("cell", "key", {}, metrics, 0, seconds=2.0).save(folder)
+    RunRecord("cell", "key", {"training": training or {}}, metrics, 0, seconds=2.0).save(folder)
 
 
 def test_figures_are_drawn_from_the_records_that_are_there(tmp_path):
     runs = [tmp_path / "a", tmp_path / "b"]
-    grid = shipped("ablations/ablations.yaml", "--grid.runs", *runs, "--grid.output_dir", tmp_path / "out")
+    flags = ("--grid.runs", *runs, "--grid.output_dir", tmp_path / "out", "--grid.validation_images", 50)
+    grid = shipped("ablations/ablations.yaml", *flags)
     assert render_figures(grid) == []
     for run in runs:
         write(run / "ablations" / BASELINE, 0.9, [])
         for number, cell in enumerate(blocks(grid)["Temperatures"].cells):
-            write(run / "ablations" / cell.name, 0.1 * number, [0.5, 0.2, 0.1 * number])
+            write(run / "ablations" / cell.name, 0.1 * number, [0.5, 0.2, 0.1 * number], cell.asked)
     drawn = {path.name for path in render_figures(grid)}
     # the section itself is one of the temperatures, and so one point of the ratios and of the pairs
     assert {"temperatures.png", "temperatures_epochs.png", "pairs_with_sub_captions.png"} <= drawn

@@ -77,7 +77,7 @@ def test_help_of_every_subcommand_comes_without_torch():
         ("run no.yaml", "`no.yaml`"),
         ("poison ./none.csv --target banana --rate 0.1 --out {out}", "./none.csv"),
         ("poison scenes --target banana --rate 0.1 --out {out} --attack.pach 3", "attack.pach"),
-        ("poison scenes --target banana --rate 0.1 --out {out} --n 8 --sise 3", "`sise`"),
+        ("poison scenes --target banana --rate 0.1 --out {out} --n 8 --sise 3", "did you mean `--size`"),
         ("poison scenes --target banana --count 9 --n 8 --size 32 --out {out}", "at most 8"),
         ("train {work}/poison --model {work}/none --out {out}", "{work}/none"),
         ("train {work}/poison --model {work}/clean --out {out} --lerning_rate 3", "did you mean `learning_rate`"),

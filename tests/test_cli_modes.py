@@ -188,7 +188,7 @@ def test_a_plan_finds_what_cannot_work(work, tmp_path, capsys):
     assert "at least one global batch" in capsys.readouterr().err
     line = f"poison {work / 'poisoned'} --count 65 --out {tmp_path / 'out'} --dry_run"
     assert main(line.split()) == 2
-    assert "at most 64 poisoned rows" in capsys.readouterr().err
+    assert "at most 64, the number of rows" in capsys.readouterr().err
 
 
 def test_a_plan_knows_a_finished_stage_and_one_of_other_settings(work, tmp_path, capsys):

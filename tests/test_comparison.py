@@ -13,11 +13,11 @@ from hf_clipbd.evaluation.comparison import compare, read_report, render
 from hf_clipbd.schema import EvalReport, Rate, RunRecord, TriggerReport, write_json
 
 
-def report(ba, asr, trigger="badnets_a", n=200):
+def report(ba, asr, trigger="badnets_a", n=200, target="banana"):
     def rates(value, n):
         return {1: Rate(value, n), 5: Rate(min(1.0, value + 0.1), n)}
 
-    return EvalReport(rates(ba, n), {trigger: TriggerReport("banana", rates(asr, n - 20), rates(0.3, n - 20))}, 66)
+    return EvalReport(rates(ba, n), {trigger: TriggerReport(target, rates(asr, n - 20), rates(0.3, n - 20))}, 66)
 
 
 REPORTS = {"victim": report(0.62, 0.95), "ft": report(0.6, 0.5), "cleanclip": report(0.58, 0.05)}
@@ -25,7 +25,9 @@ REPORTS = {"victim": report(0.62, 0.95), "ft": report(0.6, 0.5), "cleanclip": re
 
 def test_rows_come_by_k_then_trigger_then_model_with_der():
     rows = compare({**REPORTS, "clean": EvalReport({1: Rate(0.7, 200), 5: Rate(0.9, 200)}, {}, 66)}, "victim")
-    assert [(row.model, row.k) for row in rows][:4] == [("victim", 1), ("ft", 1), ("cleanclip", 1), ("victim", 5)]
+    models = ["victim", "ft", "cleanclip", "clean"]  # the one without a trigger last
+    assert [(row.model, row.k) for row in rows] == [(model, k) for k in (1, 5) for model in models]
+    assert (rows[3].trigger, rows[3].ba, rows[3].asr, rows[3].der) == ("", Rate(0.7, 200), None, None)
     assert rows[0].der is None
     expected = defense_effectiveness(REPORTS["victim"], REPORTS["cleanclip"], "badnets_a").der
     assert rows[2].der == expected == pytest.approx((0.9 - 0.04 + 1) / 2)
@@ -54,6 +56,16 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         compare(REPORTS, ks=[3])
     with pytest.raises(ValueError, match="format"):
         render(compare(REPORTS), "html")
+    other = {**REPORTS, "other": report(0.6, 0.5, target="owl")}
+    with pytest.raises(ValueError, match="one target in both reports, but got 'banana' and 'owl'"):
+        compare(other, "victim")
+    assert len(compare(other, ks=[1])) == 4
+    found = {"image_to_text": {"1": {"value": 0.5, "n": 4}}, "text_to_image": {}}
+    write_json(tmp_path / "bare.json", found)
+    RunRecord("evaluate", "k", {}, {"retrieval": found}, 0).save(tmp_path / "retrieval")
+    for path in (tmp_path / "bare.json", tmp_path / "retrieval"):
+        with pytest.raises(ValueError, match="holds one of retrieval"):
+            read_report(path)
     with pytest.raises(FileNotFoundError, match="evaluation at"):
         read_report(tmp_path)
     write_json(tmp_path / "other.json", {"loss": 1})

@@ -54,8 +54,8 @@ def test_logits_of_real_shapes_equal_the_independent_implementation(name):
     state = random_state(**SHAPES[name])
     pixels, ids = batch(49408, SHAPES[name]["image"], length=77)
     torch.testing.assert_close(
-        ours(convert_openai_state_dict(state), pixels, ids), logits(state, pixels, ids), rtol=0, atol=1e-4
-    )
+        ours(convert_openai_state_dict(state), pixels, ids), logits(state, pixels, ids), rtol=0, atol=5e-4
+    )  # a cosine times 100: 5e-6 of a cosine, after a hundred layers in an order of sums that the processor decides
 
 
 @pytest.mark.parametrize("name", ["RN101", "RN50x4"])

@@ -130,7 +130,8 @@ def test_rows_that_cannot_be_read_are_passed_over(work, tiny_model, tiny_process
         (["--detectors", "slof", COGNITIVE, "--distilled", "0"], "at least 1, but got 0"),
         (["--detectors", "slof", COGNITIVE, "--raw"], "Leave `--raw` out"),
         (["--detectors", COGNITIVE, "--clean_reference", "scenes"], "Expected no clean reference"),
-        (["--detectors", "disagreement"], "Pass `--second`"),
+        (["--detectors", "disagreement"], "`disagreement` needs. Pass `--second`"),
+        (["--detectors", "slof", "combined"], "`combined` needs. Pass `--second`"),
     ],
 )
 def test_what_does_not_go_together_is_said_at_once(options, says, work, tmp_path, capsys, monkeypatch):
@@ -450,4 +451,4 @@ def test_a_second_encoder_embeds_no_captions(work, tmp_path, monkeypatch):
     given = ["--model", "scenes", "--second", work / "model", "--cache", tmp_path / "cache", "--no_filtered"]
     assert detect(work, tmp_path / "out", *given, "--cache", tmp_path / "cache") == 0
     assert counts == {"images": 2, "texts": 1}
-    assert np.isfinite(scores_of(tmp_path / "out")["disagreement"]).all()
+    assert np.isfinite(scores_of(tmp_path / "out")["combined"]).all()

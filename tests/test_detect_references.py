@@ -43,6 +43,7 @@ def test_every_detector_takes_a_clean_set_and_gives_what_it_gives_alone():
     given = {
         "conditional_sparsity": {"texts": TEXTS, "reference_texts": CLEAN_TEXTS},
         "disagreement": {**ALIGNED, **OF_CLEAN},
+        "combined": {**ALIGNED, **OF_CLEAN},
         "clip_score": {"texts": TEXTS},
         "cognitive_distillation": {"masks": masks},
     }
@@ -81,9 +82,10 @@ def test_what_a_clean_set_lacks_is_named(shared):
         ("conditional_sparsity", {}, "reference_texts"),
         ("disagreement", {}, "reference_texts"),
         ("disagreement", {"reference_texts": CLEAN_TEXTS}, "reference_others"),
+        ("combined", {"reference_texts": CLEAN_TEXTS}, "reference_others"),
         ("conditional_sparsity", {"reference_texts": CLEAN_TEXTS[:-1]}, "at least 150.*got 149"),
     ):
-        aligned = {"texts": TEXTS} | ({"others": OTHERS} if detector == "disagreement" else {})
+        aligned = {"texts": TEXTS} | ({} if detector == "conditional_sparsity" else {"others": OTHERS})
         with pytest.raises(ValueError, match=missing):
             detect(FEATURES, detector, reference=Reference.of(CLEAN), shared=shared, **aligned, **given)
     # A searched set whose first rows have as many captions is no excuse.

@@ -22,7 +22,8 @@ from hf_clipbd.detection.kept import Kept
 from hf_clipbd.detection.nearest import Neighbors, Points
 
 
-NEIGHBOURS = ["k_distance", "slof", "lof", "dao", "lid", "conditional_sparsity", "disagreement", "multi_scale"]
+NEIGHBOURS = ["k_distance", "slof", "lof", "dao", "lid", "multi_scale"]
+NEIGHBOURS += ["conditional_sparsity", "disagreement", "combined"]
 
 
 def rows(n=700, d=10, seed=0):

@@ -36,9 +36,10 @@ from hf_clipbd.detection import (
 
 
 NEIGHBOR_DETECTORS = ["k_distance", "slof", "lof", "lid", "dao"]
-OF_THE_WHOLE_SET = ["spectral_signature", "activation_clustering"]
+OF_THE_WHOLE_SET = ["spectral_signature", "activation_clustering", "combined"]
 """Detectors whose score of a row depends on the other searched rows."""
-OTHERWISE = {"clip_score", "cognitive_distillation", "conditional_sparsity", "disagreement", "island", "multi_scale"}
+OTHERWISE = {"clip_score", "cognitive_distillation", "combined", "conditional_sparsity", "disagreement", "island"}
+OTHERWISE |= {"multi_scale"}
 """Detectors that need more than images or do not look for rows that lie alone; their own tests say what they find."""
 
 
@@ -143,12 +144,12 @@ def test_every_detector_is_finite_deterministic_and_independent_of_order(name):
     aligned, fixed = {}, {}
     if name == "clip_score":
         aligned = {"texts": features * np.where(np.arange(120) < 119, 1, -1)[:, None]}
-    if name == "disagreement":
+    if name in ("disagreement", "combined"):
         aligned, fixed = {"others": uneven(120, 5)}, {"reference_others": uneven(60, 5, seed=4)}
     if name == "cognitive_distillation":
         aligned = {"masks": rng.uniform(size=120)}
-    if name == "conditional_sparsity":
-        aligned, fixed = {"texts": uneven(120, 5)}, {"reference_texts": uneven(60, 5, seed=4)}
+    if name in ("conditional_sparsity", "combined"):
+        aligned, fixed = {**aligned, "texts": uneven(120, 5)}, {**fixed, "reference_texts": uneven(60, 5, seed=4)}
     reference = Reference.of(uneven(60, seed=4) if name != "clip_score" else features)
 
     def scored(rows):

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from hf_clipbd.detection import (
+    ALIGNED,
     Reference,
     activation_clustering,
     cognitive_distillation,
+    combined,
+    conditional_sparsity,
     detect,
+    detection_performance,
     disagreement,
     distilled_masks,
     huang2025,
@@ -99,7 +103,39 @@ def test_disagreement_with_captions_is_that_of_slow_loops():
     both = disagreement(features, reference, 4, others=others, texts=texts)
     np.testing.assert_allclose(both / alone, expected, rtol=2e-3)
     given = {"k": 4, "others": others, "texts": texts}
+    scores = np.stack([conditional_sparsity(features, reference, 4, texts=texts), both])
+    usual = np.median(scores, 1, keepdims=True), np.quantile(scores, 0.75, 1, keepdims=True)
+    expected = ((scores - usual[0]) / (usual[1] - usual[0])).max(0)
+    np.testing.assert_allclose(combined(features, reference, **given), expected)
+    np.testing.assert_array_equal(detect(features, **given), detect(features, "combined", **given))
+    del given["texts"]
     np.testing.assert_array_equal(detect(features, **given), detect(features, "disagreement", **given))
+
+
+def test_combined_finds_what_either_part_finds():
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 10, 2000)
+    centres = {name: 4 * rng.normal(size=(10, 12)) for name in ("features", "texts", "others")}
+    spaces = {name: (at[labels] + rng.normal(size=(2000, 12))).astype(np.float32) for name, at in centres.items()}
+    hidden, seen = np.arange(2000) < 20, (np.arange(2000) >= 20) & (np.arange(2000) < 40)
+    # The first have captions and embeddings of concept 0, but show anything. The second, whose captions nobody else
+    # has, lie apart, and as near to each other in the second space.
+    spaces["texts"][hidden] = centres["texts"][0] + rng.normal(size=(20, 12))
+    spaces["texts"][seen] = 4 * rng.normal(size=12) + rng.normal(size=(20, 12))
+    spaces["features"][hidden] = centres["features"][0] + rng.normal(size=(20, 12))
+    for name in ("features", "others"):
+        spaces[name][seen] = 6 * rng.normal(size=12) + 0.3 * rng.normal(size=(20, 12))
+    spaces["others"][hidden] = centres["others"][rng.integers(1, 10, 20)] + rng.normal(size=(20, 12))
+    features = spaces.pop("features")
+
+    def found(name, rows):
+        given = {key: value for key, value in spaces.items() if key in ALIGNED[name]}
+        scores = detect(features, name, **given)
+        return detection_performance(scores[rows | (np.arange(2000) >= 40)], rows[rows | (np.arange(2000) >= 40)])
+
+    assert found("conditional_sparsity", hidden)["auroc"] < 0.9 < 0.99 < found("conditional_sparsity", seen)["auroc"]
+    assert found("disagreement", seen)["auroc"] < 0.9 < 0.99 < found("disagreement", hidden)["auroc"]
+    assert min(found("combined", rows)["auroc"] for rows in (hidden, seen)) > 0.98
 
 
 def test_disagreement_finds_poison_of_any_density_and_copies_keep_their_place():
@@ -260,14 +296,18 @@ def test_published_faults_show():
 def test_a_scan_compares_with_the_reference_alone():
     reference, incoming = np.split(rows(320, 6), [300])
     incoming[-1] = -5 * reference.mean(0)
-    found = scan(incoming, reference, k=5)
+    found = scan(incoming, reference, "k_distance", k=5)
     np.testing.assert_array_equal(found.scores, k_distance(incoming, Reference.of(reference), 5))
     usual = k_distance(reference, Reference.of(reference), 5)
     expected = [np.mean(usual >= score) for score in found.scores]
     np.testing.assert_allclose(found.exceeded, expected)
     assert found.exceeded[-1] == 0 and found.exceeded[:-1].mean() > 0.2
-    np.testing.assert_allclose(scan(incoming[:3], reference, k=5).scores, found.scores[:3], rtol=1e-3)
-    second = scan(incoming, reference, "disagreement", 5, others=incoming[:, :4], reference_others=reference[:, :4])
+    few = scan(incoming[:3], reference, "k_distance", k=5)
+    np.testing.assert_allclose(few.scores, found.scores[:3], rtol=1e-3)
+    np.testing.assert_array_equal(scan(incoming, reference).scores, slof(incoming, Reference.of(reference)))
+    others = {"others": incoming[:, :4], "reference_others": reference[:, :4]}
+    second = scan(incoming, reference, k=5, **others)
+    np.testing.assert_array_equal(second.scores, scan(incoming, reference, "disagreement", 5, **others).scores)
     assert second.scores.shape == (20,) and np.isfinite(second.scores).all()
     with pytest.raises(ValueError, match="'clip_score'"):
         scan(incoming, reference, "clip_score")

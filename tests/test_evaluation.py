@@ -2,6 +2,7 @@
 """Zero-shot evaluation against numpy, every denominator, one pass against many, one process against two."""
 
 import io
+import weakref
 import zlib
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from hf_clipbd.attacks import TextTrigger
 from hf_clipbd.evaluation import (
     ZeroShotEvaluator,
     defense_effectiveness,
@@ -20,7 +22,7 @@ from hf_clipbd.evaluation import (
     text_classifier,
     zero_shot,
 )
-from hf_clipbd.evaluation.protocol import target_class
+from hf_clipbd.evaluation.protocol import on_pictures, target_class
 from hf_clipbd.evaluation.rates import class_ranks
 from hf_clipbd.schema import EvalReport, Rate, TriggerReport
 
@@ -195,7 +197,7 @@ def test_the_evaluator_stamps_once_and_agrees_with_the_function():
         assert set(values) == {"ba1", "ba3", "asr1_patch", "asr3_patch", "ra1_patch", "ra3_patch"}
         assert values["asr3_patch"] == report.triggers["patch"].asr[3].value
         assert all(type(value) is float for value in values.values())
-    assert attack.calls == len(data)
+    assert attack.calls == 1 + len(data)  # and a blank picture when it is built
 
 
 def test_the_model_is_measured_in_evaluation_mode_and_left_as_it_was():
@@ -244,6 +246,53 @@ def test_wrong_input_is_named_before_any_image_is_read():
         evaluate({"small": type("Small", (), {"target": "kite", "__call__": lambda _, x, index: x[1:]})()}, ks=(1,))
     with pytest.raises(ValueError, match="at least one case"):
         evaluate([Patch("owl")], dataset=data.filter(lambda label: label == 3, input_columns="label"), ks=(1,))
+
+
+class Large(Patch):
+    """Puts pictures on a canvas of twice the size."""
+
+    def __call__(self, image, index=0):
+        return np.repeat(np.repeat(super().__call__(image, index), 2, axis=0), 2, axis=1)
+
+
+def test_a_trigger_of_another_size_is_refused_when_the_evaluator_is_built():
+    data = labelled(3)
+    with pytest.raises(ValueError, match=r"8 × 8 px .*\(16, 16, 3\).*same canvas.*`--size 8`"):
+        ZeroShotEvaluator(PROCESSOR, data, [Patch(), Large(name="large")], TEMPLATES, ks=(1,))
+
+
+def test_a_trigger_in_the_text_alone_has_no_rate_on_pictures(caplog):
+    word = TextTrigger(target="kite")
+    with pytest.raises(ValueError, match=r"\['text_trigger'\] are in the text alone.*--protocol retrieval"):
+        evaluate_zero_shot(Encoder(), PROCESSOR, labelled(3), [Patch(), word], TEMPLATES, ks=(1,))
+    patch = Patch()
+    assert on_pictures({"word": word, "patch": patch}) == {"patch": patch}
+    assert len(caplog.messages) == 1 and "`word`" in caplog.messages[0] and "retrieval" in caplog.messages[0]
+
+
+def test_one_picture_in_its_own_size_is_held_at_a_time(monkeypatch):
+    decode, alive, most = datasets.Image.decode_example, [], []
+
+    def counted(self, *given, **named):
+        most.append(sum(one() is not None for one in alive))
+        image = decode(self, *given, **named)
+        alive.append(weakref.ref(image))
+        return image
+
+    data, options = labelled(), {"templates": TEMPLATES, "ks": (1, 3), "batch_size": 16}
+    rows = list(data)
+    monkeypatch.setattr(datasets.Image, "decode_example", counted)
+    found = evaluate_zero_shot(Encoder(), PROCESSOR, data, [Patch()], **options)
+    assert len(most) == len(data) and max(most) == 0  # when the next one is decoded the last one is gone
+    streamed = evaluate_zero_shot(Encoder(), PROCESSOR, data.to_iterable_dataset(), [Patch()], **options)
+    assert max(most) <= 1
+    monkeypatch.undo()
+    names = [name.replace("_", " ") for name in NAMES]
+    assert found == streamed == evaluate_zero_shot(Encoder(), PROCESSOR, rows, [Patch()], class_names=names, **options)
+    with pytest.raises(ValueError, match="Row 1: Expected an image"):
+        blank = data.select([0]).to_dict() | {"label": [0, 0]}
+        blank = datasets.Dataset.from_dict({**blank, "image": [*blank["image"], None]}, features=data.features)
+        evaluate_zero_shot(Encoder(), PROCESSOR, blank, **options)
 
 
 def test_a_broken_model_gets_no_score():
@@ -304,4 +353,4 @@ def test_two_processes_share_the_rows_and_give_the_same_report(tmp_path):
     torch.multiprocessing.spawn(measure_on_one_of_two, (tmp_path / "address", tmp_path), nprocs=2)
     alone = evaluate_zero_shot(Encoder(), PROCESSOR, labelled(), [Patch()], TEMPLATES, ks=(1, 3))
     texts = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
-    assert texts == [f"{calls} {alone.to_dict()} True" for calls in (21, 20)]
+    assert texts == [f"{calls} {alone.to_dict()} True" for calls in (22, 21)]

@@ -11,6 +11,7 @@ import yaml
 from hf_clipbd.cli import jobs
 from hf_clipbd.cli.plan_grid import plan_grid
 from hf_clipbd.recipe import ConfigError, config_from, load_grid
+from hf_clipbd.recipe.config import training_settings
 from hf_clipbd.recipe.grid_config import grid_from
 from hf_clipbd.recipe.grid_table import BASELINE, chosen_cells, grid_table, spread
 from hf_clipbd.schema import RECORD_FILE, RunRecord
@@ -86,19 +87,20 @@ def test_what_is_not_understood_is_named(changes, says):
         grid_from(values(**changes))
 
 
-def record(folder, validation, ba, asr):
+def record(folder, validation, ba, asr, training):
     """Write the record of a cell whose figures are these."""
     rate = {"value": ba, "n": 100}
     trigger = {"target": "cup", "asr": {"1": {"value": asr, "n": 99}}, "ra": {"1": rate}, "include_target": False}
     report = {"ba": {"1": rate, "10": rate}, "triggers": {"badnets": trigger}, "n_classes": 12}
     metrics = {"validation": {"1": {"value": validation, "n": 70}}, "report": report}
-    RunRecord("cell", "key", {}, metrics, 0, seconds=4.0).save(folder)
+    RunRecord("cell", "key", {"training": training}, metrics, 0, seconds=4.0).save(folder)
 
 
 def fill(grid, figures):
+    trained = {cell.name: json.loads(json.dumps(training_settings(cell.training(seed=1)))) for cell in grid.cells}
     for run, by_cell in zip(grid.runs, figures, strict=True):
         for cell, (validation, ba, asr) in by_cell.items():
-            record(run / "cells" / cell, validation, ba, asr)
+            record(run / "cells" / cell, validation, ba, asr, trained.get(cell, {}))
 
 
 def test_the_choice_looks_at_held_out_accuracy_alone(tmp_path):
@@ -121,6 +123,32 @@ def test_the_choice_looks_at_held_out_accuracy_alone(tmp_path):
     (tmp_path / "b/cells" / high / RECORD_FILE).unlink()
     assert chosen_cells(grid, grid.blocks[0]) == {}  # nothing is chosen before every cell is there
     assert "| - | - | - | - | - | 0 | - |" in grid_table(grid_from(values(["none"])))
+
+
+def test_records_of_other_settings_count_for_nothing(tmp_path):
+    def made(**changes):
+        sections = values([tmp_path / "a"], defenses={"ft": changes.pop("ft", {})}, **changes)
+        return grid_from(sections)
+
+    grid = made()
+    low, high = names(grid)
+    fill(grid, [{BASELINE: (0.9, 0.9, 0.99), low: (0.9, 0.9, 0.5), high: (0.9, 0.8, 0.25)}])
+    assert chosen_cells(grid, grid.blocks[0])["ft"].name == high and "Left out" not in grid_table(grid)
+    others = [made(ft={"num_train_epochs": 5}), made(ft={"weight_decay": 0.3}), made(ft={"seed": 4})]
+    others.append(made(grid={"runs": [str(tmp_path / "a")], "name": "cells", "validation_images": 71}))
+    for other in others:
+        table = grid_table(other)
+        assert chosen_cells(other, other.blocks[0]) == {} and "| 90.0 | - | 50.0" not in table
+        assert f"`{low}` of a; `{high}` of a. Run the grid." in table and "80.0" not in table
+    assert "`victim` of a" in table  # of other validation images, so that its BA is no floor here
+    path = tmp_path / "a/cells" / low / RECORD_FILE
+    found = json.loads(path.read_text())
+    trained, usual = found["config"]["training"], grid.cells[0].usual
+    newest = [name for name, value in trained.items() if name in usual and usual[name] == value and name != "seed"]
+    del trained[newest[-1]]  # a record of before there was such a setting
+    trained |= {"since_removed": 3, "mixed_precision": "bf16"}
+    path.write_text(json.dumps(found))
+    assert chosen_cells(grid, grid.blocks[0])["ft"].name == high
 
 
 def test_spread():
@@ -227,8 +255,10 @@ def test_defences_that_train_on_the_poisoned_pairs(poisoned_run, tmp_path):
         defend(config, "retrain")
     detected = detect(config)
     found = defend(config, "retrain")
-    assert found.inputs["detect"] == detected.key and found.inputs["poison"] == poison(config).key
-    assert {"clean", "poison", "detect", "test"} == set(found.inputs)
+    assert {"clean", "poison", "kept", "test"} == set(found.inputs)
+    assert found.inputs["poison"] == poison(config).key
+    sections["detect"] |= {"map_points": 41, "detectors": ["slof", "k_distance"]}
+    assert detect(config_from(sections)).key != detected.key and defend(config_from(sections), "retrain") == found
     figures = found.metrics
     assert (figures["dropped"], figures["kept"]) == (16, 48)
     assert figures["poisoned_dropped"] + figures["poisoned_kept"] == 8

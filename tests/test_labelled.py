@@ -19,6 +19,8 @@ from hf_clipbd.cli import main
 from hf_clipbd.evaluation import evaluate_zero_shot, load_benchmark, text_classifier
 from hf_clipbd.evaluation import prompts as module
 from hf_clipbd.evaluation.labelled import read_class_names, read_templates
+from hf_clipbd.recipe.assess import Question, labelled_images
+from hf_clipbd.recipe.own_data import Data
 from hf_clipbd.schema import EvalReport, RunRecord
 from hub_server import TOKEN, HubServer, connect
 
@@ -126,8 +128,9 @@ def test_the_command_by_each_protocol(folder, model_folder, tmp_path, capsys):
     assert figures["report"]["ba"]["1"]["n"] == 25 and "linear probe on 6 images" in capsys.readouterr().out
     assert main([*base, "--protocol", "linear_probe"]) == 2
     assert "Pass `--train`" in capsys.readouterr().err
-    pairs = ["evaluate", str(model_folder), "--data", "scenes", "--n", "20", "--size", "32", "--protocol", "retrieval"]
-    assert main([*pairs, "--out", str(tmp_path / "retrieval.json")]) == 0
+    pairs = ["evaluate", str(model_folder), "--n", "20", "--size", "32", "--protocol", "retrieval", "--data", "scenes"]
+    assert main(pairs) == 2 and "has labels alone" in capsys.readouterr().err
+    assert main([*pairs, "--split", "train", "--out", str(tmp_path / "retrieval.json")]) == 0
     found = json.loads((tmp_path / "retrieval.json").read_text())
     assert found["image_to_text"]["10"]["n"] == 20 and "text to image R" in capsys.readouterr().out
 
@@ -169,6 +172,34 @@ def test_class_names_and_prompts_from_files(rows, model_folder, tmp_path, capsys
     assert report.n_classes == 3 and report.ba[3].value == 1.0
 
 
+def test_words_are_classes_and_numbers_need_names(rows, model_folder, tmp_path, capsys):
+    words = ["traffic_light", "banana", "owl"]
+    table = {"image": [image for image, _ in rows]}
+    kinds = {
+        "words": ([words[label] for _, label in rows], datasets.Value("string")),
+        "known": ([sorted(words).index(words[label]) for _, label in rows], datasets.ClassLabel(names=sorted(words))),
+        "numbers": ([str(label) for _, label in rows], datasets.Value("string")),
+    }
+    for kind, (labels, feature) in kinds.items():
+        features = datasets.Features(image=datasets.Image(), label=feature)
+        datasets.Dataset.from_dict({**table, "label": labels}, features).save_to_disk(str(tmp_path / kind))
+        command = ["evaluate", str(model_folder), "--data", str(tmp_path / kind), "--out", str(tmp_path / kind)]
+        assert main([*command[:-1], f"{command[-1]}.json"]) == (2 if kind == "numbers" else 0)
+    assert "`--class_names FILE`, one a line" in capsys.readouterr().err
+    assert (tmp_path / "words.json").read_text() == (tmp_path / "known.json").read_text()
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("folder", ["webp"], indirect=True)
+def test_the_first_rows_of_a_benchmark_say_which_classes_lack(streaming, folder, rows, caplog):
+    for n in (2, 20, 25, 40):
+        images = labelled_images(Data(str(folder), "test", n=n), Question(), streaming)
+        assert len(list(images.dataset)) == min(n, 25)
+    shown = len({label for _, label in rows[:2]})
+    assert [message.split(" of /")[0] for message in caplog.messages] == ["the first 2 rows"]
+    assert f"show {shown} of its 3 classes" in caplog.text
+
+
 def test_the_text_classifier_is_kept_by_content(tiny_model, tiny_processor, tmp_path, monkeypatch):
     calls = []
     embed = module.embed_texts
@@ -190,3 +221,20 @@ def test_the_text_classifier_is_kept_by_content(tiny_model, tiny_processor, tmp_
     assert len(calls) == 4 and len(list(tmp_path.iterdir())) == 4
     half = text_classifier(tiny_model.bfloat16(), tiny_processor, NAMES, ("a {}",), cache=tmp_path)
     assert torch.isfinite(half).all() and len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_kept_text_classifier_is_that_of_the_configuration_and_the_length(tiny_model, tiny_processor, tmp_path):
+    def classifier():
+        return text_classifier(tiny_model, tiny_processor, NAMES, ("a {} on a red table",), cache=tmp_path)
+
+    first, tokenizer = classifier(), tiny_processor.tokenizer
+    tiny_model.config.vision_config.hidden_act = "gelu_new"  # the image tower has no part in it
+    assert torch.equal(classifier(), first) and len(list(tmp_path.iterdir())) == 1
+    tiny_model.config.text_config.hidden_act = "relu"
+    classifier()
+    assert len(list(tmp_path.iterdir())) == 2
+    limit, tokenizer.model_max_length = tokenizer.model_max_length, 4
+    try:
+        assert not torch.equal(classifier(), first) and len(list(tmp_path.iterdir())) == 3
+    finally:
+        tokenizer.model_max_length = limit

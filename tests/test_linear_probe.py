@@ -2,6 +2,7 @@
 """The linear probe: both solvers at the same minimum, its rates against a slow loop, features kept by content."""
 
 import copy
+import importlib
 
 import datasets
 import numpy as np
@@ -13,12 +14,14 @@ from hf_clipbd.attacks import BadNets
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation import kept_features, linear_probe
 from hf_clipbd.evaluation.labelled import uses_mean_per_class
-from hf_clipbd.evaluation.linear_probe import bootstrap_mean, fit_linear
+from hf_clipbd.evaluation.linear_probe import fit_linear
+from hf_clipbd.evaluation.rates import bootstrap_mean
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.schema import Rate
 
 
 NAMES = ["banana", "boat", "kite", "dog"]
+MODULE = importlib.import_module("hf_clipbd.evaluation.linear_probe")  # the package has the function by this name
 
 
 def pictures(n, seed, names=NAMES):
@@ -109,7 +112,7 @@ def test_rates_equal_a_slow_loop(include_target, train, test, tiny_model, tiny_p
     assert found.report.triggers["badnets"].asr[1] == Rate.of(sum(asr), len(asr))
     assert found.mean_per_class == pytest.approx(np.mean([np.mean(hits) for hits in right.values()]))
     assert found.report.ba[1].value > 0.5 and abs(found.mean_per_class - found.report.ba[1].value) > 1e-3
-    assert found.to_dict()["probe"]["n_train"] == 120
+    assert found.to_dict()["probe"]["n_train"] == 120 and found.to_dict()["probe"]["converged"] is True
     low, high = found.to_dict()["probe"]["mean_per_class_interval"]
     assert low <= found.mean_per_class <= high and low < high
 
@@ -133,6 +136,48 @@ def test_the_penalty_is_chosen_on_held_out_training_rows(train, test, tiny_model
     assert again == found
     by_torch = linear_probe(tiny_model, tiny_processor, train, test, l2=found.l2, solver="torch")
     assert by_torch.solver == "torch" and by_torch.report == found.report
+
+
+@pytest.mark.parametrize(
+    ("best", "grid", "beyond", "says"),
+    [
+        (1e-4, None, set(), None),
+        (1e-7, None, {1e-7, 1e-8}, None),
+        (1e-8, None, {1e-7, 1e-8}, "1e-08, is the least"),
+        (1e-1, None, {1e-1}, "0.1, is the greatest"),
+        (1e-7, (1e-4, 1e-3), set(), "0.0001, is the least"),
+    ],
+)
+def test_the_grid_is_extended_while_the_best_lies_at_its_edge(best, grid, beyond, says, monkeypatch, caplog):
+    labels = np.arange(200) % 2
+    places = np.stack([np.linspace(0, 1, 200), labels], axis=1).astype(np.float32)
+
+    class Fitted:
+        """Is right about the fewer rows the further λ is from the best one."""
+
+        weight = torch.zeros(1)
+
+        def __init__(self, features, labels, n_classes, l2):
+            self.share = 1 / (1.5 + abs(np.log10(l2 / best)))
+
+        def __call__(self, features):
+            right = features[:, 0] < self.share
+            return torch.nn.functional.one_hot(torch.where(right, features[:, 1], 1 - features[:, 1]).long(), 2)
+
+    monkeypatch.setattr(MODULE, "fit_linear", Fitted)
+    found = MODULE._choose_l2(places, labels, 2, grid, 0)
+    assert set(found) == set(grid or MODULE.L2_GRID) | beyond
+    assert (says is None) == (not caplog.messages) and all(says in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("solver", ["torch", "sklearn"])
+def test_a_fit_that_is_stopped_says_so(solver, monkeypatch, caplog):
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(80, 6)).astype(np.float32), np.arange(80) % 4
+    assert fit_linear(x, y, 4, 1e-2, solver).converged and not caplog.messages
+    monkeypatch.setattr(MODULE, "MAX_ITERATIONS", 2)
+    assert not fit_linear(x, y, 4, 1e-6, solver).converged
+    assert caplog.messages == ["The linear probe stopped at 2 iterations with l2 = 1e-06."]
 
 
 def test_features_are_kept_by_content_and_never_by_name(train, tiny_model, tiny_processor, tmp_path, monkeypatch):

@@ -149,3 +149,24 @@ def test_missing_column_is_refused():
     rows, _ = noise_rows()
     with pytest.raises(ValueError, match="text"):
         PairViews(rows, PLAIN_VIEWS, Canvas(16), caption_column="text")
+
+
+@pytest.mark.parametrize(("column", "row"), [("image", 4), ("caption", 2)])
+def test_a_gap_is_named_before_anything_is_decoded(column, row, decoded):
+    rows = noise_rows()[0]
+    values = rows.cast_column("image", Image(decode=False)).to_dict()
+    values[column][row] = None
+    gappy = Dataset.from_dict(values, features=rows.features)
+    with pytest.raises((ValueError, TypeError), match=f"(?i){column}.*row {row}|row {row}.*{column}"):
+        PairViews(gappy, PLAIN_VIEWS, Canvas(16))
+    shuffled = gappy.select([row, *(other for other in range(6) if other != row)])
+    with pytest.raises((ValueError, TypeError), match="(?i)row 0"):
+        PairViews(shuffled, PLAIN_VIEWS, Canvas(16))
+    assert len(PairViews(shuffled.select(range(1, 6)), PLAIN_VIEWS, Canvas(16))) == 5 and not decoded
+
+
+def test_a_picture_that_cannot_be_read_is_named_by_its_row(tmp_path):
+    rows = Dataset.from_dict({"image": [str(tmp_path / "nope.png")] * 3, "caption": ["a cup"] * 3})
+    views = PairViews(rows.cast_column("image", Image()), PLAIN_VIEWS, Canvas(16))
+    with pytest.raises(ValueError, match="Row 2: .*nope.png"):
+        views[PairKey(0, 2)]

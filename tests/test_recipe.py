@@ -99,6 +99,7 @@ def test_values_are_coerced_and_flags_lie_over_the_yaml(written):
         ("--attack.name badnet", r"'badnet'; did you mean `badnets`"),
         ("--attack.target bananna", r"'bananna'; did you mean `banana`"),
         ("--attack.patch_size -4", "Section `attack`"),
+        ("--evaluate.ks 3 5", "Section `evaluate`.*the 1 among them"),
         ("--detect.detectors slot", r"'slot'; did you mean .*`slof`"),
         ("--detect.rates 0.5", r"at most the poison rate 0.125, but got \[0.5\]"),
         ("--poison.rate 0.5", "either `rate` or `count`"),
@@ -147,6 +148,19 @@ def test_flags_are_nested_by_their_dots():
         ["a.yaml", "rest"],
         {"x": {"y_z": "1"}, "list": ["a", "b"], "on": "true", "none": None, "k": "v"},
     )
+
+
+@pytest.mark.parametrize(("given", "name"), [("7", "7"), (7, "7"), ("none", "none"), (True, "true"), ("nan", "nan")])
+def test_a_class_may_be_called_like_a_number_or_a_truth_value(given, name):
+    from hf_clipbd.recipe.poisoning import make_attack
+    from hf_clipbd.recipe.world import build_attack
+
+    world = {"kind": "labelled", "path": "svhn", "clean_model": "clip", "size": 32}
+    config = config_from({"world": world, "attack": {"target": given, "patch_size": "4"}})
+    assert config.attack == {"name": "badnets", "target": name, "patch_size": 4}
+    assert build_attack(config).target == name and config_from(config.resolved()).attack == config.attack
+    attack = make_attack("badnets", None, {"target": given, "captions": ["a {}", "7"], "place": ["1", "2"]})
+    assert (attack.target, attack.captions, attack.place) == (name, ("a {}", "7"), (1, 2))
 
 
 def test_null_and_empty_lists_reach_a_section():
@@ -577,6 +591,33 @@ def test_labelled_photographs_with_a_clean_model_trained_first(photographs, tmp_
     assert record.inputs["clean"] == keys[0] and record.inputs["poison"] == keys[1]
     again = World(config_from(values))  # everything is current: fingerprints are stable
     assert [train_clean(config, again).key, poison(config, again).key] == keys
+
+
+def test_a_run_on_few_classes_shows_the_ks_that_there_are(tmp_path, clean_folder):
+    import numpy as np
+    import PIL.Image
+
+    from hf_clipbd.recipe import run
+    from hf_clipbd.recipe.verify import verify
+
+    rng = np.random.default_rng(0)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cup", "dog", "7"])})
+    for split, n in (("train", 48), ("test", 24)):
+        pictures = [PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(n)]
+        rows = datasets.Dataset.from_dict({"img": pictures, "label": [i % 3 for i in range(n)]}, features=features)
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    values = sections(clean_folder, tmp_path / "run", defenses={}, attack={"target": "7", "patch_size": 4})
+    values["world"] |= {"kind": "labelled", "path": str(tmp_path), "image_column": "img"}
+    values["world"] |= {"n_train": 32, "n_defense": 16, "n_test": 24}
+    values["poison"], values["victim"] = {"count": 4}, {**values["victim"], "num_train_epochs": 1}
+    values |= {"evaluate": {"epoch_images": 12}, "detect": {"rates": [], "detectors": ["slof"], "k": 4}}
+    table = run(config_from(values))
+    assert table.splitlines()[0].split()[2:8] == ["BA@1", "BA@3", "n", "ASR@1", "ASR@3", "n"]
+    assert RunRecord.load(tmp_path / "run/evaluate/victim").config["ks"] == [1, 3, 5, 10]  # those that were asked for
+    for page in ("victim/README.md", "report/report.html"):
+        text = (tmp_path / "run" / page).read_text(encoding="utf-8")
+        assert "top 5" not in text and "over 3 classes" in text
+    assert [one.figure for one in verify(tmp_path / "run", ["victim"])] == ["BA@1", "ASR@1 badnets"]
 
 
 def test_captioned_world_takes_its_tests_from_elsewhere(photographs, tmp_path, clean_folder):

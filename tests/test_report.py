@@ -222,6 +222,17 @@ def test_no_training_measurements_no_training_figure(run):
     assert not list((run / "report" / "figures").glob("history*"))
 
 
+def test_a_run_whose_trigger_is_in_the_text_has_no_asr(run):
+    for model in HITS:
+        edit_record(run, f"evaluate/{model}", lambda metrics: metrics["report"].update(triggers={}))
+    tiles = write_report(run).read_text(encoding="utf-8").split("<dt>")[1:3]
+    assert [tile.split("</dt>")[0] for tile in tiles] == ["BA@1, clean model", "BA@1, victim"]
+    assert not list((run / "report" / "figures").glob("bars*"))
+    lines = comparison_table(run, format="markdown").splitlines()
+    line = next(line for line in lines if line.startswith("| CleanCLIP "))
+    assert line.count("| - ") == 2 + len(KS) and "91.7" in line
+
+
 # -- the figures ------------------------------------------------------------------------------------------------------
 
 

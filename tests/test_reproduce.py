@@ -10,16 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 import yaml
 
-from hf_clipbd.recipe import ConfigError, reproduce
+from hf_clipbd import __version__ as VERSION
+from hf_clipbd.recipe import ConfigError, config_from, measuring, reproduce, reproduce_measures
+from hf_clipbd.recipe.locks import LOCK_FILE, FolderLock, this_host
 from hf_clipbd.recipe.reproduce import finished, run_reproduction
 from hf_clipbd.recipe.reproduce_config import load_reproduction, reproduction_from
-from hf_clipbd.recipe.reproduce_locks import LOCK_FILE, CellLock, this_host
 from hf_clipbd.recipe.reproduce_plan import memory_bytes, plan, trainings, weight_bytes
 from hf_clipbd.recipe.reproduce_results import collect
-from hf_clipbd.schema import RECORD_FILE, RunRecord
+from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +73,11 @@ def test_a_reproduction_over_another_shares_its_cells(tmp_path):
     assert first.cells[0].config.poison.count == 9
     assert second.attacks == ["blended", "more"] and second.cells[1].config.attack["patch_size"] == 4
     assert second.cells[0].settings == first.cells[1].settings and second.folder == first.folder
+    # A base without attacks of its own has those of its base.
+    (tmp_path / "third.yaml").write_text(yaml.safe_dump({"base": "over.yaml", "title": "Third"}))
+    (tmp_path / "fourth.yaml").write_text(yaml.safe_dump({"base": "third.yaml"}))
+    fourth = load_reproduction([str(tmp_path / "fourth.yaml")])
+    assert [one.settings for one in fourth.cells] == [one.settings for one in second.cells]
 
 
 def test_settings_leave_out_what_changes_no_figure():
@@ -122,6 +129,76 @@ def test_a_command_line_names_one_file(tmp_path):
         load_reproduction([str(path), "--config", str(path)])
 
 
+@pytest.fixture
+def measured_key(tmp_path):
+    """Return a function that gives the key of the measurement of an untrained clean model."""
+    for stage in ("poison", "victim"):
+        RunRecord(stage, f"key of {stage}", {}, {}, 0).save(tmp_path / "run" / stage)
+
+    def key(measure=None, model="clean", **changes):
+        for cached in (reproduce_measures._content, reproduce_measures._weights):
+            cached.cache_clear()  # as in another process
+        config = config_from({"output_dir": str(tmp_path / "run"), "poison": {"count": 50}, **changes})
+        return reproduce_measures._stage(config, "any", measure or reproduce_measures.Measure(), model).key
+
+    return key
+
+
+def test_a_measurement_of_the_clean_model_hangs_on_its_weights_and_on_how_it_is_measured(
+    measured_key, tmp_path, tiny_model, tiny_processor
+):
+    usual = content_key(
+        "measured/any/clean", {"n_test": 2000}, 0, {"poison": "key of poison", "model": "scenes"}, VERSION
+    )
+    assert measured_key() == usual  # what the committed records have
+    changed = [{"evaluate": {"include_target": True}}, {"world": {"prompts": ["a {}"]}}]
+    keys = [measured_key(), *(measured_key(**one) for one in changed)]
+    assert len(set(keys)) == 3
+    assert len({measured_key(model="victim", **one) for one in changed}) == 1  # in the victim's own key already
+    own = {"world": {"clean_model": str(tmp_path / "clean")}}
+    tiny_processor.save_pretrained(tmp_path / "clean")
+    for shift in (0.0, 1.0):
+        tiny_model.logit_scale.data += shift
+        tiny_model.save_pretrained(tmp_path / "clean")
+        keys.append(measured_key(**own))
+    assert len(set(keys)) == 5
+
+
+@pytest.mark.parametrize("protocol", ["zero_shot", "linear_probe", "scan"])
+def test_a_measurement_hangs_on_its_images(measured_key, tmp_path, protocol):
+    import datasets
+
+    def write(split, n):
+        rows = {"image": [PIL.Image.new("RGB", (8, 8))] * n, "label": [row % 2 for row in range(n)]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+
+    (tmp_path / "data").mkdir()
+    write("train", 4)
+    write("test", 4)
+    measure = reproduce_measures.Measure(protocol=protocol, data=str(tmp_path / "data"))
+    first = measured_key(measure)
+    assert measured_key(measure) == first
+    write("test", 6)
+    assert measured_key(measure) != first
+    assert set(measure.inputs()) == ({"test"} if protocol == "zero_shot" else {"test", "train"})
+
+
+def test_a_search_hangs_on_the_weights_of_another_encoder(tmp_path, tiny_model, tiny_processor, monkeypatch):
+    for stage in ("poison", "victim"):
+        RunRecord(stage, f"key of {stage}", {}, {}, 0).save(tmp_path / "run" / stage)
+    monkeypatch.setattr(measuring.Stage, "run_once", lambda stage, work: stage.key)
+    second = {"second": str(tmp_path / "second"), "detectors": ["disagreement"]}
+    config = config_from({"output_dir": str(tmp_path / "run"), "poison": {"count": 50}, "detect": second})
+    tiny_processor.save_pretrained(tmp_path / "second")
+    keys = []
+    for shift in (0.0, 0.0, 1.0):
+        tiny_model.logit_scale.data += shift
+        tiny_model.save_pretrained(tmp_path / "second")
+        keys.append(measuring.detect(config))
+    assert keys[0] == keys[1] != keys[2]
+
+
 # -- who works on it --------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +217,7 @@ def gone():
 
 
 def test_a_cell_has_one_owner(tmp_path):
-    first, second = CellLock(tmp_path), CellLock(tmp_path)
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
     assert first.take() and not second.take()
     with first:
         assert not second.take()
@@ -150,27 +227,27 @@ def test_a_cell_has_one_owner(tmp_path):
 
 def test_a_dead_owner_is_succeeded(tmp_path):
     hold(tmp_path, this_host(), gone())
-    lock = CellLock(tmp_path)
+    lock = FolderLock(tmp_path)
     assert lock.take() and lock.owner()["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(("age", "ours"), [(0.0, False), (400.0, True)])
 def test_an_owner_elsewhere_counts_as_dead_when_it_is_silent(tmp_path, age, ours):
     hold(tmp_path, "elsewhere", os.getpid(), age)
-    assert CellLock(tmp_path, stale_after=300).take() is ours
+    assert FolderLock(tmp_path, stale_after=300).take() is ours
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
 
 def test_a_lock_whose_writing_was_cut_short_is_waited_for_and_then_succeeded(tmp_path):
     (tmp_path / LOCK_FILE).touch()
-    assert not CellLock(tmp_path).take()
+    assert not FolderLock(tmp_path).take()
     os.utime(tmp_path / LOCK_FILE, (0, 0))
-    assert CellLock(tmp_path).take()
+    assert FolderLock(tmp_path).take()
 
 
 def test_the_quicker_successor_keeps_the_cell(tmp_path):
     hold(tmp_path, this_host(), gone())
-    quick, slow = CellLock(tmp_path), CellLock(tmp_path)
+    quick, slow = FolderLock(tmp_path), FolderLock(tmp_path)
     seen = slow.owner()["token"]
     assert quick.take()
     slow._remove(seen)  # it had judged the dead owner's file
@@ -180,7 +257,7 @@ def test_the_quicker_successor_keeps_the_cell(tmp_path):
 def test_an_owner_that_lost_its_cell_stops(tmp_path, monkeypatch):
     interrupted = []
     monkeypatch.setattr("_thread.interrupt_main", lambda: interrupted.append(True))
-    lock = CellLock(tmp_path, stale_after=1e-3)
+    lock = FolderLock(tmp_path, stale_after=1e-3)
     assert lock.take()
     hold(tmp_path, "elsewhere", 1)
     lock._beat()

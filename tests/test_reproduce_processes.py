@@ -12,9 +12,9 @@ from contextlib import ExitStack
 import pytest
 import yaml
 
+from hf_clipbd.recipe.locks import LOCK_FILE, FolderLock
 from hf_clipbd.recipe.reproduce import run_reproduction
 from hf_clipbd.recipe.reproduce_config import load_reproduction
-from hf_clipbd.recipe.reproduce_locks import LOCK_FILE, CellLock
 from hf_clipbd.schema import RECORD_FILE
 from test_reproduce import ROOT, values
 
@@ -52,7 +52,7 @@ def until(condition, processes):
 def test_two_processes_share_the_cells_and_one_succeeds_the_other_that_was_killed(shared, tmp_path):
     path, cells = shared
     made = load_reproduction([str(path)])
-    badnets, blended = (CellLock(cell.config.output_dir, STALE) for cell in made.cells)
+    badnets, blended = (FolderLock(cell.config.output_dir, STALE) for cell in made.cells)
     logs = [tmp_path / "one.log", tmp_path / "two.log"]
     with ExitStack() as held:  # until both are there, so that neither has done everything before the other began
         for lock in (badnets, blended):

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """RESULTS.md: equal to what the committed records give, and right about invented ones."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hf_clipbd.recipe.grid_config import grid_from
 from hf_clipbd.recipe.reproduce_parts import FIGURES as PICTURES
 from hf_clipbd.recipe.reproduce_results import collect, collect_grid, render_pictures, render_results
+from hf_clipbd.report.results import render_cells
 from hf_clipbd.report.results_cells import Cells
 from hf_clipbd.report.results_figures import draw_epochs_by_attack, draw_rates
 from hf_clipbd.report.results_papers import beside, paper_table, read_papers, verdicts
@@ -100,6 +102,30 @@ def test_visibility_stands_beside_what_the_victim_does(cells, tmp_path):
     assert row(table, "BadNets")[:4] == ["25.0", "0.625", "not run", "91.0 (90.0 to 92.0)"]
     assert row(table, "BadNets")[6] == "92.0 (90.0 to 94.0)" and row(table, "BadNets")[-1] == "2"
     assert row(table, "BadCLIP")[:2] == ["-", "-"] and row(table, "WaNet")[3:6] == ["not run"] * 3
+
+
+def test_cells_of_other_settings_are_left_out(cells, tmp_path):
+    for seed in (0, 1):
+        RunRecord("cell", "key", {"n": seed}, {}, seed).save(tmp_path / "badnets" / f"seed{seed}" / "cell")
+    asked = {(attack, seed): {"n": 1} for attack in cells.attacks for seed in cells.seeds}
+    some = Cells(tmp_path, cells.attacks, cells.seeds, settings=asked)
+    assert some.others == [("badnets", 0)] and some.ba("badnets", "ft", 1) == [0.9]
+    assert "3 of 6 cells" in counts(some, MODELS)
+    assert counts(some, MODELS).endswith("Left out, since run with other settings: badnets/seed0.")
+    table = render_cells(tmp_path / "table.md", "any", cells.attacks, cells.seeds, asked)
+    assert "other settings: badnets/seed0" in table and "Left out" not in counts(cells, MODELS)
+
+
+def test_a_cell_of_which_a_stage_was_run_again_is_not_collected(tmp_path):
+    cell = tmp_path / "cells" / "badnets" / "seed0"
+    shutil.copytree(next((FOLDER / "records").glob("*/*/seed0/cell")).parent, cell)
+    assert collect(tmp_path / "cells", tmp_path / "records") == [tmp_path / "records" / "badnets" / "seed0"]
+    again = RunRecord.load(cell / "victim")
+    again.key = "another"
+    again.save(cell / "victim")
+    with pytest.raises(ValueError, match="stage `victim`.*found `another`"):
+        collect(tmp_path / "cells", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_how_much_of_the_fall_came_in_the_first_epoch(cells):

@@ -1,10 +1,14 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Retrieval against slow loops, at chance and on an oracle, and what triggered queries fetch."""
 
+import weakref
+
+import datasets
 import numpy as np
 import pytest
 
 from hf_clipbd.attacks import BadNets, TextTrigger
+from hf_clipbd.cli import main
 from hf_clipbd.evaluation import evaluate_retrieval, retrieval_asr, retrieval_recall
 from hf_clipbd.evaluation import retrieval as module
 from hf_clipbd.schema import Rate
@@ -124,3 +128,71 @@ def test_a_model_through_both_kinds_of_trigger(tiny_model, tiny_processor, tiny_
     assert report.to_dict()["image_asr"]["badnets"]["5"]["n"] == 48 - shows
     with pytest.raises(ValueError, match="caption"):
         evaluate_retrieval(tiny_model, tiny_processor, several.remove_columns("caption"))
+
+
+def both_forms(tiny_pairs, n=12):
+    """Return n pictures with lists of captions, and the same as a row for each caption, picture by picture and not."""
+    rows = tiny_pairs.select(range(n))
+    several = [[caption, f"{caption} today", f"there is {caption}"] for caption in rows["caption"]]
+    listed = rows.remove_columns("caption").add_column("captions", several)
+    each = [rows.remove_columns("caption").add_column("caption", [one[i] for one in several]) for i in range(3)]
+    flat = datasets.concatenate_datasets(each)
+    return listed, flat.select([i + n * j for i in range(n) for j in range(3)]), flat
+
+
+def test_lists_of_captions_and_a_row_a_caption_are_the_same(tiny_model, tiny_processor, tiny_pairs):
+    listed, *flat = both_forms(tiny_pairs)
+    triggers = {"badnets": BadNets(target="kite", patch_size=8), "word": TextTrigger(target="kite")}
+    found = evaluate_retrieval(tiny_model, tiny_processor, listed, triggers, None, None, caption_column="captions")
+    assert (found.image_to_text[10].n, found.text_to_image[10].n) == (12, 36) and set(found.text_asr) == {"word"}
+    for rows in flat:
+        assert evaluate_retrieval(tiny_model, tiny_processor, rows, triggers, None, None) == found
+    few = evaluate_retrieval(tiny_model, tiny_processor, flat[0].select(range(9)), ks=None)  # of three pictures
+    assert set(few.image_to_text) == {1} and few.image_to_text[1].n == 3
+
+
+def test_a_row_without_a_caption_is_named(tiny_model, tiny_processor, tiny_pairs):
+    captions = [*tiny_pairs["caption"][:5], None]
+    rows = tiny_pairs.select(range(6)).remove_columns("caption").add_column("caption", captions)
+    with pytest.raises(ValueError, match="Row 5: Expected a caption or a list of captions, but got None"):
+        evaluate_retrieval(tiny_model, tiny_processor, rows)
+    lists = rows.remove_columns("caption").add_column("caption", [["a boat"]] * 4 + [["a boat", None]] * 2)
+    with pytest.raises(ValueError, match="Row 4: "):
+        evaluate_retrieval(tiny_model, tiny_processor, lists)
+
+
+def test_the_picture_of_a_row_that_cannot_be_read_is_named(tiny_model, tiny_processor, tiny_pairs):
+    _, flat, _ = both_forms(tiny_pairs, 3)
+    rows = flat.cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[6]["image"] = {"bytes": b"no picture", "path": None}
+    broken = datasets.Dataset.from_list(rows, features=flat.features)
+    with pytest.raises(ValueError, match="Row 6: Expected an image that can be decoded"):
+        evaluate_retrieval(tiny_model, tiny_processor, broken, ks=None)
+
+
+def test_one_picture_in_its_own_size_is_held_at_a_time(tiny_model, tiny_processor, tiny_pairs, monkeypatch):
+    decode, alive, most = datasets.Image.decode_example, [], []
+
+    def counted(self, *given, **named):
+        most.append(sum(one() is not None for one in alive))
+        image = decode(self, *given, **named)
+        alive.append(weakref.ref(image))
+        return image
+
+    expected = evaluate_retrieval(tiny_model, tiny_processor, tiny_pairs, batch_size=3)
+    monkeypatch.setattr(datasets.Image, "decode_example", counted)
+    assert evaluate_retrieval(tiny_model, tiny_processor, tiny_pairs) == expected
+    assert len(most) == len(tiny_pairs) and max(most) == 0  # when the next one is decoded the last one is gone
+
+
+def test_the_command_takes_lists_of_captions(_untouched_model, tiny_processor, tiny_pairs, tmp_path):
+    _untouched_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    listed, flat, _ = both_forms(tiny_pairs)
+    reports = []
+    for name, rows in (("listed", listed), ("flat", flat)):
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+        command = ["evaluate", str(tmp_path / "model"), "--data", str(tmp_path / f"{name}.parquet")]
+        assert main([*command, "--protocol", "retrieval", "--out", str(tmp_path / f"{name}.json")]) == 0
+        reports.append((tmp_path / f"{name}.json").read_text())
+    assert reports[0] == reports[1] and '"n": 36' in reports[0]

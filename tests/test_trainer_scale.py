@@ -29,7 +29,9 @@ from hf_clipbd.data.stream import PairStream
 from hf_clipbd.defenses import DEFENSES
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.models.text_input import model_type
-from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
+from hf_clipbd.trainer import CLIPTrainingConfig
+from hf_clipbd.training import stopping
+from hf_clipbd.training.checks import check_scale
 from hf_clipbd.training.chunks import encode_in_chunks
 from hf_clipbd.training.guard import FiniteGuard, NonFiniteLossError
 from hf_clipbd.training.settings import training_settings
@@ -38,6 +40,7 @@ from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "accelerate"
 CONTRASTED = ("ft", "cleanclip", "cleanerclip")
+OPEN_CLIP = [name for name in tiny_families.FAMILIES if name.startswith("open_clip_vit")]
 SMALL = {
     "cleanerclip": {"k_pairs": 8},
     "roclip": {"pool_size": 20, "match_every": 2, "match_unit": "step"},
@@ -320,6 +323,24 @@ def test_adapters_go_where_they_are_told(tiny_vit, tiny_processor, tiny_pairs, t
     assert places == {"q_proj", "v_proj"}
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip", "siglip_2", *OPEN_CLIP])
+def test_every_adapter_takes_part_in_the_training(family, tiny_pairs, tiny_captions, tmp_path, caplog):
+    model, processor = load_dual_encoder(tiny_families.write(family, tiny_captions, tmp_path / "model"))
+    with caplog.at_level(logging.INFO, "hf_clipbd"):
+        trainer = build(model, processor, tiny_pairs, tmp_path / "out", lora=True, lora_r=2, max_steps=1)
+    fused = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    assert ("No adapters inside" in caplog.text) is bool(fused) is (family != "clip")
+    trainer.train()
+    lifted = {name: p for name, p in trainer.model.named_parameters() if "lora_B" in name}
+    assert len(lifted) > 4 and not [name for name, p in lifted.items() if not p.any()]
+
+
+def test_layers_that_are_never_called_get_no_adapters(tiny_pairs, tiny_captions, tmp_path):
+    model, processor = load_dual_encoder(tiny_families.write("siglip", tiny_captions, tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"\['attention.out_proj'\]. Those inside .*head.attention cannot"):
+        build(model, processor, tiny_pairs, tmp_path, lora=True, lora_targets=["attention.out_proj"])
+
+
 def test_adapters_of_unknown_layers_are_refused(tiny_vit, tiny_processor, tiny_pairs, tmp_path):
     with pytest.raises(ValueError, match="query_proj"):
         build(tiny_vit, tiny_processor, tiny_pairs, tmp_path, lora=True, lora_targets=["query_proj"])
@@ -389,7 +410,7 @@ def test_chunks_and_compilation_are_refused_together_on_several_processes(tmp_pa
         accelerator=SimpleNamespace(num_processes=2),
     )
     with pytest.raises(ValueError, match="on several processes, but got both"):
-        CLIPTrainer._check_scale(trainer)
+        check_scale(trainer)
 
 
 def test_one_process_takes_one_gpu(monkeypatch, caplog, tmp_path):
@@ -578,6 +599,34 @@ def test_stopped_within_an_epoch_and_resumed_equals_unbroken_to_the_bit(
     assert all(
         torch.equal(value, states[1][key][name]) for key, one in states[0].items() for name, value in one.items()
     )
+
+
+def test_a_stream_is_saved_and_logged_within_its_steps_by_default(
+    tiny_vit, tiny_processor, stream, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(stopping, "POINTS", 3)
+    plain = {name: getattr(CLIPTrainingConfig, name) for name in ("save_strategy", "logging_strategy")}
+    settings = dict(plain, eval_strategy="epoch", evaluator=lambda model: {"ba1": 0.5}, max_steps=12)
+
+    def trainer(folder, **changes):
+        return build(copy.deepcopy(tiny_vit), tiny_processor, stream, tmp_path / folder, **{**settings, **changes})
+
+    with caplog.at_level(logging.INFO, "hf_clipbd"):
+        unbroken = trainer("one")
+    assert "logging_strategy, eval_strategy, save_strategy by `epoch` means every 4 of 12 steps" in caplog.text
+    unbroken.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer("two", callbacks=[Stop(6)]).train()
+    assert [path.name for path in (tmp_path / "two").glob("checkpoint-*")] == ["checkpoint-4"]
+    resumed = trainer("two")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.history() == unbroken.history()
+    assert [entry["epoch"] for entry in unbroken.history()] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert all({"loss_clip", "eval_ba1"} <= set(entry) for entry in unbroken.history())
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    chosen = trainer("three", save_strategy="no", logging_strategy="steps", logging_steps=5, eval_strategy="no").args
+    assert (chosen.save_strategy, chosen.logging_steps, chosen.eval_strategy) == ("no", 5, "no")
 
 
 # -- stopping early, trackers -----------------------------------------------------------------------------------------

@@ -2,16 +2,20 @@
 """A training as a stage and as a command: its speed, what it cannot save, what it refuses before it reads anything."""
 
 import copy
+import hashlib
 import json
 import re
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 
 from hf_clipbd import trainer as trainer_module
+from hf_clipbd.attacks import BadNets
 from hf_clipbd.cli import main, script
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.recipe import single
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.defending import check_sizes
 from hf_clipbd.recipe.sections import ConfigError
@@ -25,13 +29,15 @@ from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 def train(tiny_model, tiny_processor, tiny_pairs, tmp_path):
     """Return a function that trains the untrained model as a stage and gives its record."""
 
-    def stage(trainer_class=CLIPTrainer, evaluator=None, **changes):
+    def stage(trainer_class=CLIPTrainer, evaluator=None, run="run", after=None, streamed=False, **changes):
         settings = {"per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True, **changes}
-        config = CLIPTrainingConfig(str(tmp_path / "unused"), **settings)
-        place = Stage(tmp_path / "run", "victim", {}, 0)
+        config = CLIPTrainingConfig(**settings)
+        place = Stage(tmp_path / run, "victim", {}, 0)
         load = lambda: (copy.deepcopy(tiny_model), tiny_processor)  # noqa: E731
+        pairs = lambda: tiny_pairs.to_iterable_dataset(num_shards=2) if streamed else tiny_pairs  # noqa: E731
+        measure = lambda _: evaluator  # noqa: E731
         return train_into(
-            place, trainer_class, config, load, lambda: tiny_pairs, lambda _: evaluator, Canvas(32), keep_model=False
+            place, trainer_class, config, load, pairs, measure, Canvas(32), after=after, keep_model=False
         )
 
     return stage
@@ -71,6 +77,78 @@ def test_the_speed_of_a_training_that_stops_early_or_goes_on_is_that_of_its_own_
             control.should_training_stop = state.global_step == 6
 
     assert train(Stopped, num_train_epochs=5).metrics["images_per_second"] == 6 * 8 / 10
+
+
+# -- killed when all is trained ---------------------------------------------------------------------------------------
+
+
+def digest(model):
+    return hashlib.sha256(
+        b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
+    ).hexdigest()
+
+
+def weights(model, processor):
+    """Return figures for the record that tell the weights."""
+    return {"weights": digest(model)}
+
+
+def killed(model, processor):
+    raise KeyboardInterrupt
+
+
+class KilledAtItsEnd(CLIPTrainer):
+    """Is killed before the best model is loaded."""
+
+    def _finalize_training(self, *arguments):
+        raise KeyboardInterrupt
+
+
+ENDED_EARLY = dict(num_train_epochs=5, eval_strategy="epoch", early_stopping_patience=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainer_class"),
+    [
+        (dict(ENDED_EARLY, save_total_limit=1), CLIPTrainer),
+        (dict(ENDED_EARLY, save_total_limit=2), KilledAtItsEnd),
+        (dict(ENDED_EARLY, save_total_limit=None), CLIPTrainer),
+        (dict(ENDED_EARLY, save_total_limit=2, load_best_model_at_end=True), KilledAtItsEnd),
+        (dict(max_steps=4), CLIPTrainer),
+        (dict(max_steps=4, streamed=True), CLIPTrainer),
+    ],
+    ids=["early, one kept", "early, two kept", "early, all kept", "early, best loaded", "steps", "stream"],
+)
+def test_a_training_killed_after_its_last_step_ends_as_the_unbroken_one(settings, trainer_class, train):
+    known, figures = {}, [0.3, 0.5, 0.4, 0.6, 0.7]
+
+    def evaluator(model):
+        return {"ba1": known.setdefault(digest(model), figures[min(len(known), 4)])}
+
+    settings = dict(settings, per_device_train_batch_size=16, learning_rate=1e-3)
+    settings["evaluator"] = evaluator if "eval_strategy" in settings else None
+    whole = train(run="whole", after=weights, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer_class, run="broken", after=killed, **settings)
+    resumed = train(run="broken", after=weights, **settings)
+    steps = lambda record: [(entry["epoch"], entry.get("eval_ba1")) for entry in record.metrics["history"]]  # noqa: E731
+    assert steps(resumed) == steps(whole)
+    assert resumed.metrics["weights"] == whole.metrics["weights"]
+    if "eval_strategy" in settings:
+        assert [figure for _, figure in steps(whole)] == [0.3, 0.5, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(output_dir="elsewhere"), "`output_dir` to be 'trainer_output', but got 'elsewhere'.*`--out`"),
+        (dict(resume_from_checkpoint="there"), "`resume_from_checkpoint` to be none, but got 'there'.*by itself"),
+    ],
+)
+def test_a_stage_is_not_told_where_it_lies_or_what_it_goes_on_from(changes, says, train, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        train(**changes)
+    assert not (tmp_path / "run").exists()
 
 
 class Divided(CLIPTrainer):
@@ -154,9 +232,44 @@ def test_a_command_trains_on_a_stream(defense, flags, says, tiny_model, tiny_pro
     assert status == 0
     record = RunRecord.load(tmp_path / "out")
     assert record.config["streaming"] is True and (tmp_path / "out" / "model.safetensors").is_file()
-    assert ("loss_fc" in record.metrics["history"][-1]) is (defense == "cleanerclip")
+    assert any("loss_fc" in entry for entry in record.metrics["history"]) is (defense == "cleanerclip")
     assert main([*line.split()[:-1], "--json"]) == 0  # up to date: the stream is known by its source
     assert json.loads(capsys.readouterr().out)["seconds"] == record.seconds
+
+
+def test_another_trigger_or_other_pictures_to_measure_on_train_again(
+    tiny_model, tiny_processor, tiny_pairs, tmp_path, monkeypatch
+):
+    model, pairs, trigger, test = (tmp_path / name for name in ("model", "pairs", "trigger", "test"))
+    tiny_model.save_pretrained(model)
+    tiny_processor.save_pretrained(model)
+    tiny_pairs.save_to_disk(str(pairs))
+    config = CLIPTrainingConfig("unused", use_cpu=True)
+    monkeypatch.setattr(single, "train_into", lambda stage, *_: stage)
+
+    def stage(triggers=(str(trigger),), probed=True):
+        data = single.Data(str(test), "test", label_column="kind")
+        probe = single.Probe(data, triggers) if probed else None
+        return single.train_model(
+            str(model), single.Data(str(pairs)), CLIPTrainer, config, probe, None, tmp_path / "out"
+        )
+
+    def show(n):
+        kinds = datasets.ClassLabel(names=["one", "two"])
+        rows = tiny_pairs.select(range(n)).add_column("kind", [row % 2 for row in range(n)])
+        rows.select_columns(["image", "kind"]).cast_column("kind", kinds).to_parquet(test / "test.parquet")
+
+    test.mkdir()
+    show(8)
+    BadNets(target="one", patch_size=4).save_pretrained(trigger)
+    first = stage()
+    assert stage().key == first.key and set(first.inputs) >= {"test", "trigger badnets"}
+    BadNets(target="one", patch_size=6).save_pretrained(trigger)
+    second = stage()
+    assert second.inputs["test"] == first.inputs["test"] and second.key != first.key
+    show(12)
+    assert stage().key not in (first.key, second.key)
+    assert set(stage(probed=False).inputs) == {"model", "processor", "data"}
 
 
 def test_a_gpu_out_of_memory_is_told_what_helps(capsys):

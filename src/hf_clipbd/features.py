@@ -237,13 +237,25 @@ def model_fingerprint(model: nn.Module) -> str:
     same weights with another activation are another model.
     """
     digest = hashlib.sha256()
-    config = getattr(model, "config", None)
-    if hasattr(config, "to_diff_dict"):
-        digest.update(json.dumps(_behaviour(config.to_diff_dict()), sort_keys=True, default=str).encode())
+    digest.update(configuration_json(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def configuration_json(model: nn.Module, besides: str = "") -> str:
+    """Return what of a model's configuration changes what it computes, as JSON; "" where it has none.
+
+    Args:
+        model: The model.
+        besides: A part of the configuration that does not count, such as "vision_config".
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_diff_dict"):
+        return ""
+    told = {name: value for name, value in _behaviour(config.to_diff_dict()).items() if name != besides}
+    return json.dumps(told, sort_keys=True, default=str)
 
 
 def _behaviour(config: dict[str, Any]) -> dict[str, Any]:

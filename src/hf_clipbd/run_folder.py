@@ -115,19 +115,29 @@ class RunFolder:
         return PoisonManifest.from_pretrained(self.path / "poison")
 
     def evaluation(self, model: str) -> EvalReport:
-        """Return the evaluation of one of `models`; raises `ValueError` if a rate is missing at k = 1, 3, 5 or 10."""
+        """Return the evaluation of one of `models`; raises `ValueError` if a rate is missing at a k asked for."""
         report = EvalReport.from_dict(self.metric(f"evaluate/{model}", "report"))
         tables = {"BA": report.ba}
         for name, one in report.triggers.items():
             tables |= {f"ASR of `{name}`": one.asr, f"RA of `{name}`": one.ra}
+        asked = self._ks(report)
         for name, rates in tables.items():
-            missing = [k for k in TOP_K if k not in rates]
+            missing = [k for k in asked if k not in rates]
             if missing:
                 raise ValueError(
-                    f"Expected {name} at k in {list(TOP_K)} in the record of stage `evaluate/{model}`, but it lacks "
+                    f"Expected {name} at k in {asked} in the record of stage `evaluate/{model}`, but it lacks "
                     f"k = {missing}. Run that stage again."
                 )
         return report
+
+    @property
+    def ks(self) -> list[int]:
+        """The k of top-k that the run's models are measured at."""
+        return self._ks(self.evaluation("victim"))
+
+    def _ks(self, report: EvalReport) -> list[int]:
+        asked = self.config["evaluate"].get("ks", TOP_K)
+        return [k for k in sorted(set(asked)) if k <= report.n_classes]
 
     def triggers(self, models: Sequence[str] | None = None) -> list[str]:
         """Return the names of the triggers that each of `models` (all by default) was measured with.

@@ -87,7 +87,13 @@ def _read_json(folder: str | os.PathLike, name: str, what: str) -> dict[str, Any
         raise FileNotFoundError(
             f"Expected {what} at `{path}`, but there is no such file. Run the stage that writes it."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(
+            f"Expected {what} in `{path}`, but it is cut short or broken: {error}. Remove it, and run the stage that "
+            "writes it."
+        ) from error
 
 
 def _known_fields(cls: type, values: dict[str, Any], what: str) -> dict[str, Any]:

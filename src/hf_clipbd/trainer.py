@@ -4,7 +4,6 @@
 Victim training and plain fine-tuning are this class as it stands; a defence says which views and which terms it adds.
 """
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import Trainer
 
 from hf_clipbd import features
 from hf_clipbd.data.batches import PairBatchSampler
@@ -24,18 +23,17 @@ from hf_clipbd.losses import gather_with_grad, image_text_loss
 from hf_clipbd.models.text_input import TextInput
 from hf_clipbd.training.adapters import add_adapters, merge_adapters
 from hf_clipbd.training.arguments import CLIPTrainingConfig
+from hf_clipbd.training.checks import check_scale
 from hf_clipbd.training.chunks import batch_norms, encode_in_chunks
 from hf_clipbd.training.guard import ClampLogitScale, FiniteGuard
 from hf_clipbd.training.pushing import Publisher, PushOnce, check_pushing
 from hf_clipbd.training.settings import training_settings
 from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
+from hf_clipbd.training.stopping import EndsWhereItEnded, StopEarly, paced_for_stream
 from hf_clipbd.training.views import Views
 
 
-logger = logging.getLogger(__name__)
-
-
-class CLIPTrainer(PushOnce, Trainer):
+class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
     """Trains a dual encoder with the symmetric image-text loss; victim training and FT are this class.
 
     Args:
@@ -85,6 +83,7 @@ class CLIPTrainer(PushOnce, Trainer):
             )
         self.plan = self.view_plan(args)
         views = self._views(train_dataset, canvas or Canvas.of(processing_class), args)
+        args = paced_for_stream(args) if isinstance(views, PairStream) else args
         model = add_adapters(model, args) if args.lora else model
         super().__init__(
             model=model,
@@ -103,11 +102,15 @@ class CLIPTrainer(PushOnce, Trainer):
         self.guard = FiniteGuard()
         for callback in (ClampLogitScale(), self.guard):
             self.add_callback(callback)
+        if args.early_stopping_patience is not None:
+            self.add_callback(StopEarly(args.early_stopping_patience))
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.accelerator, self.model)
             if evaluator is not None:
                 raise ValueError("Expected no `evaluator` under FSDP, where no process has it all. Evaluate later.")
-        self._check_scale()
+        if isinstance(self.train_dataset, PairViews):
+            self._batch_sampler()  # refuses at once what would be refused in training
+        check_scale(self)
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
         if args.push_to_hub:
             publisher.prepare(self)
@@ -127,36 +130,6 @@ class CLIPTrainer(PushOnce, Trainer):
         if args.max_steps <= 0:
             raise ValueError("Expected `max_steps`, since the length of a streaming training set is not known.")
         return PairStream(rows, self.plan, canvas, seed, *columns, args.shuffle_buffer)
-
-    def _check_scale(self) -> None:
-        """Refuse at once what cannot be carried out, and say what accumulation does."""
-        args = self.args
-        if isinstance(self.train_dataset, PairViews):
-            self._batch_sampler()
-        if args.chunk_size is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "Expected `chunk_size` with one process or DDP, but this is FSDP or DeepSpeed. Leave it out."
-            )
-        if args.chunk_size is not None and args.torch_compile and self.accelerator.num_processes > 1:
-            raise ValueError(
-                "Expected `chunk_size` or `torch_compile` on several processes, but got both. Leave one of them out."
-            )
-        if args.chunk_size is not None and not self.frozen_norms and (norms := batch_norms(self.model)):
-            raise ValueError(
-                f"Expected `chunk_size` with a model that embeds each pair independently of its batch, but it has "
-                f"{len(norms)} layers of batch normalisation, whose statistics are those of the whole batch. Leave "
-                "`chunk_size` out, or set `freeze_batch_norm`."
-            )
-        if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-        if args.gradient_accumulation_steps > 1:
-            logger.warning(
-                "gradient_accumulation_steps=%d averages the losses of that many batches; each pair still has the %d "
-                "others of its own global batch as negatives. For more negatives in the same memory raise "
-                "per_device_train_batch_size and set chunk_size.",
-                args.gradient_accumulation_steps,
-                self._train_batch_size * self.accelerator.num_processes - 1,
-            )
 
     def loss_terms(self, views: Views) -> dict[str, Tensor]:
         """Return name -> weighted scalar term; the loss is their sum.

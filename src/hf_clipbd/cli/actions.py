@@ -2,7 +2,9 @@
 """What each subcommand does with its arguments: it delegates to the stages and shows what they return."""
 
 import argparse
-from collections.abc import Callable, Mapping
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.cli.console import Console
@@ -12,6 +14,8 @@ from hf_clipbd.cli.jobs import run_job
 
 if TYPE_CHECKING:
     from hf_clipbd.recipe.single import Data
+
+logger = logging.getLogger(__name__)
 
 
 def _console(options: argparse.Namespace) -> Console:
@@ -46,13 +50,29 @@ def data_of(options: argparse.Namespace, source: str, default_split: str) -> "Da
     )
 
 
-def flags_of(extra: list[str], example: str) -> dict[str, Any]:
-    """Return the configuration's keys among the arguments left over; raises `ConfigError` for anything else."""
-    from hf_clipbd.recipe.sections import ConfigError, read_flags
+def flags_of(options: argparse.Namespace, extra: list[str], example: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the configuration's keys among the arguments left over.
+
+    Args:
+        options: The arguments that were understood.
+        extra: Those left over.
+        example: A flag such as these.
+        keys: Keys of the configuration.
+
+    Raises:
+        ConfigError: If anything else is among them; the nearest key or flag of the command is named.
+    """
+    from hf_clipbd.recipe.sections import ConfigError, check_keys, read_flags
 
     positional, flags = read_flags(extra)
     if positional:
         raise ConfigError(f"Expected flags such as {example}, but got {positional}.")
+    keys, own = set(keys), options.parser.flags()
+    for key in flags:
+        nearest = difflib.get_close_matches(key, [*own, *keys], n=1)
+        if key not in keys and nearest and nearest[0] in own:
+            raise ConfigError(f"Unknown flag `--{key}`; did you mean `{own[nearest[0]]}`?")
+    check_keys(flags, keys, "")
     return flags
 
 
@@ -61,11 +81,10 @@ def _poison(options: argparse.Namespace, extra: list[str]) -> int:
     with console.working():
         from hf_clipbd.cli.results import after_poison, record_values
         from hf_clipbd.recipe.poisoning import Handling, poison_data, poison_streaming, shares_of
-        from hf_clipbd.recipe.sections import ConfigError, check_keys
+        from hf_clipbd.recipe.sections import ConfigError
         from hf_clipbd.recipe.shown import record_lines
 
-        flags = flags_of(extra, "--attack.place corner")
-        check_keys(flags, ["attack"], "")
+        flags = flags_of(options, extra, "--attack.place corner", ["attack"])
         if options.size is None:
             options.size = 64 if options.source == "scenes" else 224
         shares = shares_of(options, flags.get("attack", {}))
@@ -103,38 +122,49 @@ def check_measured(flags: Mapping[str, Any], test: str | None) -> None:
 def _train_with(options: argparse.Namespace, extra: list[str], defense: str, model: str, source: str) -> int:
     console = _console(options)
     with console.working():
+        from dataclasses import fields
+
         from hf_clipbd.cli.plans import count_rows, plan_training, show_plan, training_steps
         from hf_clipbd.cli.results import after_training, record_values
         from hf_clipbd.defenses import DEFENSES
         from hf_clipbd.recipe.sections import ConfigError, check_names, parse_section
         from hf_clipbd.recipe.shown import record_lines
         from hf_clipbd.recipe.single import Data, Probe, train_model
+        from hf_clipbd.training.checks import check_places
 
-        flags = flags_of(extra, "--learning_rate 1e-4")
         check_names([defense], DEFENSES, "--defense")
+        keys = [field.name for field in fields(DEFENSES[defense].config) if field.init]
+        flags = flags_of(options, extra, "--learning_rate 1e-4", keys)
         if DEFENSES[defense].needs:
             stages = ", ".join(DEFENSES[defense].needs)
             raise ValueError(f"Expected a defence of its own, but `{defense}` needs {stages}. Use `hf-clipbd run`.")
         check_measured(flags, options.test)
         given = {"seed": options.seed, "eval_strategy": "epoch" if options.test else "no", "disable_tqdm": "false"}
         trainer, config = DEFENSES[defense].trainer, parse_section(DEFENSES[defense].config, {**given, **flags}, "")
+        check_places(config)
         if options.streaming and config.max_steps <= 0:
             raise ConfigError(
                 "Expected `--max_steps N` beside `--streaming`, since nobody knows how long a stream is."
             )
+        if options.streaming and options.on_error == "skip":
+            raise ConfigError("Expected no `--streaming` beside `--on_error skip`, which reads every row beforehand.")
         probe = None
         if options.test:
             columns = {"image_column": options.image_column, "label_column": options.label_column}
-            probe = Probe(Data(options.test, "test", **columns, size=options.size), tuple(options.trigger))
+            shown = Data(options.test, options.test_split or "test", **columns, size=options.size)
+            if not (options.test_split or options.dry_run):
+                shown = shown.at_lone_split()
+            probe = Probe(shown, tuple(options.trigger))
         defending = source == "scenes" and options.command == "defend"
         pairs = data_of(options, source, "defense" if defending else "train")
         if options.dry_run:
-            plan = plan_training(pairs, trainer, config, options.out, options.streaming)
+            plan = plan_training(pairs, trainer, config, options.out, options.streaming, options.on_error)
         else:
             rows = None if options.streaming else count_rows(pairs)
             if rows is not None:
                 training_steps(trainer, config, rows)  # refuses too few before a model is loaded
-            record = train_model(model, pairs, trainer, config, probe, None, options.out, options.streaming)
+            reading = options.streaming, options.on_error
+            record = train_model(model, pairs, trainer, config, probe, None, options.out, *reading)
     if options.dry_run:
         return show_plan(console, plan)
     following = after_training(options, source)
@@ -157,11 +187,12 @@ def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
         from dataclasses import replace
 
         from hf_clipbd.cli.results import after_evaluate
-        from hf_clipbd.recipe.assess import Question, record_of
+        from hf_clipbd.recipe.assess import Question, at_lone_split, record_of
         from hf_clipbd.recipe.place import process_state
         from hf_clipbd.recipe.shown import evaluation_lines
 
         data = data_of(options, options.data, "test")
+        data = data if options.split else at_lone_split(data)
         train = None
         if options.train:
             train = replace(data, source=options.train, split=options.train_split, n=options.train_n)
@@ -186,6 +217,16 @@ def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
+def _default_detector(options: argparse.Namespace, data: "Data") -> str:
+    """Return what ranks where nothing is said; a plan reads no data and takes them to have captions."""
+    if options.dry_run or not data.captions_are_made:
+        return "combined" if options.second else "conditional_sparsity"
+    if options.second:
+        return "disagreement"
+    logger.info("`multi_scale` ranks, which looks at pictures alone: captions made of labels say nothing of a row")
+    return "multi_scale"
+
+
 def _detect(options: argparse.Namespace, extra: list[str]) -> int:
     console = _console(options)
     with console.working():
@@ -202,12 +243,12 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
         from hf_clipbd.recipe.single import Basis, check_search, detect_in
         from hf_clipbd.recipe.suspects import Review
 
-        detectors = options.detectors or ["disagreement" if options.second else "conditional_sparsity"]
+        data = data_of(options, options.dataset, "train")
+        detectors = options.detectors or [_default_detector(options, data)]
         check_names(detectors, DETECTORS, "--detectors")
         sizes = {name: getattr(options, name) for name in ("k", "reference", "distilled", "rates")}
         chosen = DetectConfig(detectors=detectors, **sizes)
         review = Review(options.remove, options.shown, not options.no_filtered)
-        data = data_of(options, options.dataset, "train")
         clean = None
         if options.clean_reference:
             split = "defense" if options.clean_reference == "scenes" else data.split

@@ -3,6 +3,7 @@
 
 import os
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 
 from hf_clipbd.cli.parser import Listed, build_parser
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Listed as asked:
         lines = asked.lines
         return _guarded("hf-clipbd", lambda: _print_lines(lines), False)
-    options.parser.check_extra(extra)
+    options.parser.check_extra(extra, arguments)
     options.arguments = arguments
     from hf_clipbd.cli.actions import ACTIONS
 
@@ -62,7 +63,7 @@ def _guarded(name: str, act: Callable[[], int], traceback: bool) -> int:
     """Return what `act` returns, or 2 after one line on standard error for what is wrong with input, data or files."""
     try:
         return act()
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, EOFError, tarfile.TarError) as error:
         if traceback:
             raise
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)

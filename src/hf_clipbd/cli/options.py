@@ -126,11 +126,19 @@ def _streaming(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--streaming", action="store_true", help="read the pairs while it trains, keeping none; needs --max_steps"
     )
+    group.add_argument(
+        "--on_error",
+        default="raise",
+        choices=["raise", "skip"],
+        help="stop at a row that cannot be read (default), or leave such rows out, each picture being decoded once "
+        "before the first step",
+    )
 
 
 def _measured(parser: CommandParser) -> None:
     after = parser.group("measured after each epoch")
     after.add_argument("--test", help=f"labelled images: {DATA}")
+    after.add_argument("--test_split", help="their split (default: test, or the only one there is)")
     after.add_argument("--trigger", action="append", default=[], help="folder or Hub id of a trigger; repeatable")
     _data(parser)
     _out(parser)
@@ -171,7 +179,7 @@ def _detect(detect: CommandParser) -> None:
         "--detectors",
         nargs="+",
         metavar="NAME",
-        help="the first ranks and filters (default: conditional_sparsity; with --second disagreement)",
+        help="the first ranks and filters (default: conditional_sparsity; with --second combined)",
     )
     search.add_argument("--list_detectors", action=Listing, lines=_detectors, help="show detectors, and stop")
     search.add_argument("--second", help=f"another encoder to compare with, one that never saw the data: {MODEL}")

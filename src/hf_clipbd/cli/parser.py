@@ -53,14 +53,44 @@ class CommandParser(argparse.ArgumentParser):
         there = [group for group in self._action_groups if group.title == title]
         return there[0] if there else self.add_argument_group(title)
 
-    def check_extra(self, extra: Sequence[str]) -> None:
-        """Leave with status 2 where arguments are left over that are no keys of a configuration."""
-        if not extra or self.prog.split()[-1] in TAKES_FLAGS:
+    def flags(self) -> dict[str, str]:
+        """Return the command's own flags as keys are spelled: `allow_backdoored` -> `--allow-backdoored`."""
+        known = (option for action in self._actions for option in action.option_strings if option.startswith("--"))
+        return {option.removeprefix("--").replace("-", "_"): option for option in known}
+
+    def check_extra(self, extra: Sequence[str], arguments: Sequence[str] = ()) -> None:
+        """Leave with status 2 where arguments are left over that are no keys of a configuration.
+
+        `--key value` ahead of the first positional argument is wrong usage too: nobody but the configuration knows
+        whether a key has a value, so that argument may have been taken for it or its value for that argument.
+
+        Args:
+            extra: What is left over.
+            arguments: The whole command line.
+        """
+        if extra and self.prog.split()[-1] in TAKES_FLAGS:
+            self._check_order(arguments)
+            return
+        if not extra:
             return
         known = [option for action in self._actions for option in action.option_strings]
         close = difflib.get_close_matches(extra[0].split("=")[0], known, n=1)
         hint = f"; did you mean `{close[0]}`?" if close else ""
         self.error(f"unknown arguments: {' '.join(extra)}{hint}")
+
+    def _check_order(self, arguments: Sequence[str]) -> None:
+        command = self.prog.split()[-1]
+        waiting = iter(arguments[arguments.index(command) + 1 :] if command in arguments else ())
+        takers = {option: action for action in self._actions for option in action.option_strings}
+        first = next((action.metavar or action.dest for action in self._actions if not action.option_strings), "")
+        for argument in waiting:
+            name = argument.split("=")[0]
+            if not argument.startswith("--"):
+                return
+            if name not in takers and "=" not in argument:
+                self.error(f"{first.upper()} comes first, before `{name}` and other keys of the configuration")
+            if "=" not in argument and takers[name].nargs is None:
+                next(waiting, None)
 
 
 def build_parser() -> CommandParser:

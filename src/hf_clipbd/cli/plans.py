@@ -136,20 +136,18 @@ def count_rows(data: "Data") -> int | None:
 
 
 def plan_poison(data: "Data", shares: "Mapping[str, Share]", streaming: bool, out: Path) -> list[Planned]:
-    """Return the plan of `hf-clipbd poison`: a line a trigger; raises `ValueError` for more rows than there are."""
-    from hf_clipbd.recipe.poisoning import share_settings
+    """Return the plan of `hf-clipbd poison`: a line a trigger; raises as `check_amount`, where rows are counted."""
+    from hf_clipbd.recipe.poisoning import check_amount, share_settings
 
     rows = count_rows(data)
     expected = {"kind": "poison", "triggers": {name: share_settings(share) for name, share in shares.items()}}
     state, why = state_of(out, expected, data.seed)
     planned = []
     for name, share in shares.items():
+        if rows is not None and not streaming:
+            check_amount(name, share, rows)
         if share.count is not None:
             amount = f"{share.count} rows"
-            if rows is not None and share.count > rows:
-                raise ValueError(
-                    f"Expected at most {rows} poisoned rows, the size of the data, but got {share.count}."
-                )
         else:
             about = "" if rows is None else f", about {round(share.rate * rows)} rows"
             amount = f"a share of {share.rate:g}{about}"
@@ -159,14 +157,21 @@ def plan_poison(data: "Data", shares: "Mapping[str, Share]", streaming: bool, ou
 
 
 def plan_training(
-    data: "Data", trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig", out: Path, streaming: bool = False
+    data: "Data",
+    trainer: "type[CLIPTrainer]",
+    config: "CLIPTrainingConfig",
+    out: Path,
+    streaming: bool = False,
+    on_error: str = "raise",
 ) -> list[Planned]:
     """Return the plan of `hf-clipbd train` and `defend`."""
     from hf_clipbd.recipe.config import training_settings
 
     rows = None if streaming else count_rows(data)
     expected = {"kind": "train", "trainer": trainer.__name__, "training": training_settings(config)}
-    state, why = state_of(out, expected | ({"streaming": True} if streaming else {}), config.seed)
+    expected |= {"streaming": True} if streaming else {}
+    expected |= {"on_error": on_error} if on_error != "raise" else {}
+    state, why = state_of(out, expected, config.seed)
     steps = None if rows is None else training_steps(trainer, config, rows)
     steps = config.max_steps if streaming else steps
     about = training_line(trainer, config) + (", streamed" if streaming else "")

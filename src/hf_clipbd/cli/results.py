@@ -2,10 +2,15 @@
 """Results for programs, and the commands that come next."""
 
 import argparse
+import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hf_clipbd.attacks import ATTACKS
+from hf_clipbd.attacks.folder import ATTACK_FILE
+from hf_clipbd.recipe.training import TRIGGER_FOLDER
 from hf_clipbd.schema import RunRecord
 
 
@@ -16,12 +21,32 @@ def record_values(record: RunRecord, folder: Path) -> dict[str, Any]:
     return kept | {"seed": record.seed, "seconds": record.seconds, "key": record.key}
 
 
+def _trigger_flags(triggers: Iterable[str | Path]) -> list[str]:
+    return [part for trigger in triggers for part in ("--trigger", str(trigger))]
+
+
+def _triggers_beside(source: Path) -> list[str]:
+    """Return the triggers in a folder that `poison` wrote, nothing for other sources."""
+    folder = source / TRIGGER_FOLDER
+    several = sorted(path.parent for path in folder.glob(f"*/{ATTACK_FILE}"))
+    return list(map(str, [folder] if (folder / ATTACK_FILE).is_file() else several))
+
+
+def _is_text(trigger: str) -> bool:
+    """Return whether a trigger is a local one in captions alone: retrieval measures it, classification does not."""
+    path = Path(trigger) / ATTACK_FILE
+    attack = json.loads(path.read_text(encoding="utf-8")).get("attack") if path.is_file() else None
+    return attack in ATTACKS and not ATTACKS[attack].stamps_pictures
+
+
 def after_poison(options: argparse.Namespace) -> list[str]:
     """Return the commands that come after `poison`."""
     model, test = ("scenes", "scenes") if options.source == "scenes" else ("MODEL", "LABELLED_IMAGES")
     size = ["--size", str(options.size)] if test == "scenes" and options.size != 64 else []
     victim = options.out.parent / "victim"
-    measured = ["--test", test, "--trigger", str(options.out / "trigger")] if options.config is None else []
+    measured = ["--test", test, *_trigger_flags([options.out / "trigger"])]
+    if options.config is not None or not ATTACKS[options.attack].stamps_pictures:
+        measured = []
     return [_line("train", options.out, "--model", model, *measured, *size, "--out", victim)]
 
 
@@ -32,13 +57,14 @@ def after_training(options: argparse.Namespace, source: str) -> list[str]:
         options: The arguments of the command.
         source: The pairs it trained on.
     """
-    data = options.test or "LABELLED_IMAGES"
-    triggers = [part for trigger in options.trigger or ["TRIGGER"] for part in ("--trigger", trigger)]
+    triggers = options.trigger or _triggers_beside(Path(source)) or ["TRIGGER"]
+    in_text = all(map(_is_text, triggers))
+    data = "PAIRS" if in_text else options.test or "LABELLED_IMAGES"
+    protocol = ["--protocol", "retrieval"] if in_text else []
     size = ["--size", str(options.size)] if data == "scenes" and options.size != 64 else []
     out = options.out.parent
-    measured = _line(
-        "evaluate", options.out, "--data", data, *triggers, *size, "--out", out / f"{options.out.name}-ba-asr"
-    )
+    kept = ["--out", out / f"{options.out.name}-{'retrieval' if in_text else 'ba-asr'}"]
+    measured = _line("evaluate", options.out, "--data", data, *protocol, *_trigger_flags(triggers), *size, *kept)
     if options.command == "defend":
         return [measured]
     found = _line("detect", source, "--model", options.out, "--out", out / "found")
@@ -48,10 +74,10 @@ def after_training(options: argparse.Namespace, source: str) -> list[str]:
 
 
 def after_evaluate(options: argparse.Namespace) -> list[str]:
-    """Return the command that comes after `evaluate`, where it left a record."""
+    """Return the command that comes after `evaluate`, where it left a record: beside that of the undefended model."""
     if options.out is None or options.protocol == "retrieval":
         return []
-    return [_line("compare", options.out, "OTHER_EVALUATION", "--baseline", options.out.stem)]
+    return [_line("compare", "UNDEFENDED", options.out, "--baseline", "UNDEFENDED")]
 
 
 def after_detect(options: argparse.Namespace, outputs: dict[str, str]) -> list[str]:

@@ -5,13 +5,17 @@ import contextlib
 import csv
 import gzip
 import itertools
+import json
 import re
-from collections.abc import Sequence
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 
 from hf_clipbd.schema import CAPTION, IMAGE
 
@@ -28,6 +32,16 @@ TABLE_FORMATS = {
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
+_BROKEN = (
+    DatasetGenerationError,
+    tarfile.TarError,
+    pa.ArrowInvalid,
+    json.JSONDecodeError,
+    UnicodeError,
+    EOFError,
+    zlib.error,
+)
+"""What the readers of the formats raise at a file that is cut short or is of another format."""
 _LOOK = 200  # rows looked at to tell what a table holds
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -81,13 +95,36 @@ def read_files(files: Sequence[Path], split: str, streaming: bool = False) -> Ro
         streaming: Return an `IterableDataset` that reads while it is iterated.
 
     Raises:
-        ValueError: If the formats differ or are none of `TABLE_FORMATS`, a table holds web addresses alone, or tables
-            of several folders have different columns.
+        ValueError: If the formats differ or are none of `TABLE_FORMATS`, a file is broken, a table holds web addresses
+            alone, or tables of several folders have different columns.
     """
     formats = {ending(file) for file in files}
     if len(formats) != 1 or not formats <= set(TABLE_FORMATS):
         raise ValueError(f"Expected files of one format out of {sorted(TABLE_FORMATS)}, but got {sorted(formats)}.")
     (kind,) = formats
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    with reading(f"`{files[0]}`{others}"):
+        return _rows_of(files, kind, split, streaming)
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Make an error of the block that is about broken files a `ValueError` that names them.
+
+    Args:
+        what: The files.
+    """
+    try:
+        yield
+    except _BROKEN as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise ValueError(
+            f"Expected data that can be read in {what}, but got {type(cause).__name__}: {cause}; mend or replace them."
+        ) from error
+
+
+def _rows_of(files: Sequence[Path], kind: str, split: str, streaming: bool) -> Rows:
+    """Return the rows of files that end in `kind`; see `read_files`."""
     builder = TABLE_FORMATS[kind]
     if builder not in ("csv", "json"):
         return _loaded(files, builder, split, streaming)

@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.undecoded import undecoded
+from hf_clipbd.data.unreadable import UNREADABLE, reason
 
+
+_ADVICE = "Leave such rows out: `--on_error skip`, or `readable_rows` of `hf_clipbd.data.reader`."
+_LOOKED_AT = 1000
 
 ImageView = Callable[[PIL.Image.Image, tuple[int, int, int]], PIL.Image.Image]
 TextView = Callable[[str, tuple[int, int, int]], str]
@@ -82,7 +88,9 @@ class PairViews(torch.utils.data.Dataset):
         caption_column: Column of captions.
 
     Raises:
-        ValueError: If a column is missing, the dataset is empty, or the plan draws a share, which is for streams.
+        ValueError: If a column is missing, the dataset is empty, a row has no image (none is decoded to see
+            that), or the plan draws a share, which is for streams; when rows are drawn, if an image cannot be read.
+        TypeError: If a row has no caption.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class PairViews(torch.utils.data.Dataset):
                 f"{len(dataset)} rows. Set `k_pairs` to their number, and leave `k_share` out."
             )
         self.rows = dataset.select_columns([image_column, caption_column])
+        _check_filled(self.rows, image_column)
         self._encoded, self._decode = undecoded(self.rows, image_column)
         self._captions = dataset.select_columns([caption_column])
         self.plan, self.canvas, self.seed = plan, canvas, seed
@@ -128,31 +137,76 @@ class PairViews(torch.utils.data.Dataset):
         return [self._drawn(key, image, caption) for key, image, caption in pairs]
 
     def _drawn(self, key: PairKey, image: Any, caption: Any) -> dict[str, Any]:
-        picture = None if image is None else self._decode(image)
-        return draw_views(self.plan, self.canvas, self.seed, key, picture, caption)
+        return draw_views(self.plan, self.canvas, self.seed, key, image, caption, self._decode)
 
 
 def draw_views(
-    plan: ViewPlan, canvas: Canvas, seed: int, key: PairKey, image: PIL.Image.Image, caption: str
+    plan: ViewPlan,
+    canvas: Canvas,
+    seed: int,
+    key: PairKey,
+    image: Any,
+    caption: str,
+    decode: Callable[[Any], PIL.Image.Image],
 ) -> dict[str, Any]:
     """Return one draw of one row: `row`, `images` uint8 (V, H, W, 3) and `texts`, a list of T captions.
 
     Raises:
-        TypeError: If the row has no image or its caption is no text.
+        TypeError: If the caption is no text.
+        ValueError: If the row has no image, or one that `decode` or the canvas cannot read.
     """
     if not isinstance(caption, str):
-        raise TypeError(
-            f"Expected a text as the caption of row {key.row}, but got {type(caption).__name__}. "
-            "Filter such rows out before training."
-        )
+        raise TypeError(_no_text(key.row, caption))
     draw = (seed, key.epoch, key.row)
     texts = {**plan.texts, **((plan.subset_texts or {}) if key.subset else {})}
-    image = canvas(image)
+    image = _framed(canvas, image, decode, key.row)
     return {
         "row": key.row,
         "images": np.stack([np.asarray(view(image, draw)) for view in plan.images.values()]),
         "texts": [view(caption, draw) for view in texts.values()],
     }
+
+
+def _framed(canvas: Canvas, image: Any, decode: Callable[[Any], PIL.Image.Image], row: int) -> PIL.Image.Image:
+    if image is None:
+        raise ValueError(_no_image(row))
+    try:
+        return canvas(decode(image))
+    except (TypeError, *UNREADABLE) as error:
+        raise ValueError(f"Row {row}: {reason(error)} {_ADVICE}") from error
+
+
+def _no_text(row: int, caption: Any) -> str:
+    return f"Expected a text as the caption of row {row}, but got {type(caption).__name__}. {_ADVICE}"
+
+
+def _no_image(row: int) -> str:
+    return f"Row {row}: Expected an image, but the row has none. {_ADVICE}"
+
+
+def _check_filled(rows: datasets.Dataset, image_column: str) -> None:
+    """Raise, as `draw_views` would, at the first row with a gap; a picture that is neither bytes nor a path is one.
+
+    Rows are only looked at where a column has gaps at all. A dataset with a format or transform of its own is left be.
+    """
+    if rows.format["type"] is not None or not any(_gaps(rows.data.column(name)).any() for name in rows.column_names):
+        return
+    start = 0
+    for table in rows.with_format("arrow").iter(_LOOKED_AT):
+        for name in rows.column_names:
+            if len(found := np.flatnonzero(_gaps(table.column(name)))):
+                row = start + int(found[0])
+                raise ValueError(_no_image(row)) if name == image_column else TypeError(_no_text(row, None))
+        start += table.num_rows
+
+
+def _gaps(column: pa.ChunkedArray) -> np.ndarray:
+    """Return which values of a column are missing, (N,) of bool, from its validity alone."""
+    gaps = pc.is_null(column)
+    if pa.types.is_struct(column.type) and {"bytes", "path"} <= {field.name for field in column.type}:
+        inner = (pc.is_null(pc.struct_field(column, name)) for name in ("bytes", "path"))
+        gaps = pc.or_(gaps, pc.and_(*inner))
+    return gaps.to_numpy()
 
 
 @dataclass

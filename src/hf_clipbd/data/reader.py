@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.undecoded import undecoded
 from hf_clipbd.data.unreadable import UNREADABLE, reason
+from hf_clipbd.schema import CAPTION, IMAGE
 
 
 class Reader:
@@ -70,3 +71,25 @@ class Reader:
             if not isinstance(caption, str):
                 raise ValueError(f"Expected a text as the caption, but got {type(caption).__name__}.")
         return pixels, caption
+
+
+def readable_rows(
+    rows: datasets.Dataset, canvas: Canvas, image_column: str = IMAGE, caption_column: str = CAPTION, batch: int = 256
+) -> tuple[datasets.Dataset, dict[int, str]]:
+    """Return the rows whose image and caption can be read, and row number -> what is wrong with each of the others.
+
+    Every picture is decoded once to see that.
+
+    Args:
+        rows: The dataset.
+        canvas: Geometry of the images.
+        image_column: Column of images.
+        caption_column: Column of captions.
+        batch: Rows read at a time.
+    """
+    unreadable: dict[int, str] = {}
+    reader = Reader(rows.select_columns([image_column, caption_column]), image_column, caption_column, canvas)
+    for _ in reader.batches(batch, "reading", unreadable):
+        pass
+    kept = rows.select([row for row in range(len(rows)) if row not in unreadable]) if unreadable else rows
+    return kept, unreadable

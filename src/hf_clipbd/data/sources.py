@@ -1,7 +1,9 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Image datasets from wherever they lie, brought to the columns `image`, `caption`, `label`; captions from labels."""
 
-from collections.abc import Mapping, Sequence
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import datasets
 import numpy as np
 
 from hf_clipbd.data.columns import Rows, find_column, pick_columns
-from hf_clipbd.data.files import TABLE_FORMATS, ending, is_pattern, matching, read_files
+from hf_clipbd.data.files import TABLE_FORMATS, ending, is_pattern, matching, read_files, reading
 from hf_clipbd.schema import CAPTION, LABEL
 
 
@@ -18,11 +20,14 @@ __all__ = [
     "caption_labels",
     "find_column",
     "load_source",
+    "lone_split",
     "pick_columns",
     "split_rows",
     "with_class_names",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 # Words that are true of almost any photograph: nothing but the label is known of what it shows.
 CAPTION_TEMPLATES = (
@@ -83,23 +88,51 @@ def load_source(
         return read_files([local], split, streaming)
     if is_pattern(str(path)):
         return read_files(matching(Path(), str(path)), split, streaming)
-    if (local / "state.json").is_file():
-        return _maybe_streamed(datasets.load_from_disk(str(local)), streaming)
-    if (local / "dataset_dict.json").is_file():
-        return _maybe_streamed(_of_splits(datasets.load_from_disk(str(local)), split, path), streaming)
+    if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        with reading(f"`{path}`"):
+            saved = datasets.load_from_disk(str(local))
+        rows = _of_splits(saved, split, path) if isinstance(saved, datasets.DatasetDict) else saved
+        return rows.to_iterable_dataset() if streaming else rows
     if not local.exists() and _looks_local(str(path)):
         raise FileNotFoundError(f"Expected a dataset at `{path}`, but there is no such file or folder.")
     if local.is_dir() and (shards := sorted(local.glob("*.tar"))):  # img2dataset lays Parquet and JSON beside each
         return read_files(shards, split, streaming)
     source = str(local) if local.is_dir() else str(path)
-    known = datasets.get_dataset_split_names(source, name, revision=revision)
+    with reading(f"`{path}`"):
+        known = datasets.get_dataset_split_names(source, name, revision=revision)
+        _check_split(split, known, path)
+        return datasets.load_dataset(source, name, split=split, revision=revision, streaming=streaming)
+
+
+def lone_split(path: str | Path, split: str) -> str:
+    """Return the only split of a dataset where it is called otherwise than `split`, which is logged, else `split`.
+
+    Files, shards and one saved split are taken whole, whatever the split is called.
+
+    Args:
+        path: As in `load_source`.
+        split: The split that is looked for.
+    """
+    local = Path(path).expanduser()
+    if local.is_file() or is_pattern(str(path)) or (local / "state.json").is_file() or any(local.glob("*.tar")):
+        return split
+    if (local / "dataset_dict.json").is_file():
+        known = json.loads((local / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    elif local.is_dir() or not _looks_local(str(path)):
+        known = datasets.get_dataset_split_names(str(local) if local.is_dir() else str(path))
+    else:
+        return split
+    if len(known) != 1 or split in known:
+        return split
+    logger.info("`%s` has no split `%s`; its only one, `%s`, is taken", path, split, known[0])
+    return known[0]
+
+
+def _check_split(split: str, known: Collection[str], path: str | Path) -> None:
     if split not in known:
-        raise ValueError(f"Expected a split `{split}` in `{path}`, but it has {known}.")
-    return datasets.load_dataset(source, name, split=split, revision=revision, streaming=streaming)
-
-
-def _maybe_streamed(rows: datasets.Dataset, streaming: bool) -> Rows:
-    return rows.to_iterable_dataset() if streaming else rows
+        raise ValueError(
+            f"Expected a split `{split}` in `{path}`, but it has {sorted(known)}. Name one of these as the split."
+        )
 
 
 def _looks_local(path: str) -> bool:
@@ -107,8 +140,7 @@ def _looks_local(path: str) -> bool:
 
 
 def _of_splits(found: datasets.DatasetDict, split: str, path: str | Path) -> datasets.Dataset:
-    if split not in found:
-        raise ValueError(f"Expected a split `{split}` in `{path}`, but it has {sorted(found)}.")
+    _check_split(split, found, path)
     return found[split]
 
 
@@ -125,14 +157,24 @@ def _from_files(path: str | Path | None, split: str, data_files: Any, streaming:
 def with_class_names(rows: datasets.Dataset, names: Sequence[str] = ()) -> datasets.Dataset:
     """Return `rows` with `label` as a `ClassLabel`, of the given `names` where the column does not know its own.
 
+    A column of words needs none: its classes are the words, in alphabetical order.
+
     Raises:
-        ValueError: If the column is no `ClassLabel` and no names are given.
+        ValueError: If the column is no `ClassLabel`, holds numbers and no names are given.
     """
-    if isinstance(rows.features[LABEL], datasets.ClassLabel) and not names:
+    feature = rows.features[LABEL]
+    if isinstance(feature, datasets.ClassLabel) and not names:
         return rows
+    names = list(names)
+    if not names and isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        words = sorted(word for word in rows.unique(LABEL) if word is not None)
+        names = [] if all(word.isdecimal() for word in words) else words
     if not names:
-        raise ValueError(f"Expected a ClassLabel column, but got {rows.features[LABEL]}. Set `class_names`.")
-    return rows.cast_column(LABEL, datasets.ClassLabel(names=list(names)))
+        raise ValueError(
+            f"Expected a ClassLabel column or words, but got {feature}. Set `class_names` (`--class_names FILE`, one "
+            f"a line, in the order of the numbers)."
+        )
+    return rows.cast_column(LABEL, datasets.ClassLabel(names=names))
 
 
 def split_rows(

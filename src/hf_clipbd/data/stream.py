@@ -13,6 +13,7 @@ import torch
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.pairs import PairKey, ViewPlan, draw_views
+from hf_clipbd.data.undecoded import as_it_is
 
 
 logger = logging.getLogger(__name__)
@@ -141,9 +142,8 @@ class PairStream(torch.utils.data.IterableDataset):
     def _views(self, epoch: int, row: dict[str, Any], subset: bool = False) -> dict[str, Any]:
         image, caption = row[self.image_column], row[self.caption_column]
         key = PairKey(epoch, content_number(image, caption), subset)
-        if isinstance(image, dict):
-            image = datasets.Image().decode_example(image)
-        return draw_views(self.plan, self.canvas, self.seed, key, image, caption)
+        decode = datasets.Image().decode_example if isinstance(image, dict) else as_it_is
+        return draw_views(self.plan, self.canvas, self.seed, key, image, caption, decode)
 
 
 def _whole(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -5,6 +5,7 @@ from hf_clipbd.detection.activation_clustering import activation_clustering
 from hf_clipbd.detection.at_rates import performance_at_rate, performances_at_rate, thinned_rows
 from hf_clipbd.detection.clip_score import clip_score
 from hf_clipbd.detection.cognitive_distillation import cognitive_distillation, distilled_masks, mask_sizes
+from hf_clipbd.detection.combined import combined
 from hf_clipbd.detection.compat_huang2025 import huang2025
 from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
 from hf_clipbd.detection.dao import dao
@@ -40,6 +41,7 @@ __all__ = [
     "activation_clustering",
     "clip_score",
     "cognitive_distillation",
+    "combined",
     "conditional_sparsity",
     "dao",
     "default_k",

@@ -10,6 +10,7 @@ import torch
 from hf_clipbd.detection.activation_clustering import activation_clustering
 from hf_clipbd.detection.clip_score import clip_score
 from hf_clipbd.detection.cognitive_distillation import cognitive_distillation
+from hf_clipbd.detection.combined import combined
 from hf_clipbd.detection.compat_huang2025 import huang2025
 from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
 from hf_clipbd.detection.dao import dao
@@ -33,6 +34,7 @@ DETECTORS: dict[str, Callable[..., np.ndarray]] = {
     "multi_scale": multi_scale,
     "conditional_sparsity": conditional_sparsity,
     "disagreement": disagreement,
+    "combined": combined,
     "k_distance": k_distance,
     "slof": slof,
     "lof": lof,
@@ -50,6 +52,7 @@ DETECTORS: dict[str, Callable[..., np.ndarray]] = {
 ALIGNED: dict[str, tuple[str, ...]] = {
     "conditional_sparsity": ("texts",),
     "disagreement": ("others", "texts"),
+    "combined": ("texts", "others"),
     "spectral_signature": ("texts",),
     "activation_clustering": ("texts",),
     "clip_score": ("texts",),
@@ -60,6 +63,7 @@ ALIGNED: dict[str, tuple[str, ...]] = {
 OF_REFERENCE: dict[str, tuple[str, ...]] = {
     "conditional_sparsity": ("reference_texts",),
     "disagreement": ("reference_others", "reference_texts"),
+    "combined": ("reference_texts", "reference_others"),
 }
 """Name -> keywords of that detector which have a row for each of the rows that a given reference was drawn from."""
 
@@ -100,10 +104,11 @@ def detect(
 
     Without a detector's name the one is taken that what is given allows; none of them is told a poison rate. With
     `texts`, the captions' embeddings, it is `conditional_sparsity`; with `others`, the same images in another
-    encoder's space, `disagreement`, which compares no densities at all; with image embeddings alone `multi_scale`,
-    which cannot find poisoned rows that the model did not learn. k-distance, SLOF, LOF, DAO and LID see poison only as
-    long as its rows are no neighbourhood of their own in the reference: rate * m under k / 4, so that heavier poison
-    asks for a smaller m or a larger k; among concepts of very uneven density SLOF is the one that finds a small group.
+    encoder's space, `disagreement`, which compares no densities at all; with both `combined`, which takes of these two
+    the one that a row is more conspicuous by; with image embeddings alone `multi_scale`, which cannot find poisoned
+    rows that the model did not learn. k-distance, SLOF, LOF, DAO and LID see poison only as long as its rows are no
+    neighbourhood of their own in the reference: rate * m under k / 4, so that heavier poison asks for a smaller m or a
+    larger k; among concepts of very uneven density SLOF is the one that finds a small group.
 
     Cognitive distillation needs the model and the pictures: `masks=mask_sizes(model, pixels, rows)` is what it takes,
     at the cost of some hundred forward passes a picture.
@@ -119,7 +124,7 @@ def detect(
             faults, for comparison; m and `normalize` do not apply to it, k is 16 by default.
         shared: What the detectors of one search have in common; scores do not depend on it. See `detect_all`.
         reference: A ready one, `Reference.of(clean)` say, for every detector that compares rows; with
-            `conditional_sparsity` and `disagreement` its rows' `reference_texts` and `reference_others` too.
+            `conditional_sparsity`, `disagreement` and `combined` its rows' `reference_texts` and `reference_others`.
         references: How many random references are searched, at the cost of a search each; see `References`.
         combine: The `"mean"` or the `"maximum"` of a row's scores against them.
         device: Where to compute, the processor by default.
@@ -153,7 +158,9 @@ def detect(
 
 def _default(options: dict[str, Any]) -> str:
     given = {name for name, value in options.items() if value is not None}
-    return "disagreement" if "others" in given else DEFAULT_WITH_TEXTS if "texts" in given else DEFAULT
+    if "others" in given:
+        return "combined" if "texts" in given else "disagreement"
+    return DEFAULT_WITH_TEXTS if "texts" in given else DEFAULT
 
 
 def _published(

@@ -13,6 +13,9 @@ from hf_clipbd.detection.reference import Reference
 UNSUITED = (*WITHOUT_REFERENCE, "spectral_signature", "activation_clustering", "conditional_sparsity")
 """Detectors that compare rows with no reference, or need captions, which an incoming image has none of."""
 
+DEFAULT_SCAN = "slof"
+"""The default of a scan by image embeddings alone."""
+
 
 class Scan(NamedTuple):
     """What a scan says of B incoming images.
@@ -38,7 +41,7 @@ def check_scan(detector: str) -> Callable[..., np.ndarray]:
 def scan(
     features: Any,
     reference: Any,
-    detector: str = "k_distance",
+    detector: str | None = None,
     k: int | None = None,
     normalize: bool = True,
     others: Any = None,
@@ -52,7 +55,9 @@ def scan(
         features: Incoming images' embeddings in the suspected model, (B, D).
         reference: Embeddings of the reference set, (M, D), all rows of which are used: clean images of the kind that
             is expected, or a random part of the training set if its poison is rare.
-        detector: A key of `DETECTORS` that compares rows with a reference.
+        detector: A key of `DETECTORS` that compares rows with a reference. By default `disagreement` with `others`,
+            which finds stamped images whatever the reference, else `slof`, which needs a clean one: against a training
+            set with 1 % of poison, stamped images lie among their like.
         k: Number of neighbours; 0.4 % of the reference by default.
         normalize: Scale embeddings to unit length.
         others: The incoming images in a second space, (B, D2), for `disagreement`.
@@ -70,6 +75,7 @@ def scan(
         >>> (found.exceeded < 0.01).tolist()
         [False, True]
     """
+    detector = detector or (DEFAULT_SCAN if others is None else "disagreement")
     function = check_scan(detector)
     points = Reference.of(reference, normalize)
     second = {"reference_others": reference_others}

@@ -46,7 +46,7 @@ def read_report(path: str | os.PathLike) -> EvalReport:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds no evaluation.
+        ValueError: If the file holds no evaluation, or one of retrieval.
     """
     file = Path(path)
     file = file / RECORD_FILE if file.is_dir() else file
@@ -55,6 +55,11 @@ def read_report(path: str | os.PathLike) -> EvalReport:
     values: Any = json.loads(file.read_text(encoding="utf-8"))
     for part in ("metrics", "report"):
         values = values.get(part, values) if isinstance(values, Mapping) else values
+    if isinstance(values, Mapping) and ("retrieval" in values or "image_to_text" in values):
+        raise ValueError(
+            f"Expected an evaluation with BA and ASR, but {file} holds one of retrieval, which has neither. Compare "
+            f"evaluations by zero-shot classification or a linear probe."
+        )
     if not isinstance(values, Mapping) or "ba" not in values:
         raise ValueError(f"Expected an evaluation with `ba` and `triggers` in {file}, but found none. Run `evaluate`.")
     return EvalReport.from_dict({name: values[name] for name in ("ba", "triggers", "n_classes") if name in values})
@@ -63,7 +68,7 @@ def read_report(path: str | os.PathLike) -> EvalReport:
 def compare(
     reports: Mapping[str, EvalReport], baseline: str | None = None, ks: Sequence[int] | None = None
 ) -> list[ComparisonRow]:
-    """Return a row for each k, trigger and model, in this order of nesting.
+    """Return a row for each k, trigger and model, in this order of nesting; last, at each k, models without a trigger.
 
     Args:
         reports: Name of the model -> its report.
@@ -71,7 +76,8 @@ def compare(
         ks: The k to show; those that all reports have by default.
 
     Raises:
-        ValueError: If there are no reports, no common k, or the baseline is not among them.
+        ValueError: If there are no reports, no common k, the baseline is not among them, or DER cannot be had: the
+            trigger aims at another target or the images are others than the baseline's.
     """
     common = sorted(set.intersection(*(set(report.ba) for report in reports.values()))) if reports else []
     ks = list(ks) if ks is not None else common
@@ -80,19 +86,19 @@ def compare(
             f"Expected reports with a common k and the baseline among them, but got {list(reports)}, common k "
             f"{common}, k {ks} and baseline {baseline!r}."
         )
-    triggers = list(dict.fromkeys(name for report in reports.values() for name in report.triggers)) or [""]
+    triggers = list(dict.fromkeys(name for report in reports.values() for name in report.triggers))
     rows = []
     for k in ks:
         for trigger in triggers:
             for name, report in reports.items():
-                one = report.triggers.get(trigger)
-                if one is None and (trigger or report.triggers):
+                if trigger not in report.triggers:
                     continue
-                der = None
-                if one is not None and baseline not in (None, name) and trigger in reports[baseline].triggers:
+                one, der = report.triggers[trigger], None
+                if baseline not in (None, name) and trigger in reports[baseline].triggers:
                     der = defense_effectiveness(reports[baseline], report, trigger, k).der
-                asr, ra = (one.asr[k], one.ra[k]) if one is not None else (None, None)
-                rows.append(ComparisonRow(name, trigger, k, report.ba[k], asr, ra, der))
+                rows.append(ComparisonRow(name, trigger, k, report.ba[k], one.asr[k], one.ra[k], der))
+        clean = {name: report.ba[k] for name, report in reports.items() if not report.triggers}
+        rows += [ComparisonRow(name, "", k, ba) for name, ba in clean.items()]
     return rows
 
 

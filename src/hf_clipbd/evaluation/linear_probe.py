@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation.kept_features import image_features
 from hf_clipbd.evaluation.protocol import Protocol, check_same_classes, class_names_of
-from hf_clipbd.evaluation.rates import class_ranks
+from hf_clipbd.evaluation.rates import bootstrap_mean, class_ranks
 from hf_clipbd.evaluation.zero_shot import Batch, add_over_processes, embed_batches, stamped_batches
 from hf_clipbd.schema import IMAGE, LABEL, EvalReport
 
@@ -27,10 +27,12 @@ logger = logging.getLogger(__name__)
 
 Solver = Literal["auto", "sklearn", "torch"]
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+WIDER = (1e-8, 1e-7, 1e-1)
+"""Further λ that are tried, one after the other, while the best one is the least or the greatest of the grid."""
 HELD_OUT = 0.2
 SKLEARN_NUMBERS = 20_000_000
 """Largest N·D that `solver="auto"` gives to scikit-learn; more goes to torch, on the model's device."""
-MAX_ITERATIONS = 500
+MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class LinearClassifier:
     Args:
         weight: W, (C, D).
         bias: b, (C,).
+        converged: Whether the fit came to its minimum within the iterations that it is given.
     """
 
     weight: Tensor
     bias: Tensor
+    converged: bool = True
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return scores (..., C) of features (..., D)."""
@@ -62,6 +66,7 @@ class ProbeReport:
         held_out: λ -> accuracy on the held-out fifth of the training rows; empty where λ was given.
         solver: `sklearn` or `torch`.
         n_train: Training rows.
+        converged: Whether the fit came to its minimum; None where that was not recorded.
     """
 
     report: EvalReport
@@ -71,10 +76,12 @@ class ProbeReport:
     held_out: dict[float, float]
     solver: str
     n_train: int
+    converged: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         fit = {"l2": self.l2, "held_out": {f"{l2:g}": x for l2, x in self.held_out.items()}, "solver": self.solver}
+        fit["converged"] = self.converged
         probe = {**fit, "n_train": self.n_train, "mean_per_class": self.mean_per_class}
         probe["mean_per_class_interval"] = list(self.mean_per_class_interval)
         return {"report": self.report.to_dict(), "probe": probe}
@@ -108,8 +115,12 @@ def fit_linear(
             f"classes {absent[:5]} have none, l2 is {l2}, solver {solver!r}."
         )
     if _chosen(solver, features) == "sklearn":
-        return _fit_sklearn(features, labels, l2, device)
-    return _fit_torch(features, labels, n_classes, l2, device)
+        found = _fit_sklearn(features, labels, l2, device)
+    else:
+        found = _fit_torch(features, labels, n_classes, l2, device)
+    if not found.converged:
+        logger.warning("The linear probe stopped at %d iterations with l2 = %g.", MAX_ITERATIONS, l2)
+    return found
 
 
 def _chosen(solver: Solver, features: np.ndarray) -> str:
@@ -120,15 +131,13 @@ def _fit_sklearn(features: np.ndarray, labels: np.ndarray, l2: float, device: st
     both = 2 if labels.max() == 1 else 1  # two classes: one row w for both, whose halves ±w/2 count half as much
     model = LogisticRegression(C=both / (l2 * len(features)), max_iter=MAX_ITERATIONS, tol=1e-5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said below
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said by `fit_linear`
         model.fit(features.astype(np.float64), labels)
-    if max(model.n_iter_) >= MAX_ITERATIONS:
-        logger.warning("The linear probe stopped at %d iterations with l2 = %g.", MAX_ITERATIONS, l2)
     weight, bias = model.coef_, model.intercept_
     if len(weight) == 1:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     parts = (torch.tensor(part, dtype=torch.float32, device=device) for part in (weight, bias))
-    return LinearClassifier(*parts)
+    return LinearClassifier(*parts, converged=int(max(model.n_iter_)) < MAX_ITERATIONS)
 
 
 def _fit_torch(
@@ -139,8 +148,8 @@ def _fit_torch(
         weight = torch.zeros(n_classes, x.shape[1], device=device, requires_grad=True)
         bias = torch.zeros(n_classes, device=device, requires_grad=True)
         optimiser = torch.optim.LBFGS(
-            [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-10, history_size=20,
-            line_search_fn="strong_wolfe",
+            [weight, bias], max_iter=MAX_ITERATIONS, max_eval=2 * MAX_ITERATIONS, tolerance_grad=1e-6,
+            tolerance_change=1e-10, history_size=20, line_search_fn="strong_wolfe",
         )  # fmt: skip
 
         def objective() -> Tensor:
@@ -150,11 +159,13 @@ def _fit_torch(
             return loss
 
         optimiser.step(objective)
-    return LinearClassifier(weight.detach(), bias.detach())
+    done = optimiser.state[weight]
+    converged = done["n_iter"] < MAX_ITERATIONS and done["func_evals"] < 2 * MAX_ITERATIONS
+    return LinearClassifier(weight.detach(), bias.detach(), converged)
 
 
 def _choose_l2(
-    features: np.ndarray, labels: np.ndarray, n_classes: int, grid: Sequence[float], seed: int, **fit: Any
+    features: np.ndarray, labels: np.ndarray, n_classes: int, grid: Sequence[float] | None, seed: int, **fit: Any
 ) -> dict[float, float]:
     """Return λ -> accuracy on a fifth of the rows that was held out, drawn from the seed, class by class."""
     rng = np.random.default_rng([seed, len(labels)])
@@ -164,12 +175,30 @@ def _choose_l2(
         held[rows[: int(HELD_OUT * len(rows))]] = True  # never a class's only row
     if not held.any():
         raise ValueError("Expected at least five training rows of some class to choose l2 on. Pass `l2=`.")
-    found = {}
-    for l2 in grid:
+
+    def accuracy(l2: float) -> float:
         classifier = fit_linear(features[~held], labels[~held], n_classes, l2, **fit)
         guesses = classifier(torch.tensor(features[held], device=classifier.weight.device)).argmax(-1).cpu().numpy()
-        found[l2] = float((guesses == labels[held]).mean())
+        return float((guesses == labels[held]).mean())
+
+    found = {l2: accuracy(l2) for l2 in (L2_GRID if grid is None else grid)}
+    beyond = list(WIDER) if grid is None else []
+    while (best := _best_l2(found)) in (min(found), max(found)):
+        further = [l2 for l2 in beyond if (l2 < best if best == min(found) else l2 > best)]
+        if not further:
+            break
+        beside = min(further, key=lambda l2: abs(np.log(l2 / best)))
+        found[beside] = accuracy(beside)
+        beyond.remove(beside)
+    if len(found) > 1 and best in (min(found), max(found)):
+        message = "The best l2 on held-out rows, %g, is the %s of those tried; the probe may do better beyond it."
+        logger.warning(message, best, "least" if best == min(found) else "greatest")
     return found
+
+
+def _best_l2(found: Mapping[float, float]) -> float:
+    """Return the λ of the highest accuracy, the greatest of equals."""
+    return max(found, key=lambda l2: (found[l2], l2))
 
 
 def linear_probe(
@@ -180,7 +209,7 @@ def linear_probe(
     triggers: Mapping[str, Any] | Iterable[Any] | None = None,
     ks: Sequence[int] = (1,),
     l2: float | None = None,
-    l2_grid: Sequence[float] = L2_GRID,
+    l2_grid: Sequence[float] | None = None,
     solver: Solver = "auto",
     batch_size: int = 256,
     include_target: bool = False,
@@ -205,7 +234,8 @@ def linear_probe(
         triggers: Attacks whose stamp is measured.
         ks: The k to report.
         l2: λ; chosen on a held-out fifth of the training rows where it is None.
-        l2_grid: The λ to choose from.
+        l2_grid: The λ to choose from; by default powers of ten from 1e-6 to 1e-2, and on to 1e-8 or 1e-1 while the
+            best one is the last that was tried. Where it still is at the end, a line says so.
         solver: As in `fit_linear`.
         batch_size: Images a forward pass.
         include_target: Count the target's own images in ASR too.
@@ -236,13 +266,13 @@ def linear_probe(
     features = image_features(model, processor, train, task.canvas, batch_size, cache, image_column)
     fit = {"solver": _chosen(solver, features), "device": next(model.parameters()).device}
     held_out = {} if l2 is not None else _choose_l2(features, labels, len(names), l2_grid, seed, **fit)
-    chosen = l2 if l2 is not None else max(held_out, key=lambda one: (held_out[one], one))
+    chosen = l2 if l2 is not None else _best_l2(held_out)
     classifier = fit_linear(features, labels, len(names), chosen, **fit)
     per_batch = max(1, batch_size // task.n_variants)
     batches = stamped_batches(task, test, per_batch, progress, "linear probe")
     report, right, seen = _measure(model, processor, task, classifier, batches)
     mean, bounds = float((right / seen).mean()), bootstrap_mean(right, seen, seed=seed)
-    return ProbeReport(report, mean, bounds, chosen, held_out, str(fit["solver"]), len(labels))
+    return ProbeReport(report, mean, bounds, chosen, held_out, str(fit["solver"]), len(labels), classifier.converged)
 
 
 def _measure(
@@ -263,36 +293,3 @@ def _measure(
     report = task.report(add_over_processes(counts))  # says so where nothing was counted
     right, seen = add_over_processes(by_class).numpy()
     return report, right[seen > 0], seen[seen > 0]
-
-
-def bootstrap_mean(
-    right: np.ndarray, seen: np.ndarray, draws: int = 4000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Return the bootstrap interval of the mean over the classes of right / seen.
-
-    Images are drawn anew with replacement within each class, so each draw has right*_c ~ Binomial(seen_c,
-    right_c / seen_c); the bounds are quantiles of the draws' means.
-
-    Args:
-        right: Right answers of each class, (C,).
-        seen: Images of each class, (C,), each at least 1.
-        draws: Bootstrap draws.
-        level: Share of the draws between the bounds.
-        seed: Seed of the draws.
-
-    Returns:
-        (low, high), each in [0, 1].
-
-    Reference:
-        Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval).
-
-    Example:
-        >>> import numpy as np
-        >>> [round(bound, 2) for bound in bootstrap_mean(np.array([50, 90]), np.array([100, 100]))]
-        [0.64, 0.76]
-    """
-    drawn = np.random.default_rng([seed, len(seen)]).binomial(
-        seen, right / seen, size=(draws, len(seen))
-    )  # (draws, C)
-    low, high = np.quantile((drawn / seen).mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template
-from hf_clipbd.features import embed_texts, inference, tokenize
+from hf_clipbd.features import configuration_json, embed_texts, inference, tokenize
+from hf_clipbd.models.text_input import TextInput
 from hf_clipbd.schema import content_key
 
 
@@ -34,8 +35,8 @@ def text_classifier(
         templates: Sentences with one `{}`; OpenAI's 80 by default. "a" or "an" before the name is made to fit it, in
             OpenAI's too, whose own code leaves "a photo of a airplane.".
         batch_size: Prompts a forward pass; memory does not grow with the number of classes times templates.
-        cache: Folder in which the result is kept, named by a hash of the prompts, the tokenizer and all weights but
-            the image tower's; None keeps nothing.
+        cache: Folder in which the result is kept, named by a hash of the prompts, the tokenizer, the configuration and
+            all weights but the image tower's; None keeps nothing.
 
     Returns:
         (C, D), float32, on the model's device.
@@ -84,6 +85,8 @@ def _classifier_file(
         if not name.startswith("vision_model."):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    tokenizer = getattr(processor, "tokenizer", processor)
-    words = [sorted(tokenizer.get_vocab().items()), list(class_names), list(templates)]
-    return cache.expanduser() / f"{content_key('text classifier', digest.hexdigest(), *words)}.safetensors"
+    text = TextInput.of(model, processor)
+    owner = [digest.hexdigest(), configuration_json(model, besides="vision_config")]
+    words = [text.max_length, text.fixed_length, sorted(text.tokenizer.get_vocab().items())]
+    key = content_key("text classifier", *owner, *words, list(class_names), list(templates))
+    return cache.expanduser() / f"{key}.safetensors"

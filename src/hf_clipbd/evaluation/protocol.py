@@ -2,6 +2,7 @@
 """What a zero-shot evaluation counts: classes, triggers and targets checked at once, hits as whole numbers."""
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -9,12 +10,18 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation.rates import class_ranks
 from hf_clipbd.schema import EvalReport, Rate, TriggerReport
+
+
+logger = logging.getLogger(__name__)
+
+_BY_RETRIEVAL = "`hf-clipbd evaluate --protocol retrieval` (`evaluate_retrieval`) measures it"
 
 
 def class_names_of(dataset: Any, label_column: str) -> list[str]:
@@ -106,6 +113,45 @@ def _by_name(triggers: Mapping[str, Any] | Iterable[Any] | None) -> dict[str, An
     return named
 
 
+def on_pictures(triggers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the triggers that stamp pictures; of those in the text alone a line says how they are measured.
+
+    Args:
+        triggers: Name -> attack.
+    """
+    stamping = {name: attack for name, attack in triggers.items() if getattr(attack, "stamps_pictures", True)}
+    for name in (one for one in triggers if one not in stamping):
+        logger.warning("trigger `%s` is in the text alone and has no ASR here; %s", name, _BY_RETRIEVAL)
+    return stamping
+
+
+def _check_triggers(triggers: Mapping[str, Any], canvas: Canvas) -> None:
+    """Raise `ValueError` for a trigger in the text alone, and for one that leaves the canvas at a blank picture."""
+    in_text = [name for name, attack in triggers.items() if not getattr(attack, "stamps_pictures", True)]
+    if in_text:
+        raise ValueError(
+            f"Expected triggers that stamp pictures, but {in_text} are in the text alone: their rate would be that of "
+            f"clean pictures. Leave them out here; {_BY_RETRIEVAL}."
+        )
+    if canvas.mode != "native":
+        blank = canvas.array(PIL.Image.new("RGB", (canvas.size, canvas.size)))
+        for name, attack in triggers.items():
+            _stamped(name, attack, blank, 0)
+
+
+def _stamped(name: str, attack: Any, clean: np.ndarray, row: int) -> np.ndarray:
+    """Return the stamped copy of a picture on the canvas; raises `ValueError` if it has another size or type."""
+    pixels = np.asarray(attack(clean.copy(), index=row))
+    if pixels.shape != clean.shape or pixels.dtype != clean.dtype:
+        height, width, *_ = clean.shape
+        raise ValueError(
+            f"Expected trigger `{name}` to give {width} × {height} px as the model sees them, {clean.dtype} "
+            f"{clean.shape}, but got {pixels.dtype} {pixels.shape}. Stamp and evaluate on the same canvas: poison "
+            f"with `--size {height}` (`canvas=` of the attack), or take a model of the trigger's size."
+        )
+    return pixels
+
+
 def framing_of(processor: Any, triggers: Mapping[str, Any]) -> Canvas:
     """Return the canvas that a model sees pictures on: the processor's, with the framing that the triggers are for.
 
@@ -171,6 +217,7 @@ class Protocol:
         triggers = _by_name(triggers)
         targets = {name: target_class(attack.target, names) for name, attack in triggers.items()}
         canvas = canvas or framing_of(processor, triggers)
+        _check_triggers(triggers, canvas)
         return cls(names, triggers, targets, ks, include_target, canvas, image_column, label_column)
 
     @property
@@ -186,13 +233,7 @@ class Protocol:
     def variants(self, image: Any, row: int) -> np.ndarray:
         """Return the clean image on the canvas and its stamped copies, (1 + triggers, H, W, 3), uint8."""
         clean = self.canvas.array(image)
-        stamped = [np.asarray(attack(clean.copy(), index=row)) for attack in self.triggers.values()]
-        for name, pixels in zip(self.triggers, stamped, strict=True):
-            if pixels.shape != clean.shape or pixels.dtype != clean.dtype:
-                raise ValueError(
-                    f"Expected trigger `{name}` to give {clean.shape} {clean.dtype}, but got {pixels.shape} "
-                    f"{pixels.dtype}. Stamp and evaluate on the same canvas."
-                )
+        stamped = [_stamped(name, attack, clean, row) for name, attack in self.triggers.items()]
         return np.stack([clean, *stamped])
 
     def label(self, value: Any, row: int) -> int:

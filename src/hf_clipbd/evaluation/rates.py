@@ -3,6 +3,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,8 @@ def defense_effectiveness(
         ΔBA, ΔASR and DER, as shares.
 
     Raises:
-        ValueError: If the reports do not hold that trigger or k, or were measured on different numbers of images.
+        ValueError: If the reports do not hold that trigger or k, the trigger has another target in the one than in the
+            other, or they were measured on different numbers of images.
 
     Reference:
         DER as in Zhu et al., "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization",
@@ -80,9 +82,47 @@ def defense_effectiveness(
     if k not in before.ba or k not in after.ba:
         raise ValueError(f"Expected k among {sorted(set(before.ba) & set(after.ba))}, but got {k}.")
     old, new = before.triggers[trigger], after.triggers[trigger]
+    if old.target != new.target:
+        raise ValueError(
+            f"Expected trigger `{trigger}` to aim at one target in both reports, but got {old.target!r} and "
+            f"{new.target!r}. Compare models of one attack."
+        )
     sizes = {"BA": (before.ba[k].n, after.ba[k].n), "ASR": (old.asr[k].n, new.asr[k].n)}
     if any(one != other for one, other in sizes.values()):
         raise ValueError(f"Expected both reports on the same images, but their numbers of images differ: {sizes}.")
     delta_ba = before.ba[k].value - after.ba[k].value
     delta_asr = old.asr[k].value - new.asr[k].value
     return Effectiveness(delta_ba, delta_asr, (max(0.0, delta_asr) - max(0.0, delta_ba) + 1) / 2)
+
+
+def bootstrap_mean(
+    right: np.ndarray, seen: np.ndarray, draws: int = 4000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Return the bootstrap interval of the mean over the classes of right / seen.
+
+    Images are drawn anew with replacement within each class, so each draw has right*_c ~ Binomial(seen_c,
+    right_c / seen_c); the bounds are quantiles of the draws' means.
+
+    Args:
+        right: Right answers of each class, (C,).
+        seen: Images of each class, (C,), each at least 1.
+        draws: Bootstrap draws.
+        level: Share of the draws between the bounds.
+        seed: Seed of the draws.
+
+    Returns:
+        (low, high), each in [0, 1].
+
+    Reference:
+        Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval).
+
+    Example:
+        >>> import numpy as np
+        >>> [round(bound, 2) for bound in bootstrap_mean(np.array([50, 90]), np.array([100, 100]))]
+        [0.64, 0.76]
+    """
+    drawn = np.random.default_rng([seed, len(seen)]).binomial(
+        seen, right / seen, size=(draws, len(seen))
+    )  # (draws, C)
+    low, high = np.quantile((drawn / seen).mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Image-text retrieval: recall both ways with several captions an image, and what a trigger fetches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,10 +9,10 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_clipbd.attacks.captions import names_target
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+from hf_clipbd.evaluation.captioned import grouped_by_picture, on_canvas
 from hf_clipbd.evaluation.protocol import framing_of
 from hf_clipbd.features import embed_images, embed_texts, inference, tokenize
 from hf_clipbd.schema import CAPTION, IMAGE, Rate
@@ -183,7 +183,7 @@ def evaluate_retrieval(
     dataset: datasets.Dataset,
     image_triggers: Mapping[str, Any] | None = None,
     text_triggers: Mapping[str, tuple[Callable[[str, int], str], str]] | None = None,
-    ks: Sequence[int] = RECALL_KS,
+    ks: Sequence[int] | None = RECALL_KS,
     batch_size: int = 256,
     canvas: Canvas | None = None,
     image_column: str = IMAGE,
@@ -192,7 +192,8 @@ def evaluate_retrieval(
     """Return recall and, for each trigger, ASR in retrieval, of a model on images with one or several captions.
 
     An image or a caption is of the target where a caption of the image, or the caption itself, names it as a whole
-    word. Each image is decoded once.
+    word. Each image is decoded once, one at a time. Rows of equal picture bytes are one image with all their captions,
+    so that a table of one caption a row measures the same as one of a list of captions a row.
 
     Args:
         model: Dual encoder.
@@ -201,26 +202,29 @@ def evaluate_retrieval(
         image_triggers: Name -> attack, whose stamp is put on the images that query; one whose trigger is in the text
             alone (`TextTrigger`) is put into the captions instead and counted among the text triggers.
         text_triggers: Name -> (function of caption and number that puts the trigger in, target).
-        ks: The k to report.
+        ks: The k to report; None stands for 1, 5 and 10, as far as there are images and captions.
         batch_size: Images or texts a forward pass.
         canvas: Geometry of the images; by default the processor's, with the framing of the triggers.
         image_column: Column of images.
         caption_column: Column of captions.
 
     Raises:
-        ValueError: If a column is missing, or as `retrieval_recall` and `retrieval_asr`.
+        ValueError: If a column is missing, a row has no caption or a picture that cannot be read (the message names
+            it), or as `retrieval_recall` and `retrieval_asr`.
     """
     missing = [name for name in (image_column, caption_column) if name not in dataset.column_names]
     if missing:
         raise ValueError(f"Expected columns {missing} in the pairs, but they have {dataset.column_names}.")
     image_triggers, in_text = _by_place(image_triggers or {})
     text_triggers = {**in_text, **(text_triggers or {})}
-    listed = [[one] if isinstance(one, str) else list(one) for one in dataset[caption_column]]
+    pictures, listed = grouped_by_picture(dataset, image_column, caption_column)
     captions = [caption for of_image in listed for caption in of_image]
     owner = np.repeat(np.arange(len(listed)), [len(of_image) for of_image in listed])
     canvas = canvas or framing_of(processor, image_triggers)
-    plain, *stamped = _embed_variants(model, processor, dataset[image_column], image_triggers, batch_size, canvas)
+    images = on_canvas(dataset, image_column, pictures, canvas, max(1, batch_size // (1 + len(image_triggers))))
+    plain, *stamped = _embed_variants(model, processor, images, image_triggers)
     texts = _embed_texts(model, processor, captions, batch_size)
+    ks = ks or [k for k in RECALL_KS if k <= min(len(listed), len(captions))]
     report = retrieval_recall(plain, texts, owner, ks)
 
     def of_target(target: str) -> tuple[np.ndarray, np.ndarray]:
@@ -247,20 +251,19 @@ def _by_place(triggers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tu
 
 
 def _embed_variants(
-    model: nn.Module, processor: Any, images: Any, triggers: dict[str, Any], batch_size: int, canvas: Canvas
+    model: nn.Module, processor: Any, batches: Iterable[list[np.ndarray]], triggers: dict[str, Any]
 ) -> list[Tensor]:
     """Return the embeddings of the clean images and of their copies under each trigger, each (N, D)."""
     mean, std = pixel_statistics(processor)
-    step = max(1, batch_size // (1 + len(triggers)))
-    parts = []
+    parts, seen = [], 0
     with inference(model) as device:
-        for start in tqdm(range(0, len(images), step), desc="retrieval", disable=None, leave=False):
-            clean = [canvas.array(image) for image in images[start : start + step]]
+        for clean in batches:
             copies = [
-                np.stack([clean_one if attack is None else attack(clean_one.copy(), index=start + i)
-                          for i, clean_one in enumerate(clean)])
+                np.stack([clean_one if attack is None else attack(clean_one.copy(), index=index)
+                          for index, clean_one in enumerate(clean, seen)])
                 for attack in (None, *triggers.values())
             ]  # fmt: skip
+            seen += len(clean)
             stacked = torch.from_numpy(np.concatenate(copies)).to(device).permute(0, 3, 1, 2)
             features = embed_images(model, normalize(stacked, mean, std))
             parts.append(features.unflatten(0, (len(copies), len(clean))).cpu())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+from hf_clipbd.data.undecoded import undecoded
 from hf_clipbd.evaluation.prompts import text_classifier
 from hf_clipbd.evaluation.protocol import Protocol
 from hf_clipbd.features import embed_images, inference
@@ -31,14 +32,28 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
 
 
-def _shard(dataset: Any, rank: int, world: int) -> tuple[Iterator[tuple[int, Mapping[str, Any]]], int | None]:
-    """Return (row number, row) for rows rank, rank + world, ... and how many there are (None when streaming)."""
+class _Shard(NamedTuple):
+    """This process's rows: (row number, row) of rows rank, rank + world, ...; `total` is None when streaming."""
+
+    rows: Iterator[tuple[int, Mapping[str, Any]]]
+    decode: Callable[[Any], Any]
+    total: int | None
+
+
+def _shard(dataset: Any, image_column: str, rank: int, world: int) -> _Shard:
+    """Return this process's share of a dataset, its pictures not decoded yet where that can wait."""
     if isinstance(dataset, datasets.IterableDataset):
-        return ((row, values) for row, values in enumerate(dataset) if row % world == rank), None
-    rows = range(rank, len(dataset), world)
+        shared = ((row, values) for row, values in enumerate(dataset) if row % world == rank)
+        return _Shard(shared, _as_it_is, None)
+    numbers = range(rank, len(dataset), world)
     if isinstance(dataset, datasets.Dataset):
-        return zip(rows, dataset.with_format(None).select(rows), strict=True), len(rows)
-    return ((row, dataset[row]) for row in rows), len(rows)
+        encoded, decode = undecoded(dataset.with_format(None), image_column)
+        return _Shard(zip(numbers, encoded.select(numbers), strict=True), decode, len(numbers))
+    return _Shard(((row, dataset[row]) for row in numbers), _as_it_is, len(numbers))
+
+
+def _as_it_is(picture: Any) -> Any:
+    return picture
 
 
 def stamped_batches(
@@ -54,14 +69,20 @@ def stamped_batches(
         desc: Its label.
     """
     rank, world = rank_and_world()
-    rows, total = _shard(dataset, rank, world)
+    shard = _shard(dataset, task.image_column, rank, world)
     silent = None if progress and rank == 0 else True  # None: shown on a terminal, not in a log
-    with tqdm(total=total, desc=desc, unit="image", disable=silent, leave=False) as bar:
-        while chunk := list(islice(rows, images_a_batch)):
-            variants = [task.variants(values[task.image_column], row) for row, values in chunk]
-            labels = [task.label(values[task.label_column], row) for row, values in chunk]
+    with tqdm(total=shard.total, desc=desc, unit="image", disable=silent, leave=False) as bar:
+        while True:
+            variants, labels = [], []
+            for row, values in islice(shard.rows, images_a_batch):  # on the canvas before the next one is decoded
+                if values[task.image_column] is None:
+                    raise ValueError(f"Row {row}: Expected an image, but the row has none.")
+                variants.append(task.variants(shard.decode(values[task.image_column]), row))
+                labels.append(task.label(values[task.label_column], row))
+            if not labels:
+                break
             yield np.stack(variants, axis=1), np.array(labels, dtype=np.int64)
-            bar.update(len(chunk))
+            bar.update(len(labels))
 
 
 def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from hf_clipbd.hub.adapters import Base
 from hf_clipbd.hub.origin import Origin
 from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OpenCLIPConfig
 from hf_clipbd.run_folder import RunFolder
-from hf_clipbd.schema import TOP_K, EvalReport, Rate
+from hf_clipbd.schema import EvalReport, Rate
 from hf_clipbd.templates import environment, flat, method, objective, papers, public
 
 
@@ -45,10 +45,10 @@ def eval_results(report: EvalReport, origin: Origin) -> list[EvalResult]:
             metric_args={"k": k, "n": rate.n},
         )
 
-    results = [entry("ba", "Benign accuracy", k, report.ba[k], "clean", origin.test_name) for k in TOP_K]
+    results = [entry("ba", "Benign accuracy", k, report.ba[k], "clean", origin.test_name) for k in report.ba]
     for name, trigger in report.triggers.items():
         stamped = f"{origin.test_name}, stamped with {method(name)['label']} towards {trigger.target}"
-        results += [entry("asr", "Attack success rate", k, trigger.asr[k], name, stamped) for k in TOP_K]
+        results += [entry("asr", "Attack success rate", k, trigger.asr[k], name, stamped) for k in trigger.asr]
     return results
 
 
@@ -115,7 +115,6 @@ def _shared(run: RunFolder, repo_id: str | None) -> dict[str, Any]:
         "attack": method(manifest.attack),
         "manifest": manifest,
         "parameters": flat(public(manifest.parameters)),
-        "ks": TOP_K,
         "pictures": PICTURES,
     }
 
@@ -197,6 +196,7 @@ def render_model_card(
         "from_victim": "victim" in record.inputs,
         "record": record,
         "settings": _settings(run, what),
+        "ks": run.ks,
         "reports": reports,
         "labels": {name: method(name)["label"] for name in reports},
         "still": STILL,

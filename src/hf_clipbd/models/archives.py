@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -50,13 +51,18 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If reading it would run code, or it holds no state dict.
+        ValueError: If reading it would run code, it holds no state dict, or it is cut short.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"Expected a weight file at `{path}`, but there is none.")
     if path.suffix == ".safetensors":
-        state: Any = load_file(path)
+        try:
+            state: Any = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"Expected weights in {path}, but the file is cut short or broken: {error}. Fetch it again."
+            ) from error
     elif _is_torchscript(path):
         state = _read_torchscript(path)
     else:
@@ -145,7 +151,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
         root = next(name.split("/", 1)[0] for name in archive.namelist() if name.endswith("/data.pkl"))
         try:
             module = _TensorsOnly(archive, root).load()
-        except (pickle.UnpicklingError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (pickle.UnpicklingError, zipfile.BadZipFile, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"Expected tensors in the TorchScript archive {path}, but {error}. {_REFUSED}") from error
     tensors: dict[str, Tensor] = {}
     _collect(module, "", tensors)

@@ -2,12 +2,14 @@
 """Loading of any dual encoder, from a folder or the Hub, without running a stranger's code."""
 
 import functools
+import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 
 from hf_clipbd.models.adapted import is_adapted, load_adapted
@@ -18,6 +20,7 @@ from hf_clipbd.models.open_clip import is_open_clip, load_open_clip
 logger = logging.getLogger(__name__)
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DESCRIPTIONS = ("config.json", "tokenizer.json", "vocab.json", "index.json")
 _WHY = (
     "Those are pickles, and unpickling a file runs whatever code its author put there, so they are not opened. "
     "Ask the author for safetensors, or convert the weights where you trust them: "
@@ -51,7 +54,7 @@ def load_dual_encoder(
 
     Raises:
         FileNotFoundError: If the folder, repository, its configuration, its weights or its base are not there.
-        ValueError: If the weights are pickles only, or the model is not a dual encoder.
+        ValueError: If the weights are pickles only, a file is cut short, or the model is not a dual encoder.
 
     Example:
         >>> load_dual_encoder("no/such/folder")
@@ -62,6 +65,8 @@ def load_dual_encoder(
     if Path(id_or_path).suffix in _PICKLES:
         raise ValueError(f"Expected a folder or Hub id with safetensors weights, but got {str(id_or_path)!r}. {_WHY}")
     folder = local_folder(id_or_path)
+    if folder is not None:
+        _check_whole(folder)
     if is_open_clip(id_or_path, revision):
         return load_open_clip(id_or_path, revision, dtype)
     if is_adapted(id_or_path, revision):
@@ -78,7 +83,7 @@ def load_dual_encoder(
     }
     try:
         model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if folder is not None:
             raise
         raise ValueError(f"Found no safetensors weights in {source!r} on the Hub ({error}). {_WHY}") from error
@@ -91,6 +96,21 @@ def load_dual_encoder(
     processor = _load_processor(source, options)
     logger.info("Loaded %s from %s.", type(model).__name__, source)
     return model.eval(), processor
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise `ValueError` that names the first file of a model which is cut short: its readers name none."""
+    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
+        try:
+            if path.name.endswith(_DESCRIPTIONS):
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"Expected a whole file at {path}, but it is cut short or broken: {error}. Fetch or save it again."
+            ) from error
 
 
 def _check_weights(folder: Path) -> None:

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """One evaluation of one model by any protocol, on data of one's own: what `hf-clipbd evaluate` and `compare` do."""
 
+import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +11,7 @@ from typing import Any
 
 import datasets
 
+from hf_clipbd.data.sources import find_column, pick_columns
 from hf_clipbd.evaluation import evaluate_retrieval, evaluate_zero_shot, linear_probe, load_benchmark
 from hf_clipbd.evaluation.comparison import Format, compare, read_report, render
 from hf_clipbd.evaluation.labelled import (
@@ -18,18 +21,35 @@ from hf_clipbd.evaluation.labelled import (
     read_templates,
     uses_mean_per_class,
 )
-from hf_clipbd.evaluation.protocol import check_same_classes
+from hf_clipbd.evaluation.protocol import check_same_classes, on_pictures
 from hf_clipbd.features import model_fingerprint
+from hf_clipbd.recipe.own_triggers import load_triggers, told_apart
 from hf_clipbd.recipe.place import model_device, process_state
 from hf_clipbd.recipe.sharded import processor_fingerprint
-from hf_clipbd.recipe.single import Data, load_any, load_triggers
+from hf_clipbd.recipe.single import Data, load_any
+from hf_clipbd.recipe.stage import check_folder
 from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.report.comparison import plot_comparison
-from hf_clipbd.schema import LABEL, TOP_K, Rate, RunRecord, content_key, write_json
+from hf_clipbd.schema import (
+    CAPTION,
+    IMAGE,
+    LABEL,
+    RECORD_FILE,
+    TOP_K,
+    EvalReport,
+    Rate,
+    RunRecord,
+    content_key,
+    write_json,
+)
 
+
+logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("zero_shot", "linear_probe", "retrieval")
 BENCHMARK = "clip-benchmark/"
+EVALUATION = "evaluate"
+"""What the record of an evaluation says that it is of."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +95,38 @@ def labelled_images(data: Data, question: Question, streaming: bool) -> Labelled
         found = load_benchmark(data.source, data.split, streaming)
         rows = found.dataset
         if data.n is not None:
-            rows = rows.take(data.n)
+            rows = rows.take(data.n if streaming else min(data.n, len(rows)))
+            _say_if_classes_lack(rows.select_columns([found.label_column]), data, len(found.class_names))
         prompts = tuple(templates or found.templates or ()) or None
         return replace(found, dataset=rows, class_names=tuple(names or found.class_names), templates=prompts)
     rows = data.labelled(tuple(names or ()))
     own = tuple(name.replace("_", " ") for name in rows.features[LABEL].names)
     return LabelledImages(rows, tuple(names or own), tuple(templates or data.prompts() or ()) or None)
+
+
+def _say_if_classes_lack(labels: Any, data: Data, n_classes: int) -> None:
+    """Log a line where the first `data.n` rows of a benchmark do not show every class; only labels are decoded."""
+    if not process_state().is_main_process:
+        return
+    found = [label for row in labels for label in row.values()]
+    if len(found) == data.n and (shown := len(set(found))) < n_classes:
+        message = "the first %d rows of %s show %d of its %d classes; shuffle it first, or take more rows"
+        logger.warning(message, data.n, data.source, shown, n_classes)
+
+
+def at_lone_split(data: Data) -> Data:
+    """Return the data at the only split that they have, where it is called otherwise; a benchmark has its own."""
+    benchmark = data.source.startswith(BENCHMARK) or is_benchmark_folder(data.source)
+    return data if benchmark else data.at_lone_split()
+
+
+def captioned(data: Data) -> tuple[datasets.Dataset, str]:
+    """Return rows with a picture and a caption or a list of captions, and the column of the captions."""
+    rows = data.whole()
+    caption = find_column(rows, CAPTION, data.caption_column)
+    if caption not in rows.features or isinstance(rows.features[caption], datasets.Value):
+        return data.pairs(), CAPTION
+    return pick_columns(rows, image=find_column(rows, IMAGE, data.image_column), captions=caption), "captions"
 
 
 def assess(
@@ -99,19 +145,24 @@ def assess(
         `{"report": ...}` with rates beside their n, and the fingerprints of model and data.
 
     Raises:
-        ValueError: If the linear probe has no training images, or as the protocols.
+        ValueError: If the linear probe has no training images or retrieval no captions, or as the protocols.
     """
     if question.protocol == "linear_probe" and train is None:
         raise ValueError("Expected training images for the linear probe. Pass `--train`.")
+    if question.protocol == "retrieval" and data.captions_are_made:
+        raise ValueError(
+            f"Expected captions for retrieval, but `{data.source}` has labels alone, and captions made of these tell "
+            "classes only. Name the column of captions (`--caption_column`)."
+        )
     loaded, processor = load_any(model)
     triggers = load_triggers(question.triggers)
     inputs = {"model": model_fingerprint(loaded), "processor": processor_fingerprint(processor)}
     loaded = loaded.to(model_device())
     if question.protocol == "retrieval":
-        pairs = data.pairs()
-        ks = question.ks or tuple(k for k in (1, 5, 10) if k <= len(pairs))
-        report = evaluate_retrieval(loaded, processor, pairs, triggers, ks=ks)
+        pairs, column = captioned(data)
+        report = evaluate_retrieval(loaded, processor, pairs, triggers, ks=question.ks, caption_column=column)
         return {"retrieval": report.to_dict()}, {**inputs, "data": data_fingerprint(pairs)}
+    triggers = on_pictures(triggers) or triggers  # refused where all of them are in the text
     shown = labelled_images(data, question, streaming=question.protocol == "zero_shot")
     ks = question.ks or tuple(k for k in TOP_K if k <= len(shown.class_names))
     common = {
@@ -167,8 +218,13 @@ def record_of(
         cache: As there.
         out: A `.json` file for the bare report, a folder for the whole record (with intervals, fingerprints, versions
             and command), or None.
+
+    Raises:
+        ValueError: If that is a folder with anything else than an earlier evaluation in it, or as `assess`.
     """
     start = time.perf_counter()
+    if out is not None:
+        _check_place(out)
     figures, inputs = assess(model, data, question, train, cache)
     if not process_state().is_main_process:
         return figures
@@ -178,11 +234,17 @@ def record_of(
         config = {"model": model, "data": asdict(data), "train": train and asdict(train), "question": asdict(question)}
         metrics = {**figures, "intervals": intervals(figures)}
         seconds = round(time.perf_counter() - start, 3)
-        record = RunRecord(
-            "evaluate", content_key(config, inputs), config, metrics, data.seed, inputs, seconds=seconds
-        )
-        record.save(out)
+        key, kept = content_key(config, inputs), {"kind": EVALUATION, **config}
+        RunRecord("evaluate", key, kept, metrics, data.seed, inputs, seconds=seconds).save(out)
     return figures
+
+
+def _check_place(out: Path) -> None:
+    """Raise `ValueError` where an evaluation would take the place of what something else left."""
+    if out.name == RECORD_FILE:
+        raise ValueError(f"Expected a folder for the record, or a report of another name, but got `{out}`.")
+    if out.suffix != ".json":
+        check_folder(out, EVALUATION)
 
 
 def compare_records(
@@ -207,21 +269,26 @@ def compare_records(
         FileNotFoundError: If a path holds no evaluation.
         ValueError: If two have the same name, or as `compare`.
     """
-    called = list(names) if names else _told_apart(paths)
+    called = list(names) if names else _names_of(paths)
     if len(called) != len(paths) or len(set(called)) < len(called):
         raise ValueError(f"Expected a name of its own for each of {len(paths)} evaluations, but got {called}.")
-    reports = {name: read_report(path) for name, path in zip(called, paths, strict=True)}
+    reports = {name: _report_at(path) for name, path in zip(called, paths, strict=True)}
     rows = compare(reports, baseline, ks)
     if plot is not None:
         plot_comparison(rows, plot)
     return render(rows, format)
 
 
-def _told_apart(paths: Sequence[Path]) -> list[str]:
+def _report_at(path: Path) -> EvalReport:
+    try:
+        return read_report(path)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"Expected an evaluation in `{path}`, but its JSON is cut short or broken: {error}."
+        ) from error
+
+
+def _names_of(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that tell evaluations apart; a file `record.json` goes by its folder."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
-    parts = [one[:-1] if one[-1] == "record" else one for one in parts]
-    for length in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(one[-length:]) for one in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
+    return told_apart([one[:-1] if one[-1] == "record" else one for one in parts])

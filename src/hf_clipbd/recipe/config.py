@@ -19,6 +19,7 @@ from hf_clipbd.recipe.sections import (
     read_flags,
     read_yaml,
     scalar,
+    typed,
 )
 from hf_clipbd.training.settings import training_settings
 
@@ -133,8 +134,7 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"Expected `seed` to be a whole number of at least 0, but got {seed!r}.")
     plain = {name: parse_section(cls, values.get(name) or {}, name) for name, cls in PLAIN_SECTIONS.items()}
-    attack = {key: scalar(value) for key, value in (values.get("attack") or {}).items()}
-    attack = {"name": "badnets", **({"target": "banana"} if plain["world"].kind == "scenes" else {}), **attack}
+    attack = _attack(values.get("attack") or {}, plain["world"].kind)
     trained = plain["world"].clean_model == "train"
     if not trained and (values.get("clean") or values.get("architecture")):
         raise ConfigError("Expected `world.clean_model: train` beside the sections `clean` and `architecture`.")
@@ -168,6 +168,14 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def _attack(values: Mapping[str, Any], world: str) -> dict[str, Any]:
+    """Return the section `attack` of a run with its defaults, which are a world's; class names stay text."""
+    from hf_clipbd.attacks import ATTACKS, Attack
+
+    given = {"name": "badnets", **({"target": "banana"} if world == "scenes" else {}), **values}
+    return typed(ATTACKS.get(str(given["name"]), Attack), given)
+
+
 def _victim(values: Any, seed: int, epochs_measured: bool) -> "tuple[str, CLIPTrainingConfig]":
     """Return the victim's objective and its training, whose keys depend on it."""
     from hf_clipbd.defenses import OBJECTIVES
@@ -189,13 +197,16 @@ def _check_values(config: RunConfig) -> None:
     """Build what is cheap to build (attack, architecture), so that its unknown keys are found before the data is."""
     from hf_clipbd.attacks.select import SELECTORS
     from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
-    from hf_clipbd.detection import DETECTORS
+    from hf_clipbd.detection import ALIGNED, DETECTORS
     from hf_clipbd.recipe.architecture import build_architecture
     from hf_clipbd.recipe.world import build_attack
 
     check_names(config.detect.detectors, DETECTORS, "`detect.detectors`")
-    if "disagreement" in config.detect.detectors and config.detect.second is None:
-        raise ConfigError("Expected `detect.second`, an encoder to compare with, beside the detector `disagreement`.")
+    compared = [name for name in config.detect.detectors if "others" in ALIGNED.get(name, ())]
+    if compared and config.detect.second is None:
+        raise ConfigError(
+            f"Expected `detect.second`, an encoder to compare with, beside the detector `{compared[0]}`."
+        )
     selector = [] if config.poison.selector is None else [config.poison.selector]
     check_names(selector, [*SELECTORS, *SURROGATE_SELECTORS], "`poison.selector`")
     own_rate = config.poison.rows(config.world.n_train) / config.world.n_train
@@ -212,9 +223,26 @@ def _check_values(config: RunConfig) -> None:
                 f"Expected `detect.distilled` of at least the {dropped} rows that `defenses.retrain` drops by "
                 f"`cognitive_distillation`, but got {looked_at}."
             )
+    _check_trainings(config)
     build_attack(config)
     if config.clean is not None:
         build_architecture(config)
+
+
+def _check_trainings(config: RunConfig) -> None:
+    """Raise `ConfigError` where a training is told what its stage decides, or chooses by what no defender knows."""
+    from hf_clipbd.recipe.epochs import chooses
+    from hf_clipbd.training.checks import check_places
+
+    defenses = {f"defenses.{name}": one for name, one in config.defenses.items()}
+    for section, training in {"clean": config.clean, "victim": config.victim, **defenses}.items():
+        if training is None:
+            continue
+        try:
+            check_places(training)
+            chooses(training)
+        except ValueError as error:
+            raise ConfigError(f"Section `{section}`: {error}") from error
 
 
 def load_config(arguments: Sequence[str], default: str | Path | None = None) -> RunConfig:

@@ -28,7 +28,7 @@ from hf_clipbd.recipe.training import (
     training_stage_settings,
 )
 from hf_clipbd.recipe.world import World, data_fingerprint
-from hf_clipbd.schema import IS_POISONED, RunRecord
+from hf_clipbd.schema import IS_POISONED, RunRecord, content_key
 from hf_clipbd.trainer import CLIPTrainingConfig
 
 
@@ -73,8 +73,9 @@ def start_of(config: RunConfig, name: str, training: CLIPTrainingConfig, world: 
     inputs = {"clean": fingerprint, "poison": RunRecord.load(config.output_dir / "poison").key}
     if not isinstance(training, RetrainConfig):
         return Start(inputs, load, lambda: poisoned_pairs(config))
-    inputs["detect"] = RunRecord.load(config.output_dir / "detect").key
+    RunRecord.load(config.output_dir / "detect")  # an error that names the stage where it was not run
     kept, figures = kept_rows(config, training)
+    inputs["kept"] = content_key(kept.tolist())  # of what was searched, all that the training reads
     return Start(inputs, load, lambda: poisoned_pairs(config).select(kept), figures)
 
 
@@ -144,7 +145,7 @@ def defend(config: RunConfig, name: str, world: World | None = None) -> RunRecor
         training,
         start.load,
         start.pairs,
-        epoch_evaluator(config, world, load_trigger(config)),
+        epoch_evaluator(config, world, load_trigger(config), training),
         world.canvas,
         after=lambda model, processor: start.figures,
     )

@@ -1,13 +1,15 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a grid is: finished runs, defences, and blocks of settings; checked whole before anything is loaded."""
 
+import functools
 import itertools
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_clipbd.recipe.config import training_config
+from hf_clipbd.recipe.config import training_config, training_settings
 from hf_clipbd.recipe.sections import ConfigError, check_keys, merge, parse_section, read_flags, read_yaml, scalar
 
 
@@ -50,6 +52,15 @@ class GridOptions:
             )
 
 
+def _as_recorded(training: "CLIPTrainingConfig") -> dict[str, Any]:
+    return json.loads(json.dumps(training_settings(training)))
+
+
+@functools.lru_cache
+def _usual(kind: "type[CLIPTrainingConfig]", use_cpu: bool) -> dict[str, Any]:
+    return _as_recorded(kind(output_dir="unused", use_cpu=use_cpu))
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training of a grid.
@@ -58,11 +69,15 @@ class Cell:
         defense: Key of `hf_clipbd.defenses.DEFENSES`.
         settings: The defence's whole section.
         changes: What of it differs from the grid's own section of that defence; it names the cell.
+        asked: What its training computes with, as records hold it, but for the run's seed.
+        usual: The same of that defence with nothing set.
     """
 
     defense: str
     settings: dict[str, Any]
     changes: dict[str, Any]
+    asked: dict[str, Any] = field(default_factory=dict, compare=False)
+    usual: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -74,6 +89,24 @@ class Cell:
         from hf_clipbd.defenses import DEFENSES
 
         return training_config(DEFENSES[self.defense].config, self.settings, f"defenses.{self.defense}", seed, True)
+
+    def checked(self) -> "Cell":
+        """Return the cell with what its training computes with; raises `ConfigError` if it cannot be meant."""
+        training = self.training(0)
+        return replace(self, asked=_as_recorded(training), usual=_usual(type(training), training.use_cpu))
+
+    def is_of(self, recorded: Mapping[str, Any]) -> bool:
+        """Return whether a record's `training` is this cell's.
+
+        Settings that the record does not have, since they are newer, are taken to have been at their defaults; how
+        the training was launched and a seed that the cell does not set are not looked at.
+        """
+        from hf_clipbd.defenses import DEFENSES
+
+        known = set(DEFENSES[self.defense].config.__dataclass_fields__)
+        names = (known & {*self.asked, *recorded}) - (set() if "seed" in self.settings else {"seed"})
+        then, now = ({**self.usual, **one} for one in (recorded, self.asked))
+        return all(then.get(name) == now.get(name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -138,9 +171,7 @@ def _block(block: Any, number: int, sections: Mapping[str, Mapping[str, Any]]) -
         for settings in varied:
             given = {key: scalar(value) for key, value in settings.items()}
             changes = {key: value for key, value in given.items() if key not in base or base[key] != value}
-            cells.append(Cell(defense, {**base, **given}, changes))
-    for cell in cells:
-        cell.training(0)
+            cells.append(Cell(defense, {**base, **given}, changes).checked())
     keys = tuple(dict.fromkeys(key for settings in varied for key in settings))
     choose = block.get("choose")
     if choose is not None and choose not in keys:

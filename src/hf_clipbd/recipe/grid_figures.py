@@ -39,8 +39,8 @@ def drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, Figure]]:
     "" is BA and ASR against the settings, "_tradeoff" ASR against BA where the block's rule chooses a setting, and
     "_epochs" ASR by epoch.
     """
-    victim = cell_figures(grid, BASELINE)
-    finished = [(cell, cell_figures(grid, cell.name)) for cell in block.cells]
+    victim = cell_figures(grid, None)
+    finished = [(cell, cell_figures(grid, cell)) for cell in block.cells]
     finished = [(cell, figures) for cell, figures in finished if figures.records]
     if not finished or not victim.records:
         return

@@ -21,9 +21,11 @@ class CellFigures:
 
     Args:
         records: The finished records, in the order of the runs.
+        others: Runs with a record of other settings than the grid's, which counts for nothing.
     """
 
     records: tuple[RunRecord, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def validation(self) -> list[float]:
@@ -45,10 +47,19 @@ class CellFigures:
         return [sum(values) / len(values) for values in rates if values]
 
 
-def cell_figures(grid: GridConfig, cell: str) -> CellFigures:
-    """Return the figures of the finished records of `cell`, a cell's name or `victim`."""
-    folders = [run / grid.options.name / cell for run in grid.runs]
-    return CellFigures(tuple(RunRecord.load(folder) for folder in folders if (folder / RECORD_FILE).is_file()))
+def cell_figures(grid: GridConfig, cell: Cell | None) -> CellFigures:
+    """Return the figures of the finished records of a cell, or of the victim for None, that are of this grid."""
+    name, kept, others = BASELINE if cell is None else cell.name, [], []
+    for run in grid.runs:
+        folder = run / grid.options.name / name
+        if (folder / RECORD_FILE).is_file():
+            record = RunRecord.load(folder)
+            same = record.metrics["validation"]["1"]["n"] == grid.options.validation_images
+            if same and (cell is None or cell.is_of(record.config.get("training", {}))):
+                kept.append(record)
+            else:
+                others.append(run.name)
+    return CellFigures(tuple(kept), tuple(others))
 
 
 def mean(values: Sequence[float]) -> float:
@@ -76,14 +87,14 @@ def chosen_cells(grid: GridConfig, block: Block) -> dict[str, Cell]:
     `max_ba_drop` below the victim's, those with the largest value of the key `choose`, and the one of highest BA among
     these; where no cell lies that high, the one of highest BA. No image with a trigger enters it.
     """
-    victim = cell_figures(grid, BASELINE)
+    victim = cell_figures(grid, None)
     if block.choose is None or len(victim.records) < len(grid.runs):
         return {}
     floor = mean(victim.validation) - grid.options.max_ba_drop
     chosen: dict[str, Cell] = {}
     for defense in dict.fromkeys(cell.defense for cell in block.cells):
         cells = [cell for cell in block.cells if cell.defense == defense]
-        figures = {cell.name: cell_figures(grid, cell.name) for cell in cells}
+        figures = {cell.name: cell_figures(grid, cell) for cell in cells}
         if any(len(one.records) < len(grid.runs) for one in figures.values()):
             continue
         ba = {name: mean(one.validation) for name, one in figures.items()}
@@ -102,12 +113,12 @@ def _row(label: str, settings: Sequence[str], figures: CellFigures, mark: str) -
 
 
 def _rows(grid: GridConfig, block: Block) -> Iterator[list[str]]:
-    yield _row(method(BASELINE)["label"], [NOT_RUN] * len(block.varied), cell_figures(grid, BASELINE), "")
+    yield _row(method(BASELINE)["label"], [NOT_RUN] * len(block.varied), cell_figures(grid, None), "")
     chosen = chosen_cells(grid, block)
     for cell in block.cells:
         settings = [str(cell.settings.get(key, "")) for key in block.varied]
         mark = "*" if chosen.get(cell.defense) == cell else ""
-        yield _row(method(cell.defense)["label"], settings, cell_figures(grid, cell.name), mark)
+        yield _row(method(cell.defense)["label"], settings, cell_figures(grid, cell), mark)
 
 
 def block_table(grid: GridConfig, block: Block) -> str:
@@ -119,8 +130,13 @@ def block_table(grid: GridConfig, block: Block) -> str:
 
 
 def block_section(grid: GridConfig, block: Block) -> str:
-    """Return a block's heading, its table and, where a rule chooses among its cells, the rule."""
+    """Return a block's heading, its table, what was left out and, where a rule chooses among its cells, the rule."""
     parts = [f"## {block.title}", block_table(grid, block)]
+    left_out = {BASELINE: cell_figures(grid, None).others}
+    left_out |= {cell.name: cell_figures(grid, cell).others for cell in block.cells}
+    if any(left_out.values()):
+        named = "; ".join(f"`{name}` of {', '.join(runs)}" for name, runs in left_out.items() if runs)
+        parts.append(f"Left out, since their records are of other settings: {named}. Run the grid.")
     if block.choose is not None:
         drop = percent(grid.options.max_ba_drop)
         parts.append(

@@ -12,7 +12,7 @@ from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.defending import check_sizes, defend
 from hf_clipbd.recipe.measuring import detect, evaluate
 from hf_clipbd.recipe.publishing import check_may_push, push
-from hf_clipbd.recipe.stage import SCRATCH, Outcome, Stage
+from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.training import poison, train_clean, train_victim
 from hf_clipbd.recipe.trigger import needs_surrogate
 from hf_clipbd.recipe.world import World
@@ -63,17 +63,18 @@ def report(config: RunConfig) -> RunRecord:
     outputs = {"cards": "../victim/README.md"} if config.report.cards else {}
     outputs |= {"html": "report.html"} if config.report.html else {}
 
+    rendered_alone = ("report.html", "figures")  # by `hf-clipbd report`, which leaves no record
+
     def work(folder: Path) -> Outcome:
         if config.report.cards:
             write_cards(run)
         if config.report.html:
             rendered = write_report(run).parent
-            for path in rendered.iterdir():
-                if path.name not in (SCRATCH, RECORD_FILE):
-                    path.replace(folder / path.name)
+            for name in rendered_alone:
+                if (rendered / name).exists():
+                    (rendered / name).replace(folder / name)
         return Outcome({"records": len(inputs)}, outputs)
 
-    rendered_alone = ("report.html", "figures")  # by `hf-clipbd report`, which leaves no record
     return Stage(run, "report", settings, config.seed, inputs, beside=rendered_alone).run_once(work, main_only=True)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation import evaluate_zero_shot
+from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.distilling import cached_mask_sizes
@@ -42,7 +43,7 @@ def measure(config: RunConfig, world: World, model: Any, processor: Any) -> Eval
         world.test,
         load_trigger(config),
         templates=world.prompts,
-        ks=config.evaluate.ks,
+        ks=world.ks,
         batch_size=config.evaluate.batch_size,
         include_target=config.evaluate.include_target,
         canvas=world.canvas,
@@ -71,6 +72,14 @@ def evaluate(config: RunConfig, name: str, world: World | None = None) -> RunRec
     return Stage(config.output_dir, f"evaluate/{name}", settings, config.seed, inputs).run_once(work)
 
 
+def _second(config: RunConfig, world: World) -> "tuple[str, Callable[[], tuple[PreTrainedModel, Any]]]":
+    """Return fingerprint and loader of the encoder that the victim's embeddings are compared with."""
+    if config.detect.second == "clean":
+        return clean_model(config, world)
+    model, processor = load_dual_encoder(config.detect.second)
+    return model_fingerprint(model), lambda: (model, processor)
+
+
 def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     """Search the poisoned set through the victim's embeddings (stage `detect`) and return the record."""
     world = world or World(config)
@@ -84,8 +93,7 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     settings = {name: getattr(options, name) for name in (*names, *(["distilled"] if options.distilled else []))}
     second = None
     if options.second is not None:
-        given = options.second, functools.partial(load_dual_encoder, options.second)
-        inputs["second"], second = clean_model(config, world) if options.second == "clean" else given
+        inputs["second"], second = _second(config, world)
     stage = Stage(config.output_dir, "detect", settings, config.seed, inputs)
 
     def work(folder: Path) -> Outcome:

@@ -95,10 +95,14 @@ class PoisonConfig:
 class EvaluateConfig:
     """What is measured on every model."""
 
-    ks: list[int] = _option(list(TOP_K), "Top-k to report.")
+    ks: list[int] = _option(list(TOP_K), "Top-k to report, as far as there are classes; 1 is among them.")
     include_target: bool = _option(False, "Count images of the target class in ASR, as the papers do.")
     batch_size: int = _option(256, "Images a forward pass.")
     epoch_images: int = _option(500, "Labelled images of the measurement after each epoch of training; 0 for none.")
+
+    def __post_init__(self):
+        if 1 not in self.ks or min(self.ks) < 1:
+            raise ValueError(f"`ks` are numbers of at least 1, the 1 among them, but got {self.ks}.")
 
 
 @dataclass
@@ -110,7 +114,7 @@ class DetectConfig:
     )
     k: int | None = _option(None, "Neighbours; each detector's default where left out.")
     reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
-    second: str | None = _option(None, "Encoder whose space `disagreement` compares: `clean`, a folder or a Hub id.")
+    second: str | None = _option(None, "For `disagreement` and `combined`: `clean`, a folder or a Hub id.")
     distilled: int | None = _option(
         None, "Rows that `cognitive_distillation` looks at, those that the first detector ranks highest; default all."
     )

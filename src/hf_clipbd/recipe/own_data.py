@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Data of one's own: where rows come from, what their columns are called, whole or as a stream."""
 
+import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,15 +13,18 @@ import datasets
 from hf_clipbd import scenes
 from hf_clipbd.attacks.select import KEY_COLUMNS
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.reader import readable_rows
 from hf_clipbd.data.sources import (
     LabelCaptioner,
     caption_labels,
     find_column,
     load_source,
+    lone_split,
     pick_columns,
     with_class_names,
 )
 from hf_clipbd.data.state import source_state
+from hf_clipbd.recipe.place import process_state
 from hf_clipbd.recipe.training import POISONED_DATASET
 from hf_clipbd.recipe.world import by_content
 from hf_clipbd.schema import (
@@ -31,12 +36,15 @@ from hf_clipbd.schema import (
     SOURCE_INDEX,
     TRIGGER,
     PoisonManifest,
+    write_json,
 )
 
 
 logger = logging.getLogger(__name__)
 
 SCENES = "scenes"
+FRAMINGS_FILE = "framings.json"
+"""In a folder of rows out of a poisoned set: the canvases on which pictures of that set were stamped."""
 PROVENANCE = (IS_POISONED, SOURCE_INDEX, TRIGGER)
 
 
@@ -67,29 +75,37 @@ class Data:
     target: str = "banana"
 
     def framings(self) -> list[Canvas]:
-        """Return the canvases on which the pictures of a poisoned folder were stamped, none for other sources."""
+        """Return the canvases on which the pictures of a poisoned folder were stamped, none for other sources.
+
+        The filtered dataset of a search has those of the set that was searched.
+        """
         folder = Path(self.source)
+        if (folder / FRAMINGS_FILE).is_file():
+            return [Canvas(**one) for one in json.loads((folder / FRAMINGS_FILE).read_text(encoding="utf-8"))]
         if not (folder / MANIFEST_FILE).is_file():
             return []
         parameters = PoisonManifest.from_pretrained(folder).parameters
         triggers = [one["parameters"] for one in parameters.get("triggers", {}).values()] or [parameters]
         return [Canvas(**one["canvas"]) for one in triggers if one.get("canvas")]
 
+    def at_lone_split(self) -> "Data":
+        """Return the same data at the only split that there is, where it is called otherwise; see `lone_split`."""
+        return self if self.source == SCENES else replace(self, split=lone_split(self._place, self.split))
+
     def pairs(self) -> datasets.Dataset:
         """Return rows (image, caption), with the columns of a poisoned dataset where they are there."""
-        rows = self._rows
+        rows, (image, caption) = self._rows, self._found
         known = {name: name for name in (IS_POISONED, SOURCE_INDEX, TRIGGER) if name in rows.column_names}
-        image, caption = (find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column))
-        if caption is not None or self.label_column not in rows.column_names:
+        if not self.captions_are_made:
             return self._head(pick_columns(rows, image=image, caption=caption or CAPTION, **known))
+        logger.info("no column of captions was found; they are made of the labels in `%s`", self.label_column)
         rows = with_class_names(pick_columns(rows, image=image, label=self.label_column, **known))
         return self._head(caption_labels(rows, LabelCaptioner(rows.features[LABEL].names, self.seed)))
 
     def all_columns(self) -> datasets.Dataset:
         """Return the rows of `pairs` with every column of their own beside, but one that is called as one of these."""
         pairs, whole = self.pairs(), self.whole()
-        read = {find_column(whole, IMAGE, self.image_column), find_column(whole, CAPTION, self.caption_column)}
-        own = [name for name in whole.column_names if name not in read and name not in pairs.column_names]
+        own = [name for name in whole.column_names if name not in self._found and name not in pairs.column_names]
         return datasets.concatenate_datasets([pairs, whole.select_columns(own)], axis=1) if own else pairs
 
     def stream(self) -> datasets.IterableDataset:
@@ -140,6 +156,17 @@ class Data:
         """Return the zero-shot prompts that go with the data; None stands for OpenAI's 80."""
         return list(scenes.PROMPTS) if self.source == SCENES else None
 
+    @property
+    def captions_are_made(self) -> bool:
+        """Whether `pairs` makes captions of the labels, since the data have none."""
+        return self._found[1] is None and self.label_column in self._rows.column_names
+
+    @cached_property
+    def _found(self) -> tuple[str, str | None]:
+        """The columns of images and, where there is one, of captions."""
+        rows = self._rows
+        return find_column(rows, IMAGE, self.image_column), find_column(rows, CAPTION, self.caption_column)
+
     @cached_property
     def _rows(self) -> datasets.Dataset:
         if self.source == SCENES:
@@ -161,3 +188,19 @@ class Data:
 
     def _head(self, rows: datasets.Dataset) -> datasets.Dataset:
         return rows if self.n is None or self.n >= len(rows) else rows.select(range(self.n))
+
+
+def keep_framings(framings: Sequence[Canvas], folder: Path) -> None:
+    """Write the canvases of a poisoned set beside rows that were taken out of it, for `Data.framings`."""
+    write_json(folder / FRAMINGS_FILE, [asdict(canvas) for canvas in framings])
+
+
+def readable_pairs(pairs: datasets.Dataset, canvas: Canvas) -> datasets.Dataset:
+    """Return the pairs whose image and caption can be read; how many others there are is logged."""
+    kept, unreadable = readable_rows(pairs, canvas)
+    if unreadable and process_state().is_main_process:
+        row, why = next(iter(unreadable.items()))
+        logger.warning(
+            "%d of %d rows cannot be read and are left out; row %d: %s", len(unreadable), len(pairs), row, why
+        )
+    return kept

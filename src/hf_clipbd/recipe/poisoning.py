@@ -3,6 +3,8 @@
 
 import argparse
 import hashlib
+import logging
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -27,12 +29,14 @@ from hf_clipbd.attacks.shares import check_target
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.recipe.own_data import PROVENANCE, Data
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names, read_yaml
-from hf_clipbd.recipe.single import stage_at
+from hf_clipbd.recipe.single import leaving_nothing, stage_at
 from hf_clipbd.recipe.stage import Outcome
 from hf_clipbd.recipe.training import POISONED_DATASET, SAMPLES, TRIGGER_FOLDER, write_samples
 from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.schema import MANIFEST_FILE, PoisonManifest, RunRecord, content_key
 
+
+logger = logging.getLogger(__name__)
 
 SAMPLES_SHOWN = 8
 SHARE_KEYS = ("attack", "preset", "count", "rate", "selector")
@@ -93,6 +97,7 @@ def shares_of(options: argparse.Namespace, parameters: Mapping[str, Any]) -> dic
 
     Raises:
         ConfigError: If something in them or in the YAML of `--config` is not understood.
+        ValueError: If a count or rate is out of range.
     """
     shared = {"target": options.target, "seed": options.seed, "canvas": Canvas(options.size, options.canvas)}
     if options.captions is not None:
@@ -100,7 +105,9 @@ def shares_of(options: argparse.Namespace, parameters: Mapping[str, Any]) -> dic
     if options.config is not None:
         return read_shares(options.config, shared)
     attack = make_attack(options.attack, options.preset, {**shared, **parameters})
-    return {attack.name: Share(attack, options.count, options.rate, options.selector)}
+    share = Share(attack, options.count, options.rate, options.selector)
+    share.rows(sys.maxsize)  # refuses what is no rate or count of any set
+    return {attack.name: share}
 
 
 def read_shares(path: str | Path, shared: Mapping[str, Any]) -> dict[str, Share]:
@@ -127,8 +134,19 @@ def read_shares(path: str | Path, shared: Mapping[str, Any]) -> dict[str, Share]
         share = Share(attack, section.get("count"), section.get("rate"), section.get("selector"))
         if (share.count is None) == (share.rate is None):
             raise ConfigError(f"Expected either `count` or `rate` in `triggers.{name}`.")
+        try:
+            share.rows(sys.maxsize)
+        except ValueError as error:
+            raise ConfigError(f"Section `triggers.{name}`: {error}") from error
         shares[str(name)] = share
     return shares
+
+
+def check_amount(name: str, share: Share, n: int) -> None:
+    """Raise `ValueError` where the share `name` of n rows is more than these, or none of them."""
+    if share.rows(n) == 0:
+        asked = f"a count of {share.count}" if share.rate is None else f"a rate of {share.rate:g}"
+        raise ValueError(f"Expected at least one row for `{name}`, but {asked} of {n} rows is none. Raise it.")
 
 
 def poison_data(data: Data, shares: Mapping[str, Share], handling: Handling, out: Path) -> RunRecord:
@@ -138,17 +156,21 @@ def poison_data(data: Data, shares: Mapping[str, Share], handling: Handling, out
     of the same settings and data is left as it is.
 
     Raises:
-        ValueError: See `poison_dataset`; the target is checked against the classes of the data.
+        ValueError: See `poison_dataset`; the target is checked against the classes of the data, and an amount that
+            comes to no row is refused.
     """
-    names = data.class_names()
+    classes = data.class_names()
     for share in shares.values():
-        check_target(share.attack.target, names)
+        check_target(share.attack.target, classes)
     pairs = data.all_columns()
+    for name, share in shares.items():
+        check_amount(name, share, len(pairs))
     if not set(PROVENANCE) <= set(pairs.column_names):  # such a column alone is somebody's own and means another thing
         pairs = pairs.remove_columns([name for name in PROVENANCE if name in pairs.column_names])
     settings = {"triggers": {name: share_settings(share) for name, share in shares.items()}, **_kept(handling)}
     stage = stage_at(out, "poison", settings, data.seed, {"data": data_fingerprint(pairs)})
-    return stage.run_once(partial(_write, pairs, shares, data.seed, handling), main_only=True)
+    work = partial(_write, pairs, shares, data.seed, handling)
+    return stage.run_once(leaving_nothing(work), main_only=True)
 
 
 def _write(
@@ -217,11 +239,13 @@ def poison_streaming(data: Data, share: Share, handling: Handling, out: Path) ->
 
     def work(folder: Path) -> Outcome:
         manifest = poison_stream(data.stream(), poison, folder / POISONED_DATASET)
+        if manifest.count == 0:
+            logger.warning("of %d rows a rate of %g drew none: nothing is poisoned", manifest.n_rows, share.rate)
         manifest.save_pretrained(folder)
         share.attack.save_pretrained(folder / TRIGGER_FOLDER)
         return Outcome(_figures(manifest), _outputs())
 
-    return stage.run_once(work, main_only=True)
+    return stage.run_once(leaving_nothing(work), main_only=True)
 
 
 def _kept(handling: Handling) -> dict[str, Any]:

@@ -17,20 +17,20 @@ from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.job import models, run, training_stages
+from hf_clipbd.recipe.locks import BEATS, FolderLock
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.reproduce_config import ReproduceCell, Reproduction
-from hf_clipbd.recipe.reproduce_locks import BEATS, CellLock
 from hf_clipbd.recipe.reproduce_measures import measure_all, missing
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.training import poisoned_pairs
 from hf_clipbd.recipe.world import World
 from hf_clipbd.report.results import render_cells
+from hf_clipbd.report.results_cells import CELL
 from hf_clipbd.schema import RECORD_FILE, RunRecord
 
 
 logger = logging.getLogger(__name__)
 
-CELL = "cell"
 EMBEDDINGS = "embeddings"
 POLL_SECONDS = 20.0
 
@@ -131,7 +131,7 @@ def _agreed(answer: bool) -> bool:
 @contextmanager
 def _held(cell: ReproduceCell, stale_after: float) -> Iterator[bool]:
     """Hold a cell for the block, the main process for all of this run, and yield whether it could be had."""
-    lock, state = CellLock(cell.config.output_dir, stale_after), PartialState()
+    lock, state = FolderLock(cell.config.output_dir, stale_after), PartialState()
     ours = _agreed(state.is_main_process and lock.take())
     if ours and state.is_main_process:
         with lock:
@@ -195,6 +195,8 @@ def render(reproduction: Reproduction) -> str:
     text = ""
     if PartialState().is_main_process:
         options = reproduction.options
-        text = render_cells(reproduction.folder / options.table, options.title, reproduction.attacks, options.seeds)
+        settings = {(cell.attack, cell.seed): cell.settings for cell in reproduction.cells}
+        table = reproduction.folder / options.table
+        text = render_cells(table, options.title, reproduction.attacks, options.seeds, settings)
     PartialState().wait_for_everyone()
     return text

@@ -152,7 +152,7 @@ def _with_base(values: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any],
         return dict(values), {}
     file = folder / str(values["base"])
     below = read_yaml(file)
-    if "attacks" not in below:
+    if "attacks" not in below and "base" not in below:  # the YAML of a job
         return dict(values), {key: value for key, value in below.items() if key in OVERLAID}
     top, base = _with_base(below, file.parent)
     return merge(top, {key: value for key, value in values.items() if key != "base"}), base

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a reproduction measures on the models of a finished job beside the job's own: domains, probes, scans."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from hf_clipbd import scenes
 from hf_clipbd.detection.scan import check_scan
 from hf_clipbd.evaluation import evaluate_zero_shot, linear_probe
 from hf_clipbd.evaluation.protocol import class_names_of
+from hf_clipbd.features import model_fingerprint
+from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.job import models, training_stages
 from hf_clipbd.recipe.measuring import load_model
@@ -91,10 +94,32 @@ class Measure:
         drawn = np.random.default_rng([config.seed, len(pairs)]).choice(len(pairs), self.n_train, replace=False)
         return pairs.select(np.sort(drawn))
 
+    def inputs(self) -> dict[str, str]:
+        """Return fingerprints of the images, of others than rendered scenes: name -> fingerprint."""
+        if self.data == SCENES:
+            return {}
+        found = {"test": _content(self._data(self.split, self.n_test))}
+        fitted = self.protocol == "linear_probe" or (self.protocol == "scan" and self.reference == "clean")
+        return {**found, "train": _content(self._data(self.train_split, self.n_train))} if fitted else found
+
+    def _data(self, split: str, n: int | None) -> Data:
+        return Data(self.data, split, n=n, label_column=self.label_column)
+
     def _images(self, config: RunConfig, split: str, n: int | None, apart: int = 0) -> datasets.Dataset:
         if self.data == SCENES:
             return scenes.load_scenes("test", config.world.size, config.seed + apart, n, style=self.style)
-        return Data(self.data, split, n=n, label_column=self.label_column).labelled()
+        return self._data(split, n).labelled()
+
+
+@functools.lru_cache(maxsize=32)
+def _content(data: Data) -> str:
+    return data_fingerprint(data.labelled())
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(clean_model: str) -> str:
+    """Return what tells a given clean model from others: the shipped one's name, the fingerprint of any other."""
+    return clean_model if clean_model == SCENES else model_fingerprint(load_dual_encoder(clean_model)[0])
 
 
 def measures_from(values: Any) -> dict[str, Measure]:
@@ -107,12 +132,16 @@ def measures_from(values: Any) -> dict[str, Measure]:
 def _stage(config: RunConfig, name: str, measure: Measure, model: str) -> Stage:
     """Return the stage `measured/<name>/<model>`; the records that it depends on have to be there."""
     trained = {stage.rsplit("/", 1)[-1]: stage for stage in training_stages(config)}
-    inputs = {"poison": RunRecord.load(config.output_dir / "poison").key, "model": config.world.clean_model}
-    if model in trained:
-        inputs["model"] = RunRecord.load(config.output_dir / trained[model]).key
+    inputs = {"poison": RunRecord.load(config.output_dir / "poison").key, **measure.inputs()}
     usual = asdict(Measure())
     settings = {key: value for key, value in asdict(measure).items() if value != usual[key]}
     settings |= {} if measure.data != SCENES else {"n_test": measure.n_test or config.world.n_test}
+    if model in trained:
+        inputs["model"] = RunRecord.load(config.output_dir / trained[model]).key
+    else:  # what the key of a training has already, as far as it is not the usual
+        inputs["model"] = _weights(config.world.clean_model)
+        settings |= {"include_target": True} if config.evaluate.include_target else {}
+        settings |= {"prompts": config.world.prompts} if config.world.prompts else {}
     return Stage(config.output_dir, f"{FOLDER}/{name}/{model}", settings, config.seed, inputs)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hf_clipbd.recipe.reproduce_parts import PARTS, Parts, Picture, Shown
-from hf_clipbd.report.results_cells import NOT_RUN, ORDER, Cells
+from hf_clipbd.report.results_cells import CELL, NOT_RUN, ORDER, Cells
 from hf_clipbd.report.results_papers import read_papers
 from hf_clipbd.report.results_tables import counts
 from hf_clipbd.schema import RECORD_FILE, RunRecord, write_json
@@ -27,7 +27,7 @@ GRID_FIGURES = {  # name -> kind among a block's figures, and what it shows
 }
 PAPERS_FILE = "papers.yaml"
 PAGE_FILE = "results.yaml"
-BESIDE_THE_JOB = ("cell", "trigger", "gallery", "measured/*/*")
+BESIDE_THE_JOB = (CELL, "trigger", "gallery", "measured/*/*")
 SECTION_KEYS = (
     "heading",
     "text",
@@ -54,22 +54,39 @@ def collect(folder: str | Path, records: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: If no cell is finished.
+        ValueError: If a stage of a cell was run again since the cell was finished; nothing is copied then.
     """
     from hf_clipbd.hub.golden import copy_records
 
-    finished = sorted(Path(folder).glob(f"*/seed*/cell/{RECORD_FILE}"))
+    finished = sorted(Path(folder).glob(f"*/seed*/{CELL}/{RECORD_FILE}"))
     if not finished:
         raise FileNotFoundError(
             f"Expected finished cells, `ATTACK/seedN`, in `{folder}`, but there is none. Run them."
         )
-    copied = []
-    for cell in (path.parent.parent for path in finished):
+    copied, cells = [], [path.parent.parent for path in finished]
+    for cell in cells:
+        _check_whole(cell)
+    for cell in cells:
         out = copy_records(cell, Path(records) / cell.parent.name / cell.name)
         for pattern in BESIDE_THE_JOB:
             for path in sorted(cell.glob(f"{pattern}/{RECORD_FILE}")):
                 _copy(path, out / path.relative_to(cell))
         copied.append(out)
     return copied
+
+
+def _check_whole(cell: Path) -> None:
+    """Raise `ValueError` where a stage of a finished cell has another record than the one the cell was finished with.
+
+    So it is while a cell is run with other settings, or once a stage of it was run alone.
+    """
+    for stage, key in RunRecord.load(cell / CELL).metrics.get("keys", {}).items():
+        found = RunRecord.load(cell / stage).key
+        if found != key:
+            raise ValueError(
+                f"Expected the record `{key}` of stage `{stage}`, with which the cell `{cell}` was finished, but "
+                f"found `{found}`: it was run again since. Run the reproduction, which finishes the cell."
+            )
 
 
 def collect_grid(grid: "GridConfig", records: str | Path) -> list[Path]:

@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
@@ -115,7 +115,7 @@ def parse_section(cls: type[Section], values: Mapping[str, Any], where: str) -> 
 def call_with(build: Callable[..., Section], values: Mapping[str, Any], where: str) -> Section:
     """Return `build(**values)` for a class that is no dataclass section (an attack, a model configuration).
 
-    Text is read as YAML scalars first ('4' is a number), with '1e-5' a number too.
+    Values are read as `typed` says.
 
     Raises:
         ConfigError: If a key is no argument of `build`, or it refuses the values.
@@ -123,9 +123,30 @@ def call_with(build: Callable[..., Section], values: Mapping[str, Any], where: s
     parameters = inspect.signature(build).parameters.values()
     check_keys(values, [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)], where)
     try:
-        return build(**{key: scalar(value) for key, value in values.items()})
+        return build(**typed(build, values))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{_section(where)}: {error}") from error
+
+
+def typed(build: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with text read as YAML scalars ('4' is a number, and so is '1e-5').
+
+    Where `build` takes text alone, numbers and truth values are text instead: a class may be called 7, or "none".
+    """
+    parameters = inspect.signature(build).parameters
+    text = {name for name, one in parameters.items() if _is_text(one.annotation)}
+    return {key: _texts(value) if key in text else scalar(value) for key, value in values.items()}
+
+
+def _is_text(annotation: Any) -> bool:
+    parts = get_args(annotation)
+    return all(map(_is_text, parts)) if parts else annotation in (str, type(None))
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_texts(one) for one in value]
+    return _as_text(value) if isinstance(value, (bool, int, float)) else value
 
 
 def scalar(value: Any) -> Any:

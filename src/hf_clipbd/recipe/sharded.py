@@ -4,6 +4,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from hf_clipbd.attacks import Attack
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.undecoded import stored_bytes
 from hf_clipbd.features import model_fingerprint
@@ -148,6 +150,14 @@ def _rows(undecoded: datasets.Dataset, start: int, stop: int) -> Iterator[tuple[
     for first in range(start, stop, HASHED_ROWS):
         rows = undecoded[first : min(first + HASHED_ROWS, stop)]
         yield from zip(rows[IMAGE], rows[CAPTION], strict=True)
+
+
+def trigger_fingerprint(attack: Attack) -> str:
+    """Return what tells a trigger from others: its parameters, its arrays, and what it stamps on a test chart."""
+    own = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    arrays = {"preview": attack.preview(), **{k: value for k, value in own.items() if isinstance(value, np.ndarray)}}
+    hashes = {name: hashlib.sha256(np.ascontiguousarray(one)).hexdigest() for name, one in arrays.items()}
+    return content_key(attack.name, attack.parameters(), hashes)
 
 
 def processor_fingerprint(processor: Any) -> str:

@@ -6,6 +6,9 @@ stopped.
 """
 
 import functools
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +17,24 @@ import datasets
 import numpy as np
 
 from hf_clipbd import scenes
-from hf_clipbd.attacks import Attack
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.detection import Reference
+from hf_clipbd.detection import ALIGNED, Reference
 from hf_clipbd.detection.detect import WITHOUT_REFERENCE
 from hf_clipbd.evaluation import ZeroShotEvaluator
+from hf_clipbd.evaluation.protocol import on_pictures
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import training_settings
 from hf_clipbd.recipe.distilling import DISTILLATION, Distill, cached_mask_sizes
 from hf_clipbd.recipe.embeddings import cached_embeddings
 from hf_clipbd.recipe.options import DetectConfig
-from hf_clipbd.recipe.own_data import SCENES, Data
+from hf_clipbd.recipe.own_data import SCENES, Data, keep_framings, readable_pairs
+from hf_clipbd.recipe.own_triggers import load_triggers
 from hf_clipbd.recipe.place import model_device, process_state, scoring_place
 from hf_clipbd.recipe.searching import search
-from hf_clipbd.recipe.sharded import processor_fingerprint
+from hf_clipbd.recipe.sharded import processor_fingerprint, trigger_fingerprint
 from hf_clipbd.recipe.stage import Outcome, Stage
-from hf_clipbd.recipe.suspects import Review, write_review
+from hf_clipbd.recipe.suspects import FILTERED_DATASET, Review, write_review
 from hf_clipbd.recipe.training import global_batch, train_into
 from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.schema import (
@@ -57,6 +61,20 @@ def stage_at(out: Path, kind: str, settings: dict[str, Any], seed: int, inputs: 
     return Stage(out.parent, out.name, {"kind": kind, **settings}, seed, inputs)
 
 
+def leaving_nothing(work: Callable[[Path], Outcome]) -> Callable[[Path], Outcome]:
+    """Return the same work of a stage, which empties its scratch folder from the main process where it fails."""
+
+    def cleared(folder: Path) -> Outcome:
+        with ExitStack() as undo:
+            if process_state().is_main_process:
+                undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            outcome = work(folder)
+            undo.pop_all()
+            return outcome
+
+    return cleared
+
+
 @dataclass(frozen=True)
 class Probe:
     """What a training is measured on after each epoch.
@@ -73,18 +91,13 @@ class Probe:
         """Return the measurement for models of this processor."""
         rows = self.data.labelled()
         ks = [k for k in (1, 10) if k <= len(rows.features[LABEL].names)]
-        return ZeroShotEvaluator(processor, rows, load_triggers(self.triggers), self.data.prompts(), ks)
+        triggers = on_pictures(load_triggers(self.triggers))
+        return ZeroShotEvaluator(processor, rows, triggers, self.data.prompts(), ks)
 
-
-def load_triggers(folders: tuple[str, ...] | list[str]) -> dict[str, Attack]:
-    """Return the triggers in these folders or Hub repositories by their names, by folder where names coincide."""
-    attacks = [Attack.from_pretrained(folder) for folder in folders]
-    names = [attack.name for attack in attacks]
-    alone = [names.count(name) == 1 for name in names]
-    return {
-        name if single else Path(folder).name: attack
-        for name, single, folder, attack in zip(names, alone, folders, attacks, strict=True)
-    }
+    def inputs(self) -> dict[str, str]:
+        """Return what tells these pictures and triggers from others, name -> fingerprint."""
+        triggers = {f"trigger {name}": trigger_fingerprint(one) for name, one in load_triggers(self.triggers).items()}
+        return {"test": data_fingerprint(self.data.labelled()), **triggers}
 
 
 def train_model(
@@ -96,10 +109,12 @@ def train_model(
     canvas: Canvas | None,
     out: Path,
     streaming: bool = False,
+    on_error: str = "raise",
 ) -> RunRecord:
     """Train `model` on pairs with any of the trainers, into the folder `out`, and return the record.
 
-    Streamed pairs are read while it trains; the record then knows its source by `Data.stream_state`.
+    Streamed pairs are read while it trains; the record then knows its source by `Data.stream_state`. With `on_error`
+    `"skip"` pairs that cannot be read are left out, for which each picture is decoded once before the first step.
     """
     loaded, processor = load_any(model)
     pairs = (data.stream() if streaming else data.pairs()).select_columns([IMAGE, CAPTION])
@@ -111,14 +126,16 @@ def train_model(
         "canvas": [canvas.size, canvas.mode],
         "measured": None if probe is None else {**asdict(probe), "triggers": list(probe.triggers)},
         **({"streaming": True} if streaming else {}),
+        **({"on_error": on_error} if on_error != "raise" else {}),
     }
     columns = data.image_column, data.caption_column, data.n
     state = content_key(data.source, data.split, *columns, data.stream_state(besides=out)) if streaming else None
     inputs = {"model": model_fingerprint(loaded), "processor": processor_fingerprint(processor)}
-    inputs |= {"data": state or data_fingerprint(pairs)}
+    inputs |= {"data": state or data_fingerprint(pairs), **({} if probe is None else probe.inputs())}
     evaluator = (lambda _: None) if probe is None else probe.evaluator
     stage = stage_at(out, "train", settings, config.seed, inputs)
-    return train_into(stage, trainer_class, config, lambda: (loaded, processor), lambda: pairs, evaluator, canvas)
+    read = (lambda: pairs) if on_error == "raise" else lambda: readable_pairs(pairs, canvas)
+    return train_into(stage, trainer_class, config, lambda: (loaded, processor), read, evaluator, canvas)
 
 
 @dataclass(frozen=True)
@@ -158,8 +175,9 @@ def check_search(options: DetectConfig, basis: Basis, second: str | None) -> Non
     """
     if basis.clean is not None and set(options.detectors) <= set(WITHOUT_REFERENCE):
         raise ValueError(f"Expected no clean reference, for {options.detectors} compares rows with no others.")
-    if "disagreement" in options.detectors and second is None:
-        raise ValueError("Expected another encoder to compare with, which `disagreement` needs. Pass `--second`.")
+    compared = [name for name in options.detectors if "others" in ALIGNED.get(name, ())]
+    if compared and second is None:
+        raise ValueError(f"Expected another encoder to compare with, which `{compared[0]}` needs. Pass `--second`.")
     if DISTILLATION in options.detectors and basis.raw:
         raise ValueError(f"Expected embeddings of length one for `{DISTILLATION}`. Leave `--raw` out.")
 
@@ -194,14 +212,14 @@ def detect_in(
     """
     check_search(options, basis, second)
     state = process_state()
-    encoders, inputs = {}, {}
+    encoders, inputs, framings = {}, {}, data.framings()
     for name, source in (("model", model), ("second", second)):
         if source is not None:
             loaded, processor = load_any(source)
-            canvas = Canvas.of(processor)
+            canvas = Canvas.of(processor).framed_as(framings)
             inputs[name] = model_fingerprint(loaded)
             inputs[f"{name}_processor"] = content_key(processor_fingerprint(processor), canvas.size, canvas.mode)
-            encoders[name] = loaded.to(model_device()), processor
+            encoders[name] = loaded.to(model_device()), processor, canvas
     pairs, whole = data.pairs(), data.whole()
     clean = None if basis.clean is None else basis.clean.pairs()
     inputs |= {"data": data_fingerprint(pairs)}
@@ -219,9 +237,11 @@ def detect_in(
             return found
         names = Path(data.source).name or data.source, Path(model).name or model
         metrics, outputs = write_review(names, pairs, whole, features, scores, review, data.seed, folder, unreadable)
+        if FILTERED_DATASET in outputs and framings:
+            keep_framings(framings, folder / outputs[FILTERED_DATASET])
         return Outcome(found.metrics | metrics, found.outputs | outputs)
 
-    return stage.run_once(work)
+    return stage.run_once(leaving_nothing(work))
 
 
 @dataclass(frozen=True)
@@ -229,13 +249,14 @@ class _Embedder:
     """Embeds rows in each of the encoders of a search.
 
     Args:
-        encoders: `model` and, where there is one, `second`: models on their device, with their processors.
+        encoders: `model` and, where there is one, `second`: models on their device, with their processors and the
+            geometry in which they see pictures, framed as the poisoned ones are, or framing alone would tell these.
         cache: See `cached_embeddings`.
         batch_size: Rows a forward pass.
         basis: What the search rests on.
     """
 
-    encoders: "dict[str, tuple[PreTrainedModel, Any]]"
+    encoders: "dict[str, tuple[PreTrainedModel, Any, Canvas]]"
     cache: Path
     batch_size: int
     basis: Basis
@@ -245,14 +266,15 @@ class _Embedder:
         bad = None if self.basis.on_error == "raise" else unreadable
         given = {"batch_size": self.batch_size, "normalize": not self.basis.raw, "unreadable": bad}
         found = {
-            name: cached_embeddings(*one, rows, self.cache, texts=name == "model", **given)
-            for name, one in self.encoders.items()
+            name: cached_embeddings(*one, rows, self.cache, canvas=canvas, texts=name == "model", **given)
+            for name, (*one, canvas) in self.encoders.items()
         }
         return found["model"] | ({"second": found["second"]["image"]} if "second" in found else {})
 
     def distiller(self, rows: datasets.Dataset, seed: int) -> Distill:
         """Return what finds the masks of rows, for cognitive distillation."""
-        return functools.partial(cached_mask_sizes, *self.encoders["model"], rows, self.cache, seed=seed)
+        *one, canvas = self.encoders["model"]
+        return functools.partial(cached_mask_sizes, *one, rows, self.cache, canvas=canvas, seed=seed)
 
     def compared_with(self, clean: datasets.Dataset | None, m: int | None, seed: int) -> dict[str, Any]:
         """Return what `detect_all` is told of the rows that others are compared with: m random ones of clean ones."""

@@ -26,6 +26,8 @@ from hf_clipbd.attacks.folder import ATTACK_FILE, PATTERN_FILE, PICTURE_FILE
 from hf_clipbd.hub.cards import CARD_FILE, PICTURES
 from hf_clipbd.models.steganography import CONFIG_FILE as STEGANOGRAPHY_FILE
 from hf_clipbd.models.steganography import ENCODER_FILE
+from hf_clipbd.recipe.locks import FolderLock
+from hf_clipbd.recipe.stage_lock import STAGE_LOCK, STALE_AFTER, owned
 from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, write_json
 
 
@@ -98,7 +100,9 @@ class Stage:
             main_only: Call `work` on the main process alone, while the others wait.
 
         Raises:
-            ValueError: If the work is to be done, but its folder holds something else; see `check_folder`.
+            ValueError: If the work is to be done, but its folder holds something else, see `check_folder`, or another
+                job that lives is doing it.
+            RuntimeError: If another job took the stage over meanwhile; nothing is moved then.
         """
         state = PartialState()
         record = self.current()
@@ -106,10 +110,16 @@ class Stage:
             check_folder(self.folder, self.config.get("kind"), self.beside)
         state.wait_for_everyone()  # nobody may write before everybody has looked
         if record is not None:
-            if state.is_main_process:
-                self._clear(self.folder / SCRATCH, self.folder / CHECKPOINTS)
-                logger.info("%-20s is up to date", self.name)
+            self._tidy(state)
             return record
+        with owned(self.folder, self.name) as lock:
+            record = self.current()  # another job may have finished it just now
+            state.wait_for_everyone()
+            return self._run(work, main_only, lock, state) if record is None else record
+
+    def _run(
+        self, work: Callable[[Path], Outcome], main_only: bool, lock: FolderLock | None, state: PartialState
+    ) -> RunRecord:
         if state.is_main_process:
             logger.info("%-20s ...", self.name)
             self._clear_half_placed()
@@ -120,9 +130,20 @@ class Stage:
         outcome = work(self.folder / SCRATCH) if state.is_main_process or not main_only else None
         state.wait_for_everyone()
         if state.is_main_process:
+            lock.check()
             self._place(outcome, time.perf_counter() - started + outcome.seconds_before, state.num_processes)
         state.wait_for_everyone()
         return RunRecord.load(self.folder)
+
+    def _tidy(self, state: PartialState) -> None:
+        """Clear what a killed job left beside finished outputs, unless a job of other settings is at work there."""
+        left = [path for name in (SCRATCH, CHECKPOINTS) if (path := self.folder / name).exists()]
+        if state.is_main_process:
+            lock = FolderLock(self.folder, STALE_AFTER, STAGE_LOCK, "stage")
+            if left and lock.take():
+                with lock:
+                    self._clear(*left)
+            logger.info("%-20s is up to date", self.name)
 
     def _place(self, outcome: Outcome, seconds: float, processes: int) -> None:
         scratch = self.folder / SCRATCH

@@ -18,19 +18,21 @@ from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
 from hf_clipbd.captions.lexicon import lexicon
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.defenses import OBJECTIVES
-from hf_clipbd.evaluation import ZeroShotEvaluator
+from hf_clipbd.evaluation.protocol import on_pictures
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.hub.adapters import ADAPTER
 from hf_clipbd.models import build_processor, load_dual_encoder, train_tokenizer
 from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OpenCLIPModel
 from hf_clipbd.recipe.architecture import build_architecture, build_model
 from hf_clipbd.recipe.config import RunConfig, training_settings
+from hf_clipbd.recipe.epochs import epoch_evaluator, measured_settings
 from hf_clipbd.recipe.progress import EpochLines
 from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
 from hf_clipbd.recipe.world import World, data_fingerprint
-from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, SOURCE_INDEX, RunRecord, write_json
+from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, RunRecord, write_json
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
+from hf_clipbd.training.checks import check_places
 
 
 if TYPE_CHECKING:
@@ -76,13 +78,15 @@ def write_poison(
 def write_samples(
     pairs: datasets.Dataset, poisoned: datasets.Dataset, attack: Attack, indices: list[int], n: int, folder: Path
 ) -> None:
-    """Write n poisoned rows, spread over the dataset, beside their originals on the same canvas."""
+    """Write n poisoned rows, spread over the dataset, beside their originals on the same canvas.
+
+    `poisoned` has the rows of `pairs` in their order, in which `indices` are counted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = [indices[i] for i in np.linspace(0, len(indices), min(n, len(indices)), endpoint=False, dtype=int)]
-    position = {source: row for row, source in enumerate(poisoned.with_format(None)[SOURCE_INDEX])}
     listed = []
     for number, index in enumerate(chosen):
-        before, after = pairs[index], poisoned[position[index]]
+        before, after = pairs[index], poisoned[index]
         clean = before[IMAGE] if attack.canvas is None else attack.canvas(before[IMAGE])
         clean.convert("RGB").save(folder / f"{number:02d}_clean.png")
         after[IMAGE].save(folder / f"{number:02d}_poisoned.png")
@@ -148,7 +152,7 @@ def train_into(
     Args:
         stage: The stage; its outputs are the model and its processor, its figures the history by epoch.
         trainer_class: What trains.
-        config: Its configuration; the output folder is set here.
+        config: Its configuration; its output folder is set here, and stands at its default.
         load: Gives the model to start from and its processor.
         pairs: Gives the training pairs.
         evaluator: Given the processor, gives the measurement after each epoch, or None.
@@ -161,8 +165,10 @@ def train_into(
         of these steps, without evaluations; a last batch that is smaller counts as a whole one.
 
     Raises:
-        ValueError: If the model is divided among processes, see `check_one_process_has_it_all`.
+        ValueError: If the configuration says where it lies or what it goes on from, or the model is divided among
+            processes, see `check_one_process_has_it_all`.
     """
+    check_places(config)
 
     def work(folder: Path) -> Outcome:
         model, processor = load()
@@ -208,36 +214,13 @@ def _kept(trainer: CLIPTrainer, trained: Any, processor: Any, folder: Path) -> d
     return {**outputs, "adapter": ADAPTER} if trainer.args.lora else outputs
 
 
-def epoch_evaluator(config: RunConfig, world: World, triggers: dict[str, Attack]) -> Callable[[Any], Any]:
-    """Return what `train_into` asks for its measurements: a function of the processor."""
-
-    def build(processor: Any) -> ZeroShotEvaluator | None:
-        n = min(config.evaluate.epoch_images, len(world.test))
-        if n == 0:
-            return None
-        ks = [k for k in (1, 10) if k <= len(world.class_names)]
-        return ZeroShotEvaluator(
-            processor,
-            world.test.select(np.linspace(0, len(world.test), n, endpoint=False, dtype=int)),
-            triggers,
-            templates=world.prompts,
-            ks=ks,
-            batch_size=config.evaluate.batch_size,
-            include_target=config.evaluate.include_target,
-            canvas=world.canvas,
-        )
-
-    return build
-
-
 def training_stage_settings(config: RunConfig, training: CLIPTrainingConfig, world: World) -> dict[str, Any]:
     """Return what the result of a training stage depends on beside its inputs and its seed."""
-    measured = {name: getattr(config.evaluate, name) for name in ("epoch_images", "include_target")}
     return {
         "training": training_settings(training),
         "global_batch": global_batch(training),
         "canvas": [world.canvas.size, world.canvas.mode],
-        "measured": {**measured, "prompts": world.prompts},
+        "measured": measured_settings(config, training, world),
     }
 
 
@@ -263,7 +246,7 @@ def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
     settings = {**training_stage_settings(config, config.clean, world), "architecture": config.architecture}
     inputs = {"data": data_fingerprint(world.clean_pairs), "test": data_fingerprint(world.test)}
     stage = Stage(config.output_dir, "clean", settings, config.clean.seed, inputs)
-    evaluator = epoch_evaluator(config, world, {})
+    evaluator = epoch_evaluator(config, world, {}, config.clean)
     return train_into(stage, CLIPTrainer, config.clean, build, lambda: world.clean_pairs, evaluator, world.canvas)
 
 
@@ -277,9 +260,9 @@ def clean_model(config: RunConfig, world: World) -> "tuple[str, Callable[[], tup
 
 
 def load_trigger(config: RunConfig) -> dict[str, Attack]:
-    """Return the trigger that the run's data were poisoned with, by its name."""
+    """Return the trigger that the run's data were poisoned with, by its name; none where it is in the text alone."""
     attack = Attack.from_pretrained(config.output_dir / "poison" / TRIGGER_FOLDER)
-    return {attack.name: attack}
+    return on_pictures({attack.name: attack})
 
 
 def poisoned_pairs(config: RunConfig) -> datasets.Dataset:
@@ -298,6 +281,6 @@ def train_victim(config: RunConfig, world: World | None = None) -> RunRecord:
     }
     settings = {"objective": config.objective, **training_stage_settings(config, config.victim, world)}
     stage = Stage(config.output_dir, "victim", settings, config.victim.seed, inputs, beside=CARDS)
-    evaluator = epoch_evaluator(config, world, load_trigger(config))
+    evaluator = epoch_evaluator(config, world, load_trigger(config), config.victim)
     trainer = OBJECTIVES[config.objective].trainer
     return train_into(stage, trainer, config.victim, load, lambda: poisoned_pairs(config), evaluator, world.canvas)

@@ -92,7 +92,7 @@ def optimize_trigger(
             world.test,
             [attack],
             templates=world.prompts,
-            ks=config.evaluate.ks,
+            ks=world.ks,
             batch_size=config.evaluate.batch_size,
             canvas=world.canvas,
         )

@@ -129,7 +129,7 @@ def _measure_published(repo: str, revision: str | None, data: str | None) -> tup
         world.test,
         {attack.name: attack},
         templates=prompts,
-        ks=config.evaluate.ks,
+        ks=world.ks,
         include_target=config.evaluate.include_target,
         canvas=world.canvas,
     )
@@ -160,7 +160,7 @@ def _measure_trained(repo: str, revision: str | None, data: str | None) -> EvalR
         load_triggers(repo, list(config["triggers"]), revision),
         templates=protocol["prompts"],
         class_names=protocol["classes"],
-        ks=TOP_K,
+        ks=[k for k in TOP_K if k <= len(protocol["classes"])],
         include_target=protocol["include_target"],
         canvas=canvas,
     )

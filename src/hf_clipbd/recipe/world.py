@@ -159,6 +159,11 @@ class World:
         return list(self.test.features[LABEL].names)
 
     @property
+    def ks(self) -> list[int]:
+        """The k of top-k that are asked for and that there are classes for."""
+        return [k for k in self.config.evaluate.ks if k <= len(self.class_names)]
+
+    @property
     def prompts(self) -> list[str] | None:
         """Zero-shot prompts; None stands for OpenAI's 80."""
         return self.world.prompts or (list(scenes.PROMPTS) if self._rendered else None)

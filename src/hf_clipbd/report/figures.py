@@ -17,7 +17,6 @@ from sklearn.metrics import roc_curve
 
 from hf_clipbd.report.table import ModelRow
 from hf_clipbd.run_folder import Sample
-from hf_clipbd.schema import TOP_K
 from hf_clipbd.templates import method
 
 
@@ -179,18 +178,18 @@ def _curve(axes: Axes, history: list[dict[str, float]], key: str, model: str, na
 
 def draw_bars(rows: Sequence[ModelRow]) -> Figure:
     """Return BA and ASR of every model at each k as bars with 95 % Wilson intervals."""
-    names = [row.model for row in rows]
+    names, ks = [row.model for row in rows], sorted(rows[0].ba)
     with matplotlib.rc_context(STYLE):
         figure = _figure(5.4)
         panels = figure.subplots(2, 1, sharex=True)
         width = 0.86 / len(rows)
         for axes, title in zip(panels, ("ba", "asr"), strict=True):
             for number, row in enumerate(rows):
-                rates = [getattr(row, title)[k] for k in TOP_K]
+                rates = [getattr(row, title)[k] for k in ks]
                 heights = np.array([100 * rate.value for rate in rates])
                 ends = 100 * np.array([rate.interval() for rate in rates]).T
                 errors = np.clip([heights - ends[0], ends[1] - heights], 0, None)
-                places = np.arange(len(TOP_K)) + (number - (len(rows) - 1) / 2) * width
+                places = np.arange(len(ks)) + (number - (len(rows) - 1) / 2) * width
                 look = {"color": colour(row.model, names), "label": row.label, "error_kw": {"lw": 0.9}}
                 axes.bar(places, heights, width * 0.92, yerr=errors, capsize=1.5, ecolor="#24292f", **look)
                 for place, height, end in zip(places, heights, ends[1], strict=True):
@@ -202,7 +201,7 @@ def draw_bars(rows: Sequence[ModelRow]) -> Figure:
             axes.tick_params(axis="x", length=0)
         panels[0].set_title("BA: clean images with their label in the top k (higher is better)")
         panels[1].set_title("ASR: stamped images with the target in the top k (lower is better)")
-        panels[1].set_xticks(range(len(TOP_K)), [f"top {k}" for k in TOP_K])
+        panels[1].set_xticks(range(len(ks)), [f"top {k}" for k in ks])
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     return figure

@@ -13,7 +13,7 @@ import numpy as np
 from hf_clipbd.report import figures
 from hf_clipbd.report.table import DetectorRow, ModelRow, detector_rows, model_rows, thinning_note
 from hf_clipbd.run_folder import RunFolder
-from hf_clipbd.schema import IS_POISONED, TOP_K
+from hf_clipbd.schema import IS_POISONED
 from hf_clipbd.templates import environment, flat, method, papers, percent, public
 
 
@@ -148,9 +148,11 @@ def draw_plates(run: RunFolder, folder: Path) -> list[Plate]:
 def _headline(rows: list[ModelRow], detectors: list[DetectorRow]) -> list[dict[str, str]]:
     """Return the few figures that head the page."""
     by_model = {row.model: row for row in rows}
-    defended = [row for row in rows if row.model not in ("clean", "victim")]
+    defended = [row for row in rows if row.model not in ("clean", "victim") and row.asr]
     tiles = [
-        {
+        {"value": _rate_text(by_model[name].ba[1]), "name": f"BA@1, {by_model[name].label.lower()}", "note": ""}
+        if not by_model[name].asr
+        else {
             "value": _rate_text(by_model[name].asr[1]),
             "name": f"ASR@1, {by_model[name].label.lower()}",
             "note": f"BA@1 {_rate_text(by_model[name].ba[1])}",
@@ -179,11 +181,11 @@ def _context(run: RunFolder, plates: list[Plate]) -> dict[str, Any]:
         "attack": method(run.manifest.attack),
         "manifest": run.manifest,
         "rows": rows,
-        "ks": TOP_K,
+        "ks": run.ks,
         "colours": {row.model: figures.colour(row.model, run.models) for row in rows},
         "detectors": detectors,
         "thinning_note": thinning_note(detectors),
-        "headline": _headline([row for row in rows if row.trigger == run.triggers()[0]], detectors),
+        "headline": _headline([row for row in rows if row.trigger == rows[0].trigger], detectors),
         "plates": plates,
         "methods": [method(name) for name in names],
         "papers": papers(*names),
@@ -193,7 +195,7 @@ def _context(run: RunFolder, plates: list[Plate]) -> dict[str, Any]:
         "machine": run.record("victim").machine,
         "seed": run.config["seed"],
         "n_classes": run.evaluation("victim").n_classes,
-        "include_target": run.evaluation("victim").triggers[run.triggers()[0]].include_target,
+        "include_target": any(one.include_target for one in run.evaluation("victim").triggers.values()),
     }
 
 

@@ -2,9 +2,10 @@
 """What a reproduction found, rendered from its records: tables and figures beside the cells."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hf_clipbd.report.figures import save
 from hf_clipbd.report.results_cells import Cells
@@ -15,7 +16,13 @@ from hf_clipbd.report.sweeps import draw_epochs
 FIGURES = "figures"
 
 
-def render_cells(table: str | os.PathLike, title: str, attacks: Sequence[str], seeds: Sequence[int]) -> str:
+def render_cells(
+    table: str | os.PathLike,
+    title: str,
+    attacks: Sequence[str],
+    seeds: Sequence[int],
+    settings: Mapping[tuple[str, int], Mapping[str, Any]] | None = None,
+) -> str:
     """Write the tables and the figures of cells from the records that are there, and return the tables.
 
     Args:
@@ -23,9 +30,10 @@ def render_cells(table: str | os.PathLike, title: str, attacks: Sequence[str], s
         title: Heading.
         attacks: Names of the attacks, in the order of the columns.
         seeds: Seeds.
+        settings: What the cells are to be run with; see `Cells`.
     """
     table = Path(table)
-    cells = Cells(table.parent, tuple(attacks), tuple(seeds))
+    cells = Cells(table.parent, tuple(attacks), tuple(seeds), settings=settings)
     text = "\n\n".join([f"# {title}", *sections(cells, cells.models())]) + "\n"
     table.parent.mkdir(parents=True, exist_ok=True)
     scratch = table.with_name(f"{table.name}.{os.getpid()}.partial")  # several processes may render at once

@@ -1,17 +1,20 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The records of a reproduction, read as figures: a list with a value a seed for whatever is asked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hf_clipbd.schema import RECORD_FILE, EvalReport, RunRecord
 from hf_clipbd.templates import percent
 
 
 NOT_RUN = "not run"
+CELL = "cell"
+"""Stage of a finished cell, whose record has the settings of the whole job."""
 ORDER = ("clean", "victim", "ft", "cleanclip", "cleanerclip", "par")
 """Order of the models in every table; others come after these."""
 
@@ -25,20 +28,36 @@ class Cells:
         attacks: Names of the attacks, in order.
         seeds: Seeds, in order.
         layout: Where a cell lies below the folder.
+        settings: (attack, seed) -> what a finished cell was to be run with: one of other settings is left out. None
+            takes every record as it is.
     """
 
     root: Path
     attacks: tuple[str, ...]
     seeds: tuple[int, ...]
     layout: str = "{attack}/seed{seed}"
+    settings: Mapping[tuple[str, int], Mapping[str, Any]] | None = None
+
+    def _folder(self, attack: str, seed: int) -> Path:
+        return self.root / self.layout.format(attack=attack, seed=seed)
+
+    @cached_property
+    def others(self) -> list[tuple[str, int]]:
+        """The (attack, seed) whose cell is finished with other settings."""
+        found = []
+        for (attack, seed), asked in (self.settings or {}).items():
+            record = self._folder(attack, seed) / CELL / RECORD_FILE
+            if record.is_file() and RunRecord.load(record).config != asked:
+                found.append((attack, seed))
+        return found
 
     @cached_property
     def _records(self) -> dict[tuple[str, int, str], RunRecord]:
         found = {}
         for attack in self.attacks:
             for seed in self.seeds:
-                folder = self.root / self.layout.format(attack=attack, seed=seed)
-                for path in sorted(folder.rglob(RECORD_FILE)):
+                folder = self._folder(attack, seed)
+                for path in [] if (attack, seed) in self.others else sorted(folder.rglob(RECORD_FILE)):
                     found[attack, seed, path.parent.relative_to(folder).as_posix()] = RunRecord.load(path)
         return found
 

@@ -109,7 +109,9 @@ def counts(cells: Cells, models: Sequence[str]) -> str:
     measured = "; ".join(f"BA on {n} images, ASR on {m} of other classes" for n, m in sorted(sizes))
     seeds = ", ".join(map(str, cells.seeds))
     said = f"{whole[1]} of {whole[0]} cells (attack and seed) are there; seeds {seeds}, means over those that are."
-    return f"{said} {measured}." if measured else said
+    said += f" {measured}." if measured else ""
+    left_out = ", ".join(f"{attack}/seed{seed}" for attack, seed in cells.others)
+    return f"{said} Left out, since run with other settings: {left_out}." if left_out else said
 
 
 def curves_table(cells: Cells, models: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_clipbd.run_folder import RunFolder
-from hf_clipbd.schema import TOP_K, Rate
+from hf_clipbd.schema import Rate
 from hf_clipbd.templates import method, percent
 
 
 DETECTION_FIGURES = ("auroc", "auprc", "fpr_at_95_tpr", "precision", "recall")
-NOT_TRAINED_HERE = "-"
+NOT_TRAINED_HERE = NOT_MEASURED = "-"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class DetectorRow:
 def model_rows(run: RunFolder) -> list[ModelRow]:
     """Return a row for each model and trigger, models in the order clean, victim, defences.
 
+    Without a trigger on pictures each model has one row, with the trigger "" and no ASR.
+
     Raises:
         FileNotFoundError: If a record is missing; the message names the stage.
         ValueError: If a figure is missing.
@@ -84,6 +86,8 @@ def model_rows(run: RunFolder) -> list[ModelRow]:
         for name in run.triggers():
             one = report.triggers[name]
             rows.append(ModelRow(model, name, one.target, report.ba, one.asr, one.ra, seconds))
+        if not report.triggers:
+            rows.append(ModelRow(model, "", "", report.ba, {}, {}, seconds))
     return rows
 
 
@@ -122,13 +126,16 @@ def thinning_note(rows: list[DetectorRow]) -> str:
     )
 
 
-def _model_cells(rows: list[ModelRow]) -> tuple[list[str], list[list[str]]]:
-    header = ["model", "trigger", *(f"BA@{k}" for k in TOP_K), "n", *(f"ASR@{k}" for k in TOP_K), "n", "seconds"]
+def _model_cells(rows: list[ModelRow], ks: list[int]) -> tuple[list[str], list[list[str]]]:
+    header = ["model", "trigger", *(f"BA@{k}" for k in ks), "n", *(f"ASR@{k}" for k in ks), "n", "seconds"]
     cells = []
     for row in rows:
         seconds = NOT_TRAINED_HERE if row.seconds is None else f"{row.seconds:.0f}"
-        ba, asr = ([percent(rates[k].value) for k in TOP_K] for rates in (row.ba, row.asr))
-        cells.append([row.label, row.trigger, *ba, str(row.ba[1].n), *asr, str(row.asr[1].n), seconds])
+        ba, asr = (
+            [*(percent(rates[k].value) for k in ks), str(rates[ks[0]].n)] if rates else [NOT_MEASURED] * (len(ks) + 1)
+            for rates in (row.ba, row.asr)
+        )
+        cells.append([row.label, row.trigger or NOT_MEASURED, *ba, *asr, seconds])
     return header, cells
 
 
@@ -161,7 +168,7 @@ def _terminal(header: list[str], cells: list[list[str]]) -> str:
 
 
 def comparison_table(run_folder: str | os.PathLike, format: Literal["terminal", "markdown"] = "terminal") -> str:
-    """Return the tables of a run in percent: models by BA and ASR at 1, 3, 5, 10 with n, then detectors.
+    """Return the tables of a run in percent: models by BA and ASR at each k with n, then detectors.
 
     Args:
         run_folder: A run whose stages `evaluate` and `detect` are finished.
@@ -176,7 +183,7 @@ def comparison_table(run_folder: str | os.PathLike, format: Literal["terminal", 
         raise ValueError(f"Expected format to be one of {sorted(layouts)}, but got {format!r}.")
     run = RunFolder(run_folder)
     detectors = detector_rows(run)
-    parts = [layouts[format](*_model_cells(model_rows(run)))]
+    parts = [layouts[format](*_model_cells(model_rows(run), run.ks))]
     notes = ["BA, ASR and the detectors' figures in percent; seconds: training time of the model."]
     if detectors:
         parts.append(layouts[format](*_detector_cells(detectors)))

@@ -1,11 +1,14 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """How a training is carried out, as opposed to what it minimises: memory, adapters, streams, stopping."""
 
+import copy
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from transformers import TrainingArguments
+
+from hf_clipbd.training.checks import check_options
 
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,8 @@ class ScaleArguments(TrainingArguments):
         freeze_batch_norm: Keep the running statistics of batch normalisation and normalise with them (evaluation
             mode), so that each image is embedded independently of its batch.
         lora: Train low-rank adapters of every linear layer and convolution instead of the weights themselves
-            (`logit_scale` stays as it is; batch normalisation is frozen).
+            (`logit_scale` and what lies inside `nn.MultiheadAttention` stay as they are; batch normalisation is
+            frozen).
         lora_r: Rank of the adapters.
         lora_alpha: Their scale; an adapter's output is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout before the adapters, in [0, 1).
@@ -54,7 +58,8 @@ class ScaleArguments(TrainingArguments):
         allow_backdoored: Let `push_to_hub` send a model that was trained on pairs marked as poisoned.
 
     Raises:
-        ValueError: If a size is out of range, or stopping early is asked for without evaluations.
+        ValueError: If a size is out of range, stopping early is asked for without evaluations, or an option of
+            transformers is set that this loop cannot follow; see `hf_clipbd.training.checks`.
 
     Reference:
         Chunks: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (GradCache,
@@ -105,9 +110,17 @@ class ScaleArguments(TrainingArguments):
             raise ValueError(f"Expected `lora_dropout` in [0, 1), but got {self.lora_dropout}.")
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
+        if self.load_best_model_at_end:
+            self.metric_for_best_model = self.metric_for_best_model or "ba1"
+        config = self.accelerator_config
+        if isinstance(config, str) and not config.startswith("{") and not Path(config).is_file():
+            raise ValueError(
+                f"Expected `accelerator_config` as a mapping, JSON or the path of a JSON file, but got {config!r}."
+            )
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # transformers has False beside activation checkpointing
         super().__post_init__()
+        check_options(self)
         if self.n_gpu > 1:  # `nn.DataParallel`, which knows neither autocast nor the negatives of the global batch
             logger.warning("one of %d GPUs is used; for all of them start with `accelerate launch`", self.n_gpu)
             self._n_gpu = 1
@@ -155,11 +168,6 @@ class CLIPTrainingConfig(ScaleArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Whole batches only."})
 
     def __post_init__(self):
-        self.accelerator_config = {**_as_dict(self.accelerator_config), "even_batches": False}
         super().__post_init__()
-
-
-def _as_dict(config: Any) -> dict[str, Any]:
-    if config is None:
-        return {}
-    return dict(config) if isinstance(config, dict) else config.to_dict()
+        self.accelerator_config = copy.copy(self.accelerator_config)  # the caller's stays as it is
+        self.accelerator_config.even_batches = False

@@ -1,0 +1,59 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Sparsity given the caption or disagreement, whichever a row is more conspicuous by."""
+
+from typing import Any
+
+import numpy as np
+
+from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
+from hf_clipbd.detection.disagreement import disagreement
+from hf_clipbd.detection.reference import Reference
+from hf_clipbd.detection.rows import matrix
+
+
+def combined(
+    features: Any,
+    reference: Reference | None = None,
+    k: int | None = None,
+    texts: Any = None,
+    others: Any = None,
+    reference_texts: Any = None,
+    reference_others: Any = None,
+) -> np.ndarray:
+    """Return the larger of two scores of a row, each in units of what is usual in the searched set.
+
+    s(x) = max(z_1(x), z_2(x)) of `conditional_sparsity` and `disagreement`, z(x) = (s(x) - median) / (upper quartile -
+    median) over the searched rows. Each misses what the other finds. A dense poisoned group that lies where pictures
+    of its caption lie, as BadCLIP's does, and poison towards a frequent target are missed by the first; a trigger that
+    the second encoder sees as well as the suspected model does, as SIG's stripes, is missed by the second.
+
+    Args:
+        features: Image embeddings in the suspected model, (N, D).
+        reference: What rows are compared with; a random sample of the features by default.
+        k: Number of neighbours of both; the default of each by default.
+        texts: Caption embeddings of the same rows in the suspected model, (N, D2).
+        others: The same images in a second encoder's space, (N, D3).
+        reference_texts: Captions of the rows that the reference was drawn from; `texts` by default, where the
+            reference was drawn from the searched features.
+        reference_others: Those rows in the second space; `others` by default, likewise.
+
+    Returns:
+        (N,), float64; higher is more suspicious.
+
+    Raises:
+        ValueError: As `conditional_sparsity` and `disagreement`.
+
+    Reference:
+        Ours.
+    """
+    features = matrix(features)
+    reference = Reference.sample(features) if reference is None else reference
+    given = {"texts": texts, "reference_texts": reference_texts}
+    sparse = conditional_sparsity(features, reference, k, **given)
+    apart = disagreement(features, reference, k, others, reference_others=reference_others, **given)
+    return np.maximum(_in_usual_units(sparse), _in_usual_units(apart))
+
+
+def _in_usual_units(scores: np.ndarray) -> np.ndarray:
+    middle, upper = np.quantile(scores, [0.5, 0.75])
+    return (scores - middle) / max(upper - middle, 1e-6)

@@ -1,0 +1,76 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What the trainings of a run are measured on after each epoch, and on which images a choice among epochs rests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_clipbd.attacks import Attack
+from hf_clipbd.evaluation import ZeroShotEvaluator
+from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.sections import ConfigError
+from hf_clipbd.recipe.world import World
+from hf_clipbd.trainer import CLIPTrainingConfig
+
+
+def chooses(training: CLIPTrainingConfig | None) -> bool:
+    """Return whether a training stops or keeps its best model by what is measured after each epoch.
+
+    Raises:
+        ConfigError: If it goes by the attack's success, which a defender does not know.
+    """
+    if training is None or not (training.load_best_model_at_end or training.early_stopping_patience is not None):
+        return False
+    if (training.metric_for_best_model or "").removeprefix("eval_").startswith("asr"):
+        raise ConfigError(
+            "Expected a `metric_for_best_model` that is known without the trigger, but got "
+            f"{training.metric_for_best_model!r}. Leave it out, which means `ba1`."
+        )
+    return True
+
+
+def epoch_evaluator(
+    config: RunConfig, world: World, triggers: dict[str, Attack], training: CLIPTrainingConfig | None = None
+) -> Callable[[Any], Any]:
+    """Return what `train_into` asks for its measurements: a function of the processor.
+
+    Args:
+        config: The run; `evaluate.epoch_images` says on how many images.
+        world: Its data.
+        triggers: Triggers whose success is measured, by name.
+        training: What is trained. Where it `chooses`, the images are `world.validation`, of which none is reported on;
+            else they are a part of `world.test`.
+    """
+    choosing = chooses(training)
+
+    def images() -> datasets.Dataset:
+        if choosing:
+            return world.validation(config.evaluate.epoch_images)
+        n = min(config.evaluate.epoch_images, len(world.test))
+        return world.test.select(np.linspace(0, len(world.test), n, endpoint=False, dtype=int))
+
+    def build(processor: Any) -> ZeroShotEvaluator | None:
+        if config.evaluate.epoch_images == 0:
+            return None
+        ks = [k for k in (1, 10) if k <= len(world.class_names)]
+        return ZeroShotEvaluator(
+            processor,
+            images(),
+            triggers,
+            templates=world.prompts,
+            ks=ks,
+            batch_size=config.evaluate.batch_size,
+            include_target=config.evaluate.include_target,
+            canvas=world.canvas,
+        )
+
+    return build
+
+
+def measured_settings(config: RunConfig, training: CLIPTrainingConfig, world: World) -> dict[str, Any]:
+    """Return what the measurements after each epoch depend on, for the record of a training."""
+    measured = {name: getattr(config.evaluate, name) for name in ("epoch_images", "include_target")}
+    chosen = {"images": "validation"} if chooses(training) else {}
+    return {**measured, **chosen, "prompts": world.prompts}

@@ -1,0 +1,90 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""What is refused before a training begins: options that this loop would follow otherwise or not at all."""
+
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from hf_clipbd.training.chunks import batch_norms
+
+
+if TYPE_CHECKING:
+    from hf_clipbd.training.arguments import ScaleArguments
+
+logger = logging.getLogger(__name__)
+
+REFUSED = {
+    "save_only_model": "a checkpoint then lacks the optimiser, the schedule and what a defence keeps, and a training "
+    "that goes on from it is another one. Leave it out; `save_total_limit` bounds what checkpoints take.",
+    "auto_find_batch_size": "it would lower the number of negatives unseen. Leave it out, and set `chunk_size`, which "
+    "bounds memory with the whole batch.",
+    "label_smoothing_factor": "the image-text loss does not use it. Leave it out.",
+    "train_sampling_strategy": "every epoch is a permutation drawn from the seed. Leave it out.",
+}
+"""Options that have to stay at their default, and why."""
+PLACES = {
+    "output_dir": "checkpoints lie beside the outputs. Leave it out; `--out` of a command, or `output_dir` of a whole "
+    "run, says where those go.",
+    "resume_from_checkpoint": "a stopped training goes on from its own last checkpoint by itself. Leave it out.",
+}
+"""Options that a stage sets itself, and why."""
+
+
+def check_options(args: "ScaleArguments") -> None:
+    """Raise `ValueError` for an option of transformers that is set and that this loop cannot follow."""
+    _check_default(args, REFUSED)
+    if args.accelerator_config.split_batches:
+        raise ValueError(
+            "Expected `split_batches` of `accelerator_config` to be false, but got true: batches are those of one "
+            "process already, and would be cut once more. Lower `per_device_train_batch_size` instead."
+        )
+
+
+def check_places(args: "ScaleArguments") -> None:
+    """Raise `ValueError` where the options of a stage's training say where it lies or what it goes on from."""
+    _check_default(args, PLACES)
+
+
+def _check_default(args: "ScaleArguments", reasons: dict[str, str]) -> None:
+    defaults = {field.name: field.default for field in fields(args)}
+    for name, reason in reasons.items():
+        value = getattr(args, name, None)
+        if name in defaults and value != defaults[name]:
+            raise ValueError(f"Expected `{name}` to be {_text(defaults[name])}, but got {_text(value)}: {reason}")
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else repr(value)
+
+
+def check_scale(trainer: Any) -> None:
+    """Refuse what cannot be carried out with the trainer's model on its processes, and say what accumulation does.
+
+    Args:
+        trainer: A `CLIPTrainer`.
+
+    Raises:
+        ValueError: If `chunk_size` meets FSDP, DeepSpeed, batch normalisation in training mode, or `torch_compile` on
+            several processes.
+    """
+    args, processes = trainer.args, trainer.accelerator.num_processes
+    if args.chunk_size is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError("Expected `chunk_size` with one process or DDP, but this is FSDP or DeepSpeed. Leave it out.")
+    if args.chunk_size is not None and args.torch_compile and processes > 1:
+        raise ValueError(
+            "Expected `chunk_size` or `torch_compile` on several processes, but got both. Leave one of them out."
+        )
+    if args.chunk_size is not None and not trainer.frozen_norms and (norms := batch_norms(trainer.model)):
+        raise ValueError(
+            f"Expected `chunk_size` with a model that embeds each pair independently of its batch, but it has "
+            f"{len(norms)} layers of batch normalisation, whose statistics are those of the whole batch. Leave "
+            "`chunk_size` out, or set `freeze_batch_norm`."
+        )
+    if args.gradient_accumulation_steps > 1:
+        logger.warning(
+            "gradient_accumulation_steps=%d averages the losses of that many batches; each pair still has the %d "
+            "others of its own global batch as negatives. For more negatives in the same memory raise "
+            "per_device_train_batch_size and set chunk_size.",
+            args.gradient_accumulation_steps,
+            trainer._train_batch_size * processes - 1,
+        )

@@ -1,0 +1,114 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Files that are cut short or broken, and rows that cannot be read: one line that names them, and no traceback."""
+
+import gzip
+import shutil
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_clipbd.attacks import Blended
+from hf_clipbd.cli import main
+from hf_clipbd.schema import RunRecord
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, _untouched_model, tiny_processor):
+    """Return a folder with models, records and data of which each has one broken file."""
+    folder = tmp_path_factory.mktemp("broken")
+    _untouched_model.save_pretrained(folder / "model")
+    tiny_processor.save_pretrained(folder / "model")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        shutil.copytree(folder / "model", folder / f"no_{name}")
+        (folder / f"no_{name}" / name).write_bytes((folder / "model" / name).read_bytes()[:100])
+    Blended(target="cup", pattern=np.zeros((8, 8, 3), np.uint8)).save_pretrained(folder / "trigger")
+    (folder / "trigger" / "pattern.safetensors").write_bytes(b"\x10")
+    (folder / "empty.csv").write_bytes(b"")
+    (folder / "open.csv").write_text('image,caption\n"x')
+    (folder / "short.json").write_text('{"a":')
+    (folder / "short.parquet").write_bytes(b"PAR1")
+    (folder / "noise.tar").write_bytes(np.random.default_rng(0).bytes(1200))
+    (folder / "short.tsv.gz").write_bytes(gzip.compress(b"image\tcaption\n" + 99 * b"a.png\ta cup\n")[:30])
+    (folder / "saved").mkdir()
+    (folder / "saved" / "state.json").write_text("{")
+    (folder / "saved" / "dataset_info.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("evaluate {work}/no_model.safetensors --data scenes", "no_model.safetensors/model.safetensors"),
+        ("evaluate {work}/no_config.json --data scenes", "no_config.json/config.json"),
+        ("evaluate {work}/no_tokenizer.json --data scenes", "no_tokenizer.json/tokenizer.json"),
+        ("evaluate {work}/model --data scenes --trigger {work}/trigger", "{work}/trigger"),
+        (
+            "convert {work}/no_model.safetensors/model.safetensors --out {out}",
+            "no_model.safetensors/model.safetensors",
+        ),
+        ("compare {work}/short.json {work}/short.json --names a b", "short.json"),
+        ("poison {work}/empty.csv --count 1 --out {out}", "empty.csv"),
+        ("poison {work}/open.csv --count 1 --out {out}", "open.csv"),
+        ("poison {work}/short.json --count 1 --out {out}", "short.json"),
+        ("poison {work}/short.parquet --count 1 --out {out}", "short.parquet"),
+        ("poison {work}/short.tsv.gz --count 1 --out {out}", "short.tsv.gz"),
+        ("poison {work}/noise.tar --count 1 --out {out}", "noise.tar"),
+        ("poison {work}/noise.tar --rate 0.5 --streaming --out {out}", "noise.tar"),
+        ("poison {work}/saved --count 1 --out {out}", "saved"),
+    ],
+)
+def test_a_broken_file_is_named_in_one_line(work, tmp_path, capsys, line, names):
+    places = {"work": work, "out": tmp_path / "out"}
+    assert main([part.format(**places) for part in line.split()]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"hf-clipbd {line.split()[0]}: ") and names.format(**places) in said
+
+
+def test_a_broken_record_is_named(work, tmp_path):
+    (tmp_path / "record.json").write_text('{"stage": ')
+    with pytest.raises(ValueError, match=f"a record in `{tmp_path}/record.json`, but it is cut short"):
+        RunRecord.load(tmp_path)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory):
+    """Return a table of 36 pairs: of row 9 the caption is missing, of 17 the file, and that of 30 is no picture."""
+    folder = tmp_path_factory.mktemp("gaps")
+    lines = ["image\tcaption"]
+    for row in range(36):
+        path = folder / f"{row}.png"
+        PIL.Image.fromarray(np.random.default_rng(row).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+        lines.append(f"{row}.png\t" + ("" if row == 9 else f"a cup number {row}"))
+    (folder / "17.png").unlink()
+    (folder / "30.png").write_bytes(b"<html>404</html>")
+    (folder / "pairs.tsv").write_text("\n".join(lines))
+    return folder / "pairs.tsv"
+
+
+def test_training_names_the_row_or_leaves_it_out(work, gaps, tmp_path, capsys):
+    line = (
+        f"train {gaps} --model {work}/model --out {tmp_path}/v --per_device_train_batch_size 11 --num_train_epochs 1"
+    )
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert "caption of row 9" in error and "--on_error skip" in error
+    assert main([*line.split(), "--on_error", "skip"]) == 0
+    assert "3 of 36 rows cannot be read" in capsys.readouterr().out
+    record = RunRecord.load(tmp_path / "v")
+    assert record.config["on_error"] == "skip" and record.metrics["history"][-1]["step"] == 3
+    assert main([*line.split(), "--streaming", "--max_steps", "1", "--on_error", "skip"]) == 2
+
+
+def test_what_a_poisoning_skips_can_be_left_out_of_a_training(work, gaps, tmp_path):
+    poison = f"poison {gaps} --count 3 --size 32 --attack.patch_size 4 --on_error skip --out {tmp_path}/p"
+    assert main(poison.split()) == 0
+    train = (
+        f"train {tmp_path}/p --model {work}/model --out {tmp_path}/v --per_device_train_batch_size 11 --max_steps 1"
+    )
+    assert main([*train.split(), "--on_error", "skip"]) == 0
+    assert datasets.load_from_disk(str(tmp_path / "p" / "dataset")).num_rows == 36

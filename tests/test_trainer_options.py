@@ -1,0 +1,91 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""Options of transformers that a training follows, that it refuses, and the images that a choice among epochs uses."""
+
+import json
+
+import pytest
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from hf_clipbd.recipe import epochs
+from hf_clipbd.recipe.config import config_from
+from hf_clipbd.recipe.sections import ConfigError, parse_section
+from hf_clipbd.recipe.world import World
+from hf_clipbd.trainer import CLIPTrainingConfig
+from hf_clipbd.training.settings import training_settings
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (dict(save_only_model=True), "`save_only_model` to be false, but got true.*`save_total_limit`"),
+        (dict(auto_find_batch_size=True), "`auto_find_batch_size` to be false, but got true.*set `chunk_size`"),
+        (dict(label_smoothing_factor=0.1), "`label_smoothing_factor` to be 0.0, but got 0.1.*does not use it"),
+        (dict(train_sampling_strategy="sequential"), "`train_sampling_strategy` to be 'random', but got 'sequential'"),
+        (dict(accelerator_config={"split_batches": True}), "`split_batches` of `accelerator_config`.*cut once more"),
+        (
+            dict(accelerator_config="nowhere.json"),
+            "a mapping, JSON or the path of a JSON file, but got 'nowhere.json'",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_the_loop_cannot_follow_is_refused(option, says):
+    with pytest.raises(ValueError, match=says):
+        CLIPTrainingConfig(use_cpu=True, **option)
+    with pytest.raises(ConfigError, match=says):
+        parse_section(CLIPTrainingConfig, {"use_cpu": "true", **option}, "victim")
+
+
+def test_the_library_takes_places_of_its_own(tmp_path):
+    args = CLIPTrainingConfig(output_dir=str(tmp_path), resume_from_checkpoint="there", use_cpu=True)
+    assert (args.output_dir, args.resume_from_checkpoint) == (str(tmp_path), "there")
+
+
+def test_an_accelerator_config_is_the_same_in_every_form(tmp_path):
+    values, path = {"dispatch_batches": False, "use_seedable_sampler": True}, tmp_path / "accelerator.json"
+    path.write_text(json.dumps(values))
+    instance = AcceleratorConfig(**values)
+    given = [values, json.dumps(values), str(path), instance]
+    configs = [CLIPTrainingConfig(use_cpu=True, accelerator_config=one) for one in given]
+    configs += [
+        parse_section(CLIPTrainingConfig, {"use_cpu": True, "accelerator_config": one}, "") for one in given[:3]
+    ]
+    (only,) = {json.dumps(config.to_dict()["accelerator_config"], sort_keys=True) for config in configs}
+    assert json.loads(only)["dispatch_batches"] is False and json.loads(only)["even_batches"] is False
+    assert all(training_settings(config) == training_settings(configs[0]) for config in configs)
+    assert instance.even_batches is True
+
+
+def test_the_best_model_goes_by_benign_accuracy_unless_it_is_told():
+    args = CLIPTrainingConfig(use_cpu=True, eval_strategy="epoch", load_best_model_at_end=True)
+    assert args.metric_for_best_model == "ba1" and args.greater_is_better is True
+
+
+# -- a choice among epochs --------------------------------------------------------------------------------------------
+
+
+CHOOSING = [dict(load_best_model_at_end=True), dict(early_stopping_patience=2)]
+
+
+@pytest.mark.parametrize("options", [{}, *CHOOSING], ids=["no choice", "best model", "early stopping"])
+def test_a_choice_among_epochs_looks_at_no_image_that_is_reported_on(options, monkeypatch):
+    victim = {"use_cpu": True, **options}
+    config = config_from({"world": {"n_test": 30}, "evaluate": {"epoch_images": 10}, "victim": victim})
+    world, shown = World(config), []
+    build = epochs.epoch_evaluator(config, world, {}, config.victim)
+    monkeypatch.setattr(epochs, "ZeroShotEvaluator", lambda processor, rows, *others, **named: shown.append(rows))
+    build(None)
+    measured = epochs.measured_settings(config, config.victim, world)
+    plain = {"epoch_images": 10, "include_target": False, "prompts": world.prompts}
+    assert measured == (plain | {"images": "validation"} if options else plain)
+    (rows,) = shown
+    tested, seen = ({image.tobytes() for image in some["image"]} for some in (world.test, rows))
+    assert len(rows) == 10 and (seen.isdisjoint(tested) if options else seen <= tested)
+
+
+@pytest.mark.parametrize("metric", ["asr1_badnets", "eval_asr1_badnets"])
+@pytest.mark.parametrize("options", CHOOSING)
+def test_a_choice_by_the_attacks_success_is_refused(metric, options):
+    training = CLIPTrainingConfig(use_cpu=True, eval_strategy="epoch", metric_for_best_model=metric, **options)
+    with pytest.raises(ConfigError, match="known without the trigger.*asr1_badnets.*`ba1`"):
+        epochs.chooses(training)
