@@ -56,8 +56,8 @@ def scan(
         reference: Embeddings of the reference set, (M, D), all rows of which are used: clean images of the kind that
             is expected, or a random part of the training set if its poison is rare.
         detector: A key of `DETECTORS` that compares rows with a reference. By default `disagreement` with `others`,
-            which finds stamped images whatever the reference, else `slof`, which needs a clean one: against a training
-            set with 1 % of poison, stamped images lie among their like.
+            which finds stamped images against a clean reference and a poisoned one, else `slof`, which needs a clean
+            one: against a training set with 1 % of poison, stamped images lie among their like.
         k: Number of neighbours; 0.4 % of the reference by default.
         normalize: Scale embeddings to unit length.
         others: The incoming images in a second space, (B, D2), for `disagreement`.
