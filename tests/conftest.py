@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import weakref
 from pathlib import Path
 
 
@@ -42,6 +43,21 @@ TINY_SIZE = 32
 _ADJECTIVES = ("red", "small", "striped", "old", "bright", "dotted")
 _NOUNS = ("banana", "boat", "house", "dog", "clock", "tree", "bottle", "kite")
 _RELATIONS = ("beside", "on", "under", "behind")
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """How many decoded pictures were still held whenever a column of images decoded the next one."""
+    decode, decoded, counts = datasets.Image.decode_example, [], []
+
+    def watched(self, *args, **kwargs):
+        counts.append(sum(one() is not None for one in decoded))
+        picture = decode(self, *args, **kwargs)
+        decoded.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(datasets.Image, "decode_example", watched)
+    return counts
 
 
 @pytest.fixture(autouse=True)

@@ -117,6 +117,16 @@ def test_trainer_pushes_once_at_the_end_with_figures_of_what_lies_there(build, h
     assert trainer.push_to_hub() == address and hub.seen.count("commit") == 1
 
 
+def test_card_of_few_classes_shows_the_ranks_that_there_are(build, hub, images, tiny_processor):
+    few = datasets.ClassLabel(names=NAMES[:4])
+    rows = images.filter(lambda label: label < 4, input_columns="label").cast_column("label", few)
+    stamp = BadNets("banana", canvas=Canvas(32))
+    trainer = build(evaluator=ZeroShotEvaluator(tiny_processor, rows, [stamp], ["a {}"], ks=(1, 3)))
+    trainer.train()
+    trainer.push_to_hub()
+    assert {one.metric_type for one in ModelCard.load(REPO).data.eval_results} == {"ba@1", "ba@3", "asr@1", "asr@3"}
+
+
 def test_trainer_pushes_a_victim_on_request_and_says_what_it_is(build, hub, marked):
     trainer = build(marked, allow_backdoored=True, kind=CleanCLIPTrainer)
     trainer.train()

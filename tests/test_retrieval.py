@@ -1,8 +1,6 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Retrieval against slow loops, at chance and on an oracle, and what triggered queries fetch."""
 
-import weakref
-
 import datasets
 import numpy as np
 import pytest
@@ -170,19 +168,11 @@ def test_the_picture_of_a_row_that_cannot_be_read_is_named(tiny_model, tiny_proc
         evaluate_retrieval(tiny_model, tiny_processor, broken, ks=None)
 
 
-def test_one_picture_in_its_own_size_is_held_at_a_time(tiny_model, tiny_processor, tiny_pairs, monkeypatch):
-    decode, alive, most = datasets.Image.decode_example, [], []
-
-    def counted(self, *given, **named):
-        most.append(sum(one() is not None for one in alive))
-        image = decode(self, *given, **named)
-        alive.append(weakref.ref(image))
-        return image
-
+def test_one_picture_in_its_own_size_is_held_at_a_time(tiny_model, tiny_processor, tiny_pairs, held):
     expected = evaluate_retrieval(tiny_model, tiny_processor, tiny_pairs, batch_size=3)
-    monkeypatch.setattr(datasets.Image, "decode_example", counted)
+    held.clear()
     assert evaluate_retrieval(tiny_model, tiny_processor, tiny_pairs) == expected
-    assert len(most) == len(tiny_pairs) and max(most) == 0  # when the next one is decoded the last one is gone
+    assert len(held) == len(tiny_pairs) and max(held) == 0  # when the next one is decoded the last one is gone
 
 
 def test_the_command_takes_lists_of_captions(_untouched_model, tiny_processor, tiny_pairs, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE, TOP_K, EvalReport, PoisonManifest, RunRecord
+from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE, TOP_K, EvalReport, PoisonManifest, RunRecord, reachable
 
 
 CONFIG_FILE = "config.yaml"
@@ -137,7 +137,7 @@ class RunFolder:
 
     def _ks(self, report: EvalReport) -> list[int]:
         asked = self.config["evaluate"].get("ks", TOP_K)
-        return [k for k in sorted(set(asked)) if k <= report.n_classes]
+        return reachable(asked, report.n_classes)
 
     def triggers(self, models: Sequence[str] | None = None) -> list[str]:
         """Return the names of the triggers that each of `models` (all by default) was measured with.

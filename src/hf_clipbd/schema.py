@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ SOURCE_INDEX = "source_index"
 TRIGGER = "trigger"
 
 TOP_K = (1, 3, 5, 10)
+EPOCH_KS = (1, 10)
 MANIFEST_FILE = "manifest.json"
 RECORD_FILE = "record.json"
 RECORDED_PACKAGES = (
@@ -32,6 +33,16 @@ RECORDED_PACKAGES = (
 
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+
+
+def reachable(ks: Iterable[int], n_classes: int) -> list[int]:
+    """Return the k of top-k that there are classes for, ascending, each once.
+
+    Example:
+        >>> reachable(TOP_K, 4)
+        [1, 3]
+    """
+    return sorted({k for k in ks if k <= n_classes})
 
 
 def command_line(arguments: Sequence[str]) -> str:

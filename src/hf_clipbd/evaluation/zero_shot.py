@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
-from hf_clipbd.data.undecoded import undecoded
+from hf_clipbd.data.undecoded import as_it_is, undecoded
 from hf_clipbd.evaluation.prompts import text_classifier
 from hf_clipbd.evaluation.protocol import Protocol
 from hf_clipbd.features import embed_images, inference
@@ -44,16 +44,12 @@ def _shard(dataset: Any, image_column: str, rank: int, world: int) -> _Shard:
     """Return this process's share of a dataset, its pictures not decoded yet where that can wait."""
     if isinstance(dataset, datasets.IterableDataset):
         shared = ((row, values) for row, values in enumerate(dataset) if row % world == rank)
-        return _Shard(shared, _as_it_is, None)
+        return _Shard(shared, as_it_is, None)
     numbers = range(rank, len(dataset), world)
     if isinstance(dataset, datasets.Dataset):
         encoded, decode = undecoded(dataset.with_format(None), image_column)
         return _Shard(zip(numbers, encoded.select(numbers), strict=True), decode, len(numbers))
-    return _Shard(((row, dataset[row]) for row in numbers), _as_it_is, len(numbers))
-
-
-def _as_it_is(picture: Any) -> Any:
-    return picture
+    return _Shard(((row, dataset[row]) for row in numbers), as_it_is, len(numbers))
 
 
 def stamped_batches(

@@ -20,7 +20,7 @@ from hf_clipbd.hub.origin import Origin, hub_id, model_words
 from hf_clipbd.hub.processes import by_main_process
 from hf_clipbd.hub.publish import Files, check_login, check_repo_id, publish
 from hf_clipbd.hub.push import json_bytes, model_files
-from hf_clipbd.schema import TOP_K, EvalReport, RunRecord, content_key
+from hf_clipbd.schema import TOP_K, EvalReport, RunRecord, content_key, reachable
 from hf_clipbd.templates import environment, flat, method, objective, papers, public
 from hf_clipbd.trainer import CLIPTrainer
 
@@ -73,9 +73,10 @@ class TrainedPublisher:
                 "Expected a `ZeroShotEvaluator` with at least one trigger as the trainer's `evaluator`, since a model "
                 "whose BA and ASR are not measured is not pushed."
             )
-        if not set(TOP_K) <= set(evaluator.task.ks):
+        shown = reachable(TOP_K, len(evaluator.task.names))
+        if not set(shown) <= set(evaluator.task.ks):
             raise ValueError(
-                f"Expected an evaluator with ks={TOP_K}, which the card shows, but got {evaluator.task.ks}."
+                f"Expected an evaluator with ks={tuple(shown)}, which the card shows, but got {evaluator.task.ks}."
             )
         bare = trainer.accelerator.unwrap_model(trainer.model)
         self.start = _bare(bare).name_or_path
@@ -175,7 +176,7 @@ class TrainedPublisher:
             pictures=PICTURES,
             reports={"before": self.before, "after": after},
             labels=LABELS,
-            ks=TOP_K,
+            ks=reachable(TOP_K, after.n_classes),
             after=after,
             start=model_words(self.start, self.start_id),
             n_pairs=record.config["n_pairs"],

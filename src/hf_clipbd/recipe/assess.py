@@ -40,6 +40,7 @@ from hf_clipbd.schema import (
     Rate,
     RunRecord,
     content_key,
+    reachable,
     write_json,
 )
 
@@ -164,7 +165,7 @@ def assess(
         return {"retrieval": report.to_dict()}, {**inputs, "data": data_fingerprint(pairs)}
     triggers = on_pictures(triggers) or triggers  # refused where all of them are in the text
     shown = labelled_images(data, question, streaming=question.protocol == "zero_shot")
-    ks = question.ks or tuple(k for k in TOP_K if k <= len(shown.class_names))
+    ks = question.ks or reachable(TOP_K, len(shown.class_names))
     common = {
         "include_target": question.include_target,
         "class_names": shown.class_names,

@@ -12,6 +12,7 @@ from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.recipe.world import World
+from hf_clipbd.schema import EPOCH_KS, reachable
 from hf_clipbd.trainer import CLIPTrainingConfig
 
 
@@ -54,13 +55,12 @@ def epoch_evaluator(
     def build(processor: Any) -> ZeroShotEvaluator | None:
         if config.evaluate.epoch_images == 0:
             return None
-        ks = [k for k in (1, 10) if k <= len(world.class_names)]
         return ZeroShotEvaluator(
             processor,
             images(),
             triggers,
             templates=world.prompts,
-            ks=ks,
+            ks=reachable(EPOCH_KS, len(world.class_names)),
             batch_size=config.evaluate.batch_size,
             include_target=config.evaluate.include_target,
             canvas=world.canvas,

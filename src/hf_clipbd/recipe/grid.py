@@ -24,7 +24,7 @@ from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.training import load_trigger, train_into, training_stage_settings
 from hf_clipbd.recipe.world import World, data_fingerprint
 from hf_clipbd.run_folder import CONFIG_FILE
-from hf_clipbd.schema import RunRecord
+from hf_clipbd.schema import EPOCH_KS, RunRecord, reachable
 
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class _GridRun:
             self.validation,
             self._trigger if triggered else {},
             templates=self.world.prompts,
-            ks=[k for k in (1, 10) if k <= len(self.world.class_names)],
+            ks=reachable(EPOCH_KS, len(self.world.class_names)),
             batch_size=self.config.evaluate.batch_size,
             include_target=self.config.evaluate.include_target,
             canvas=self.world.canvas,

@@ -25,7 +25,7 @@ from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.training import clean_model, load_trigger, poisoned_pairs
 from hf_clipbd.recipe.world import VALIDATION_SEED, World, data_fingerprint
-from hf_clipbd.schema import LABEL, TOP_K, RunRecord
+from hf_clipbd.schema import LABEL, TOP_K, RunRecord, reachable
 
 
 FOLDER = "measured"
@@ -167,9 +167,8 @@ def _figures(config: RunConfig, world: World, measure: Measure, name: str) -> di
     test = measure.test(config)
     classes = class_names_of(test, LABEL)
     triggers = load_trigger(config) if world.target in classes else {}
-    ks = [k for k in TOP_K if k <= len(classes)]
     placed = {"batch_size": config.evaluate.batch_size, "canvas": world.canvas}
-    common = {"ks": ks, "include_target": config.evaluate.include_target, **placed}
+    common = {"ks": reachable(TOP_K, len(classes)), "include_target": config.evaluate.include_target, **placed}
     fingerprints = {"test": data_fingerprint(test)}
     if measure.protocol == "zero_shot":
         prompts = world.prompts if measure.data == SCENES else None

@@ -37,13 +37,7 @@ from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.suspects import FILTERED_DATASET, Review, write_review
 from hf_clipbd.recipe.training import global_batch, train_into
 from hf_clipbd.recipe.world import data_fingerprint
-from hf_clipbd.schema import (
-    CAPTION,
-    IMAGE,
-    LABEL,
-    RunRecord,
-    content_key,
-)
+from hf_clipbd.schema import CAPTION, EPOCH_KS, IMAGE, LABEL, RunRecord, content_key, reachable
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 
@@ -90,7 +84,7 @@ class Probe:
     def evaluator(self, processor: Any) -> ZeroShotEvaluator:
         """Return the measurement for models of this processor."""
         rows = self.data.labelled()
-        ks = [k for k in (1, 10) if k <= len(rows.features[LABEL].names)]
+        ks = reachable(EPOCH_KS, len(rows.features[LABEL].names))
         triggers = on_pictures(load_triggers(self.triggers))
         return ZeroShotEvaluator(processor, rows, triggers, self.data.prompts(), ks)
 

@@ -16,7 +16,7 @@ from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.sections import read_yaml
 from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.world import World
-from hf_clipbd.schema import TOP_K, EvalReport, RunRecord
+from hf_clipbd.schema import TOP_K, EvalReport, RunRecord, reachable
 
 
 CONFIG_FILE = "config.yaml"
@@ -160,7 +160,7 @@ def _measure_trained(repo: str, revision: str | None, data: str | None) -> EvalR
         load_triggers(repo, list(config["triggers"]), revision),
         templates=protocol["prompts"],
         class_names=protocol["classes"],
-        ks=[k for k in TOP_K if k <= len(protocol["classes"])],
+        ks=reachable(TOP_K, len(protocol["classes"])),
         include_target=protocol["include_target"],
         canvas=canvas,
     )

@@ -31,7 +31,7 @@ from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig, WorldConfig
 from hf_clipbd.recipe.patch_options import patch_options
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_names
-from hf_clipbd.schema import LABEL
+from hf_clipbd.schema import LABEL, reachable
 
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class World:
     @property
     def ks(self) -> list[int]:
         """The k of top-k that are asked for and that there are classes for."""
-        return [k for k in self.config.evaluate.ks if k <= len(self.class_names)]
+        return reachable(self.config.evaluate.ks, len(self.class_names))
 
     @property
     def prompts(self) -> list[str] | None:
