@@ -21,6 +21,7 @@ from hf_clipbd.recipe.reproduce import finished, run_reproduction
 from hf_clipbd.recipe.reproduce_config import load_reproduction, reproduction_from
 from hf_clipbd.recipe.reproduce_plan import memory_bytes, plan, trainings, weight_bytes
 from hf_clipbd.recipe.reproduce_results import collect
+from hf_clipbd.recipe.world import World
 from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key
 
 
@@ -423,19 +424,17 @@ def test_a_plan_looks_for_the_target_among_the_classes(tmp_path):
 
 
 def test_other_captions_keep_the_pictures(tmp_path):
-    import datasets
-
     from hf_clipbd.scenes import load_scenes
 
     write = runpy.run_path(str(FOLDER / "other_captions.py"))["write"]
     assert write([str(tmp_path), *"--n_train 3 --n_defense 20 --n_test 5 --size 32 --styles nouns".split()]) == 0
-    rows, test = (
-        datasets.load_dataset("parquet", data_files={name: str(tmp_path / f"{name}.parquet")}, split=name)
-        for name in ("defense", "test")
-    )
+    shipped = yaml.safe_load((FOLDER / "captions.yaml").read_text())["world"]
+    sizes = {"path": str(tmp_path), "n_train": 3, "n_defense": 20, "n_test": 5, "size": 32}
+    world = World(config_from({"world": {**shipped, **sizes}, "attack": {"name": "badnets", "target": "banana"}}))
+    rows = world.defense
     plain = load_scenes("defense", 32, 0, 20, "long_tailed", "banana")
     assert [one.tobytes() for one in rows["image"]] == [one.tobytes() for one in plain["image"]]
     assert len(set(rows["caption"]) & set(plain["caption"])) < 5
-    assert len(test) == 5
+    assert len(world.train) == 3 and len(world.test) == 5
     with pytest.raises(ConfigError, match="'noun'; did you mean `nouns`"):
         write([str(tmp_path), "--styles", "noun"])
