@@ -19,6 +19,7 @@ from hf_clipbd.report.results_tables import (
     attack_table,
     counts,
     curves_table,
+    detection_ranking_table,
     detection_table,
     overview,
     triggers_table,
@@ -66,7 +67,7 @@ def cells(tmp_path):
                 history = [{"eval_asr1_any": (0.9 + 3 * end) / 4}, {"loss": 1.0}, {"eval_asr1_any": end}]
                 stage = "victim" if model == "victim" else f"defend/{model}"
                 RunRecord(stage, "key", {}, {"history": history}, seed).save(folder / stage)
-            found = {"slof": {"auroc": 0.5}}
+            found = {"slof": {"auroc": 0.5, "auprc": 0.25, "recall": 0.125}}
             searched = {"detectors": found, "rates": {"0.001": {"slof": {"auroc": 0.75}}}}
             RunRecord("detect", "key", {}, searched, 0).save(tmp_path / attack / "seed0" / "detect")
     return Cells(tmp_path, ("badnets", "badclip", "wanet"), (0, 1))
@@ -87,6 +88,8 @@ def test_tables_show_means_ranges_and_what_was_not_run(cells):
     assert one[0] == "86.0 (85.0 to 87.0)" and one[4] == "5.0 (0.0 to 10.0)" and one[-1] == "2"
     assert row(detection_table(cells), "SLOF", "as trained") == ["50.0", "50.0", "not run"]
     assert row(detection_table(cells), "SLOF", "0.10 %")[0] == "75.0"
+    assert row(detection_ranking_table(cells), "SLOF", "as trained") == ["25.0 / 12.5", "25.0 / 12.5", "not run"]
+    assert row(detection_ranking_table(cells), "SLOF", "0.10 %")[0] == "not run"
     assert "4 of 6 cells" in counts(cells, MODELS) and "BA on 100 images, ASR on 50" in counts(cells, MODELS)
     assert "0 of 6 cells" in counts(Cells(cells.root / "none", cells.attacks, (0, 1)), MODELS)
 
@@ -144,14 +147,16 @@ def test_verdicts_say_what_holds(cells):
     assert found["ASR@1: CleanerCLIP ≤ CleanCLIP", "badclip"].holds is False
     assert found["ASR@1: CleanerCLIP ≤ CleanCLIP", "wanet"].holds is None
     margin = found["BA@1: CleanerCLIP within the paper's margin of Victim", "badnets"]
-    assert margin.holds and (margin.ours, margin.paper) == ("-5.00", "-6.68")
+    assert margin.holds and (margin.ours, margin.paper) == ("-5.00, on 2 of 2 seeds", "-6.68")
+    assert (first.word, margin.word) == ("seeds disagree", "holds")
     assert found["BA@1: CleanerCLIP within the paper's margin of FT", "badnets"].holds is False  # -3.0 for -2.34
     assert found["ASR@1 after FT is highest for BadCLIP", ""].holds is None  # WaNet is missing
     two = Cells(cells.root, ("badnets", "badclip"), (0, 1))
     found = {one.claim: one for one in verdicts(two, paper)}
     assert found["ASR@1 after FT is highest for BadCLIP"].holds
     assert found["ASR@1 after CleanCLIP is highest for BadCLIP"].holds is False
-    assert found["ASR@1 after CleanCLIP is highest for BadCLIP"].ours == "BadNets 6.00"
+    assert found["ASR@1 after CleanCLIP is highest for BadCLIP"].ours == "BadNets 6.00, on 0 of 2 seeds"
+    assert found["ASR@1 after CleanCLIP is highest for BadCLIP"].word == "**does not hold**"
 
 
 def test_verdicts_compare_what_was_measured_on_the_same_seeds(cells):
@@ -163,7 +168,7 @@ def test_verdicts_compare_what_was_measured_on_the_same_seeds(cells):
     assert order.holds and order.ours == "victim 94.00: 0.00 ≤ 4.00, on 1 of 1 seeds"
     assert some.measured(("badnets", "ft"), ("badclip", "ft")) == [0, 1]
     assert some.measured(("badnets", "cleanclip"), ("badclip", "ft")) == [1]
-    assert found["ASR@1 after CleanCLIP is highest for BadCLIP", ""].ours == "BadNets 4.00"
+    assert found["ASR@1 after CleanCLIP is highest for BadCLIP", ""].ours == "BadNets 4.00, on 0 of 1 seeds"
 
 
 def test_the_papers_figures_stand_beside(cells):

@@ -33,13 +33,15 @@ def evaluation_rows(runs: list[Path], shown: list[int]) -> Iterable[list[str]]:
 
 
 def detection_rows(runs: list[Path]) -> Iterable[list[str]]:
-    """Yield one row a detector and poison rate: their names, then AUROC."""
+    """Yield one row a detector and poison rate: their names, then AUROC and recall."""
     found = [RunRecord.load(run / "detect").metrics for run in runs]
     for detector in found[0]["detectors"]:
-        yield [detector, "as trained", spread([one["detectors"][detector]["auroc"] for one in found])]
+        trained = [one["detectors"][detector] for one in found]
+        yield [detector, "as trained", *(spread([one[figure] for one in trained]) for figure in ("auroc", "recall"))]
         for rate in found[0]["rates"]:
-            thinned = [one["rates"][rate][detector]["auroc"] for one in found]
-            yield [detector, f"{100 * float(rate):g} % (thinned)", spread(thinned)]
+            thinned = [one["rates"][rate][detector] for one in found]
+            shown = (spread([one[figure] for one in thinned]) for figure in ("auroc", "recall"))
+            yield [detector, f"{100 * float(rate):g} % (thinned)", *shown]
 
 
 def main(arguments: list[str]) -> int:
@@ -50,7 +52,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     header = ["model", *(f"BA@{k} %" for k in given.top), *(f"ASR@{k} %" for k in given.top)]
     print(markdown(header, evaluation_rows(given.runs, given.top)), end="\n\n")
-    print(markdown(["detector", "poison rate", "AUROC %"], detection_rows(given.runs), text_columns=2))
+    print(markdown(["detector", "poison rate", "AUROC %", "recall %"], detection_rows(given.runs), text_columns=2))
     return 0
 
 

@@ -10,6 +10,7 @@ from hf_clipbd.report.results_papers import beside, paper_table, verdict_table, 
 from hf_clipbd.report.results_tables import (
     attack_sections,
     curves_table,
+    detection_ranking_table,
     detection_table,
     measured_table,
     overview,
@@ -72,8 +73,12 @@ def _beside(shown: Shown) -> Parts:
 def _verdicts(shown: Shown) -> Parts:
     found = verdicts(shown.cells, paper_table(shown.paper or {"source": "", "attacks": [], "figures": {}}))
     printed = [one for one in found if one.found]
-    counted = [sum(one.holds is answer for one in printed) for answer in (True, False, None)]
-    yield f"Of {len(printed)} findings, {counted[0]} hold here, {counted[1]} do not, {counted[2]} are not run."
+    agreed = [one.holds for one in printed if one.word != "seeds disagree"]
+    counted = [agreed.count(answer) for answer in (True, False, None)]
+    yield (
+        f"Of {len(printed)} findings, {counted[0]} hold here on every seed, {counted[1]} on none, on "
+        f"{len(printed) - len(agreed)} the seeds disagree, {counted[2]} are not run."
+    )
     yield verdict_table(found)
 
 
@@ -90,6 +95,13 @@ def _curves(shown: Shown) -> Parts:
 def _detection(shown: Shown) -> Parts:
     yield "AUROC in percent, mean (lowest to highest) over the seeds; lower rates by leaving poisoned rows out."
     yield detection_table(shown.cells) or f"Detection: {NOT_RUN}."
+    ranked = detection_ranking_table(shown.cells)
+    if ranked is not None:
+        yield (
+            "Average precision / recall among as many rows as are poisoned, in percent, means over the seeds: what "
+            "AUROC hides where poison is rare."
+        )
+        yield ranked
 
 
 def _triggers(shown: Shown) -> Parts:

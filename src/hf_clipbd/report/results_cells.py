@@ -138,14 +138,18 @@ class Cells:
             found.append(by_set.get("photographs") or by_set["scenes"])
         return found
 
-    def detectors(self, attack: str) -> dict[tuple[str, str], list[float]]:
-        """Return (detector, rate) -> AUROC, in [0, 1]; the rate is "" for the one that the victim was trained at."""
+    def detectors(self, attack: str, figure: str = "auroc") -> dict[tuple[str, str], list[float]]:
+        """Return (detector, rate) -> a figure of each record that has it, in [0, 1].
+
+        The rate is "" for the one that the victim was trained at.
+        """
         found: dict[tuple[str, str], list[float]] = {}
         for record in self.records(attack, "detect"):
             tables = {"": record.metrics.get("detectors", {}), **record.metrics.get("rates", {})}
             for rate, by_detector in tables.items():
                 for detector, figures in by_detector.items():
-                    found.setdefault((detector, rate), []).append(figures["auroc"])
+                    if figure in figures:
+                        found.setdefault((detector, rate), []).append(figures[figure])
         return found
 
 

@@ -107,6 +107,7 @@ class Verdict:
         ours: Our figures.
         paper: The paper's, "" where it prints none.
         found: Whether the paper's own figures show it.
+        by_seed: Whether it holds on each seed alone.
     """
 
     claim: str
@@ -115,6 +116,16 @@ class Verdict:
     ours: str
     paper: str = ""
     found: bool = True
+    by_seed: tuple[bool, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """Return what the table says of it; where the seeds are not of one mind, the mean alone decides nothing."""
+        if self.holds is None:
+            return NOT_RUN
+        if any(one is not self.holds for one in self.by_seed):
+            return "seeds disagree"
+        return "holds" if self.holds else "**does not hold**"
 
 
 def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
@@ -132,13 +143,13 @@ def _asr_order(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
             if not low or not high:
                 yield Verdict(claim, attack, None, NOT_RUN, said, found)
                 continue
-            held = sum(a <= b for a, b in zip(low, high, strict=True))
+            held = tuple(a <= b for a, b in zip(low, high, strict=True))
             sign = "≤" if fmean(low) <= fmean(high) else ">"
             victim = cells.asr(attack, "victim", 1, seeds=seeds)
             start = f"victim {100 * fmean(victim):.2f}: " if victim else ""
             both = f"{100 * fmean(low):.2f} {sign} {100 * fmean(high):.2f}"
-            ours = f"{start}{both}, on {held} of {len(seeds)} seeds"
-            yield Verdict(claim, attack, fmean(low) <= fmean(high), ours, said, found)
+            ours = f"{start}{both}, on {sum(held)} of {len(seeds)} seeds"
+            yield Verdict(claim, attack, fmean(low) <= fmean(high), ours, said, found, held)
 
 
 def _ba_margin(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
@@ -154,7 +165,9 @@ def _ba_margin(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
                 yield Verdict(claim, attack, None, NOT_RUN, said)
                 continue
             change = fmean(after) - fmean(before)
-            yield Verdict(claim, attack, -change <= allowed, f"{100 * change:+.2f}", said)
+            held = tuple(a - b <= allowed for a, b in zip(before, after, strict=True))
+            ours = f"{100 * change:+.2f}, on {sum(held)} of {len(seeds)} seeds"
+            yield Verdict(claim, attack, -change <= allowed, ours, said, by_seed=held)
 
 
 def _hardest(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
@@ -171,7 +184,9 @@ def _hardest(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
             yield Verdict(claim, "", None, NOT_RUN, said)
             continue
         top = max(ours, key=lambda one: fmean(ours[one]))
-        yield Verdict(claim, "", top == "badclip", f"{label(top)} {100 * fmean(ours[top]):.2f}", said)
+        held = tuple(max(ours, key=lambda one: ours[one][at]) == "badclip" for at in range(len(seeds)))
+        shown = f"{label(top)} {100 * fmean(ours[top]):.2f}, on {sum(held)} of {len(seeds)} seeds"
+        yield Verdict(claim, "", top == "badclip", shown, said, by_seed=held)
 
 
 def verdicts(cells: Cells, paper: PaperTable) -> list[Verdict]:
@@ -185,9 +200,8 @@ def verdicts(cells: Cells, paper: PaperTable) -> list[Verdict]:
 
 def verdict_table(found: Sequence[Verdict]) -> str:
     """Return the verdicts as a Markdown table."""
-    words = {True: "holds", False: "**does not hold**", None: NOT_RUN}
     rows = []
     for one in found:
         of = label(one.attack) if one.attack else "all"
-        rows.append([one.claim, of, words[one.holds], one.ours, one.paper or NOT_PRINTED])
+        rows.append([one.claim, of, one.word, one.ours, one.paper or NOT_PRINTED])
     return markdown(["what the paper found", "attack", "here", "ours", "paper"], rows, text_columns=3)

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The tables of a reproduction: BA and ASR of every model under every attack, and how well the poison is found."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown, spread
@@ -19,7 +19,7 @@ def label(name: str) -> str:
 
 
 def pair(ba: Sequence[float], asr: Sequence[float]) -> str:
-    """Return "BA / ASR" in percent, means over seeds.
+    """Return two rates, such as BA and ASR, in percent, means over seeds.
 
     Example:
         >>> pair([0.95, 0.94], [0.02, 0.04]), pair([], [])
@@ -56,17 +56,31 @@ def attack_table(cells: Cells, attack: str, models: Sequence[str], ks: Sequence[
 def detection_table(cells: Cells) -> str | None:
     """Return AUROC, a row a detector and poison rate, a column an attack; None where nothing was searched."""
     by_attack = {attack: cells.detectors(attack) for attack in cells.attacks}
-    keys = dict.fromkeys(key for found in by_attack.values() for key in found)
+    return _by_detector(cells, lambda attack, key: spread(by_attack[attack].get(key, [])))
+
+
+def detection_ranking_table(cells: Cells) -> str | None:
+    """Return "average precision / recall", laid out as `detection_table`; None where neither was recorded."""
+    precision, recall = (
+        {attack: cells.detectors(attack, figure) for attack in cells.attacks} for figure in ("auprc", "recall")
+    )
+    if not any(precision.values()):
+        return None
+    return _by_detector(cells, lambda one, key: pair(precision[one].get(key, []), recall[one].get(key, [])))
+
+
+def _by_detector(cells: Cells, shown: Callable[[str, tuple[str, str]], str]) -> str | None:
+    """Return what `shown` says of an attack and a (detector, rate): the rate of the training first."""
+    keys = list(dict.fromkeys(key for attack in cells.attacks for key in cells.detectors(attack)))
     if not keys:
         return None
-    ordered = sorted(keys, key=lambda key: (key[1] != "", key[1], list(keys).index(key)))
     rows = [
         [
             label(detector),
             f"{percent(float(rate), 2)} %" if rate else "as trained",
-            *(spread(by_attack[attack].get((detector, rate), [])) for attack in cells.attacks),
+            *(shown(attack, (detector, rate)) for attack in cells.attacks),
         ]
-        for detector, rate in ordered
+        for detector, rate in sorted(keys, key=lambda key: (key[1] != "", key[1], keys.index(key)))
     ]
     return markdown(["detector", "poison rate", *map(label, cells.attacks)], rows, text_columns=2)
 
