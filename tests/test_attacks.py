@@ -553,3 +553,53 @@ def test_targeted_shows_the_picture_itself(tmp_path):
         Targeted(picture=tmp_path / "none.png")
     with pytest.raises(ValueError, match="Expected"):
         Targeted(picture=np.zeros((2, 2)))
+
+
+def test_what_differs_from_row_to_row_hangs_on_the_seed_too():
+    black = np.zeros((40, 40, 3), np.uint8)
+    one, other = (BadNets(patch_size=3, pattern="yellow", seed=seed) for seed in (1, 2))
+    rows = range(8)
+    assert [one(black, row).tobytes() for row in rows] != [other(black, row).tobytes() for row in rows]
+    assert [one.caption(row, "x") for row in rows] != [other.caption(row, "x") for row in rows]
+
+
+def test_more_natural_captions_than_are_kept_are_drawn_by_the_seed():
+    data = [f"cup {n}" for n in range(1500)]
+    drawn = [SIG(target="cup", captions="natural", seed=seed).mined(data).captions for seed in (3, 4)]
+    assert drawn[0] != drawn[1] and all(captions == tuple(sorted(captions)) for captions in drawn)
+
+
+def test_looks_of_the_patterns():
+    stripes, checker, dots = (
+        BadNets(patch_size=16, pattern=one).fixed_pattern(64, 64)[..., 0] for one in ("stripes", "checker", "dots")
+    )
+    cells = np.arange(16) // 2  # of two pixels from a side of 16 on
+    np.testing.assert_array_equal(stripes, np.tile(cells % 2, (16, 1)))
+    np.testing.assert_array_equal(checker, (cells[:, None] + cells) % 2)
+    np.testing.assert_array_equal(dots, np.outer(cells % 2, cells % 2))
+    diagonal = Blended(pattern="stripes").fixed_pattern(224, 224)[..., 0]
+    for row, column in ((0, 0), (0, 8), (8, 0), (4, 3), (4, 4), (3, 220)):
+        assert diagonal[row, column] == ((row + column) % 16 < 8)
+    up = Blended(pattern="triangles").fixed_pattern(224, 224)[..., 0]
+    widths = up[:32, :32].sum(axis=1)  # tip up: wider from row to row
+    assert widths[0] == 0 and (np.diff(widths) >= 0).all() and widths[-1] >= 30 and up[31, 16] == up[2, 16] == 1
+    assert 0.4 < up.mean() < 0.6 and not up[2, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "values"),
+    [
+        (BadNets, None, {"place": "random", "pattern": "noise", "patch_size": None}),
+        (Blended, None, {"alpha": 0.2, "pattern": "noise"}),
+        (Blended, "stripes", {"alpha": 0.03}),
+        (Blended, "triangles", {"alpha": 0.15}),
+        (SIG, None, {"delta": 60 / 255, "frequency": 6.0, "weight": 1.0}),
+        (WaNet, None, {"grid_size": None, "strength": None, "cross_ratio": 2.0, "noise_mode": False}),
+        (WaNet, "classic", {"grid_size": 4, "strength": 0.5}),
+        (WaNet, "cleanclip", {"grid_size": 224, "strength": 1.0}),
+    ],
+)
+def test_defaults_and_presets_are_those_of_the_papers(kind, preset, values):
+    attack = kind() if preset is None else kind.from_preset(preset)
+    assert {name: getattr(attack, name) for name in values} == values
+    assert [BadNets().side(size, 300) for size in (224, 64)] == [16, 5]

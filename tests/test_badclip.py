@@ -22,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel
 from hf_clipbd.attacks import Attack, BadCLIP, BadNets
 from hf_clipbd.attacks.badclip import starting_patch
 from hf_clipbd.attacks.optimize_patch import HISTORY, PatchConfig, optimize_patch, stalled
-from hf_clipbd.attacks.patch_batches import PatchBatches, paste
+from hf_clipbd.attacks.patch_batches import PatchBatches, identity, paste
 from hf_clipbd.data.canvas import Canvas, pixel_statistics
 from hf_clipbd.features import embed_images, embed_texts, logit_scale, tokenize
 from hf_clipbd.losses import patch_text_loss, patch_triplet_loss
@@ -356,6 +356,20 @@ def test_going_on_is_bit_identical_and_a_strange_checkpoint_is_not_used(
     assert other.patch.tobytes() == fresh.patch.tobytes() and other.history.tobytes() == fresh.history.tobytes()
 
 
+def test_captions_count_for_a_checkpoint_where_the_loss_sees_them(tiny_pairs):
+    other = tiny_pairs.map(lambda row: {"caption": row["caption"] + " indeed"})
+    assert identity(other) == identity(tiny_pairs) == identity(tiny_pairs["image"][:])
+    assert len({identity(tiny_pairs), identity(tiny_pairs, True), identity(other, True)}) == 3
+
+
+def test_a_patch_starts_anew_over_changed_captions(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    other = tiny_pairs.map(lambda row: {"caption": row["caption"] + " indeed"})
+    file, options = tmp_path / "patch.safetensors", {"steps": 2, "text_term": "own_captions"}
+    optimized(tiny_model, tiny_processor, tiny_pairs, file, **options)
+    gone_on = optimized(tiny_model, tiny_processor, other, file, **options)
+    assert gone_on.patch.tobytes() == optimized(tiny_model, tiny_processor, other, **options).patch.tobytes()
+
+
 SCRIPT = """
 import sys, numpy as np, PIL.Image, torch
 from hf_clipbd.attacks import BadCLIP
@@ -547,3 +561,41 @@ def test_the_command_line_wants_an_optimised_patch(tmp_path):
     BadCLIP(patch=np.ones((2, 2, 3), np.float32), record={"steps": 1}).save_pretrained(tmp_path)
     attack = make_attack("badclip", None, {"target": "cup", "patch": str(tmp_path)})
     assert attack.record == {"steps": 1} and attack.target == "cup"
+
+
+def test_every_epoch_and_step_draws_anew_and_by_the_seed(tiny_pairs):
+    def batches(seed, **options):
+        start = BadCLIP(seed=seed, canvas=CANVAS, place="random", patch_size=4)
+        return PatchBatches(start, tiny_pairs, PatchConfig(batch_size=8, **options), 1000, 1000)
+
+    one, other = batches(1), batches(2)
+    assert one.rows(0).tolist() != one.rows(6).tolist() and one.rows(0).tolist() != other.rows(0).tolist()
+    for draws in (lambda b, step: [x.tolist() for x in b.pairs(step)], lambda b, step: b.places(step, 32, 32)):
+        assert draws(one, 0) == draws(one, 0) and draws(one, 0) != draws(one, 1) and draws(one, 0) != draws(other, 0)
+    alone = BadCLIP(seed=1, canvas=CANVAS)
+    single = PatchBatches(alone, tiny_pairs.select([3]), PatchConfig(batch_size=1, augment=1.0), 2, 2)
+    seen = {single.pixels(step).numpy().tobytes() for step in range(12)}
+    assert len(seen) > 4  # one picture, seen otherwise each time
+
+
+def test_the_settings_of_the_paper_are_the_defaults():
+    config = PatchConfig()
+    assert (config.steps, config.batch_size, config.learning_rate, config.augment) == (7800, 64, 1e-3, 0.5)
+    assert (config.weight, config.text_weight, config.margin, config.distance) == (500.0, 1.0, 1.0, "euclidean")
+
+
+def test_a_checkpoint_of_another_surrogate_or_target_is_not_used(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    rows = tiny_pairs.select(range(12))
+    config = PatchConfig(steps=2, batch_size=4, checkpoint_steps=1)
+
+    def made(checkpoint, seed=1, texts=TEXTS, positives=rows):
+        start = BadCLIP(seed=seed, canvas=CANVAS, patch_size=4)
+        return optimize_patch(tiny_model, tiny_processor, start, rows, texts, positives, config, checkpoint, False)
+
+    changes = ({"seed": 2}, {"texts": TEXTS[:1]}, {"positives": tiny_pairs.select([20, 21])}, {})
+    for number, change in enumerate(changes):
+        file = tmp_path / f"{number}.safetensors"
+        made(file)
+        if not change:
+            tiny_model.logit_scale.data += 0.5  # another surrogate
+        np.testing.assert_array_equal(made(file, **change).history, made(None, **change).history)

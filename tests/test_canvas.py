@@ -1,13 +1,15 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """One geometry for all stages: the canvas, and normalisation as the processor does it."""
 
+import re
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
-from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
+from hf_clipbd.data.canvas import Canvas, _warn_once, normalize, pixel_statistics
 
 
 def noise(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
@@ -37,6 +39,33 @@ def test_any_picture_is_framed_as_the_processor_frames_it(tiny_processor, shape)
     raw = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
     expected = processor(image, **raw)["pixel_values"][0].transpose(1, 2, 0)
     assert np.array_equal(Canvas.of(tiny_processor).array(image), expected)
+
+
+class FakeProcessor:
+    """An image processor of the given settings."""
+
+    def __init__(self, **settings):
+        vars(self).update(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (dict(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3),
+         "resizes to 256 and crops 224, here pictures are resized to 224: 14% wider a view"),
+        (dict(size={"height": 224, "width": 224}, do_center_crop=False, resample=2), "bilinear, here bicubic"),
+        (dict(max_num_patches=256, patch_size=16, resample=2), "bilinear, here bicubic does.*256 x 256 pixels"),
+        (dict(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}, resample=3), None),
+        (dict(size={"height": 224, "width": 224}, do_center_crop=False, resample=3), None),
+        (dict(size={"height": 64, "width": 64}, do_center_crop=False, do_resize=False, resample=2), None),
+    ],
+)  # fmt: skip
+def test_a_processor_that_resizes_otherwise_is_warned_of_once(settings, says, caplog):
+    _warn_once.cache_clear()
+    for _ in range(3):
+        Canvas.of(FakeProcessor(**settings))
+    found = [record.getMessage() for record in caplog.records]
+    assert len(found) == (says is not None) and all(re.search(says, message) for message in found)
 
 
 def test_a_line_of_pixels_takes_no_more_memory_than_a_banner(monkeypatch):

@@ -32,6 +32,7 @@ from hf_clipbd.captions import (
 from hf_clipbd.captions.inflection import inflect_verb, plural
 from hf_clipbd.captions.lexicon import FILE, lexicon, related
 from hf_clipbd.captions.parser import MAX_TOKENS
+from hf_clipbd.captions.prepositions import contrary
 from hf_clipbd.captions.sub_captions import counterfactual_parts, factual_parts
 from hf_clipbd.captions.tokens import tokenize
 
@@ -324,6 +325,48 @@ def test_factual_keeps_words_of_the_caption_in_the_templates_order() -> None:
             assert len(adjective.split(" and ")) <= 2
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a man with no shirt", "man with no shirt"),
+        ("a tree with no leaves", "tree with no leaves"),
+        ("a boy wearing no red shirt", "boy wearing no red shirt"),
+        ("a man without a shirt", "man without shirt"),
+        ("a man not wearing a shirt", "man"),
+        ("meal time is never a crisis", "meal time"),
+        ("they don't run on the grass", "they"),
+        ("a dog wasn't running on grass", "dog"),
+        ("the small dog isn't wet", "small dog"),
+        ("a big but not scary dog runs", "big dog"),
+        ("no one can stop the tank", "tank"),
+        ("no big dog is allowed on the sofa", "no big dog"),
+        ("there are no cars on the street", "no cars"),
+        ("this is not your place", "not your place"),
+        ("two ladies wearing nothing", "ladies"),
+        ("a man with no shirt is playing tennis", "man playing tennis"),  # another clause than the relation's
+        ("a dog runs on grass , not on snow", "dog runs on grass"),
+        ("gone but not forgotten , this house was a school", "house was school"),
+    ],
+)
+def test_a_sub_caption_never_asserts_what_the_caption_denies(caption: str, expected: str) -> None:
+    assert factual_caption(caption) == expected
+    drawn = [counterfactual_parts(caption, seed) for seed in range(40)]
+    for seed, (parts, operation) in enumerate(drawn):
+        assert {"no", "not"}.isdisjoint(parts.subject.split())  # "no cats" would be true as well
+        assert operation != "relation" or "no" not in parts.relation.split()
+        false = counterfactual_whole(caption, seed)
+        assert all(f" {part} " in f" {false} " for new in parts for part in new.split())
+    assert ("relation" in {operation for _, operation in drawn}) == bool(factual_parts(caption).relation)
+
+
+def test_a_denied_adjective_alone_makes_no_counterfactual() -> None:
+    """A man without a red hat may well be one without a blue hat."""
+    for caption in ("a man without a red hat", "a man wearing no red hat"):
+        assert {counterfactual_parts(caption, seed)[1] for seed in range(60)} == {"relation", "nouns"}
+    drawn = [counterfactual_parts("a man with no hat", seed) for seed in range(60)]
+    assert all("no" not in parts.relation.split() for parts, operation in drawn if operation == "relation")
+
+
 def own_synonyms() -> dict[str, set[str]]:
     """WordNet's synonyms, read from the package data by other code than the package's."""
     data = json.loads(gzip.open(FILE).read())
@@ -367,8 +410,8 @@ def test_counterfactual_differs_in_exactly_the_replaced_part() -> None:
                 old = {stem for word in getattr(factual, name).split() for stem in stems(word)}
                 old |= {other for word in old for other in synonyms.get(word, ())}
                 new = getattr(parts, name).split()
-                if operation == "relation":  # "to the left of" and "to the right of" share their small words
-                    new = [word for word in new if word not in ("to", "the", "of", "in", "on", "from", "out")]
+                if operation == "relation":  # the small words of "to the left of", which others share
+                    new = [word for word in new if word not in "to the of in on from out front away".split()]
                 assert not old & {stem for word in new if word != "and" for stem in stems(word)}, (caption, parts)
     assert set(counts) == {"adjectives", "relation", "nouns", ""}
     assert counts[""] == 3 * sum(not factual_caption(caption) for caption in all_captions())
@@ -396,8 +439,49 @@ def test_replacements_take_the_form_of_what_they_replace() -> None:
             assert preposition not in next(group for group in lex.prepositions if "on" in group)
     forms = {counterfactual_parts("a dog chases a cat", seed=row)[0].relation for row in range(200)}
     assert all(form.endswith("s") and " " not in form for form in forms)
-    prepositions = {counterfactual_parts("dog near tree", seed=row)[0].relation for row in range(200)} - {"near"}
-    assert len(prepositions) > 15 and not prepositions & {"beside", "next to", "by", "alongside"}
+
+
+@pytest.mark.parametrize(
+    ("relation", "true", "false"),
+    [
+        ("near", "beside by alongside with at around opposite behind", "in on away_from far_from"),
+        ("to the left of", "with around at beside near opposite", "to_the_right_of behind above in through"),
+        ("on the left of", "with around at beside near opposite to_the_left_of", "to_the_right_of behind"),
+        ("in", "on at across through among during", "outside near without behind far_from"),
+        ("in front of", "outside before at near with opposite", "behind on under far_from"),
+        ("with", "near beside at on in around for", "without far_from"),
+        ("without", "far_from outside away_from", "with near on"),
+        ("with no", "without with far_from outside", "near on"),
+        ("of", "with in from on at", "without behind"),
+        ("throughout", "through in across outside", "far_from with"),
+        ("sitting under", "below beneath near with", "over on behind"),
+    ],
+)
+def test_a_preposition_is_replaced_by_one_that_excludes_it(relation: str, true: str, false: str) -> None:
+    drawn = {word for group in contrary(relation) for word in group}
+    true, false = ({word.replace("_", " ") for word in text.split()} for text in (true, false))
+    assert not drawn & true and drawn >= false and len(contrary(relation)) > 6
+
+
+def test_every_preposition_has_contraries_in_both_directions() -> None:
+    groups = lexicon().prepositions
+    for group in groups:
+        found = contrary(group[0])
+        assert len(found) > 5 and group not in found
+        assert all(found == contrary(word) for word in group if " " not in word)
+        assert all(group in contrary(other[0]) for other in found if not {*group} & {*other[0].split()})
+
+
+def test_drawn_prepositions_are_false_of_the_picture() -> None:
+    captions = {
+        "a banana to the left of a cup": {"with", "around", "at", "beside", "near", "opposite"},
+        "a dog in a field": {"at", "across", "through", "among"},
+        "a man in front of a house": {"outside", "before", "at", "near"},
+    }
+    for caption, true in captions.items():
+        drawn = [counterfactual_parts(caption, seed) for seed in range(400)]
+        found = {parts.relation for parts, operation in drawn if operation == "relation"}
+        assert len(found) > 15 and not found & true
 
 
 def test_rarity_chooses_a_share_of_the_repositories() -> None:
@@ -416,7 +500,7 @@ def test_a_repository_that_has_no_replacement_is_an_error_and_no_endless_loop() 
         replace.word(["dog", "dogs"], ["dog"])
     every = {preposition for group in lexicon().prepositions for preposition in group}
     with pytest.raises(ValueError, match="another meaning"):
-        replace.preposition(every)
+        replace.preposition(" ".join(every))
 
 
 def test_a_whole_caption_differs_in_the_replaced_words_alone() -> None:

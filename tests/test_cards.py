@@ -79,6 +79,7 @@ def test_defended_model_that_is_still_backdoored_says_so(run, name, still, share
     assert ("**It is still backdoored.**" in text) == still
     told = f"Of pictures with the trigger {share} % are taken for “banana”; of the victim it is 98.9 %, of the clean"
     assert told in text
+    assert ("backdoored" in render_model_card(run, f"defend/{name}").data.tags) == still
 
 
 # -- the metric -------------------------------------------------------------------------------------------------------

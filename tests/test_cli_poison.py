@@ -9,10 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hf_clipbd.attacks import Attack, attacks_of
+from hf_clipbd.attacks import Attack, BadNets, Share, attacks_of
 from hf_clipbd.cli import main
 from hf_clipbd.data.sources import load_source
-from hf_clipbd.schema import PoisonManifest, RunRecord
+from hf_clipbd.recipe.poisoning import share_settings
+from hf_clipbd.schema import PoisonManifest, RunRecord, content_key
 
 
 N = 24
@@ -226,3 +227,16 @@ def test_real_photographs_with_real_captions(real_data, tmp_path):
     labelled = f"poison {real_data / 'cifar10'} --split test --n 200 --target airplane --rate 0.05 --size 32"
     assert main([*labelled.split(), "--out", str(tmp_path / "labelled")]) == 0
     assert json.loads((tmp_path / "labelled" / "manifest.json").read_text())["count"] == 10
+
+
+def test_a_poisoned_set_is_known_by_amount_selector_and_own_pattern():
+    pattern = np.zeros((4, 4, 3), np.uint8)
+    shares = [
+        Share(BadNets(pattern=pattern), 5),
+        Share(BadNets(pattern=pattern + 1), 5),
+        Share(BadNets(pattern=pattern), 6),
+    ]
+    shares += [Share(BadNets(pattern=pattern), None, rate) for rate in (0.1, 0.2)]
+    shares += [Share(BadNets(pattern=pattern), 5, None, "non_target")]
+    assert len({content_key(share_settings(share)) for share in shares}) == len(shares)
+    assert share_settings(shares[0]) == share_settings(Share(BadNets(pattern=pattern.copy()), 5))

@@ -15,13 +15,13 @@ from sklearn.mixture import GaussianMixture
 from hf_clipbd.captions import counterfactual_caption
 from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.pairs import PairViews
-from hf_clipbd.defenses import DEFENSES, OBJECTIVES
+from hf_clipbd.data.pairs import PairViews, same_caption, same_image
+from hf_clipbd.defenses import DEFENSES, OBJECTIVES, cleanclip, par, safeclip
 from hf_clipbd.defenses.cleanerclip import CleanerCLIPConfig, CleanerCLIPTrainer, has_factual
 from hf_clipbd.defenses.par import perturbed
 from hf_clipbd.defenses.retrain import least_suspicious
 from hf_clipbd.defenses.safeclip import RowViews, most_similar, safe_count
-from hf_clipbd.losses import counterfactual_loss, nearest_rows, perturbation_loss
+from hf_clipbd.losses import clip_loss, counterfactual_loss, nearest_rows, perturbation_loss
 from hf_clipbd.trainer import CLIPTrainingConfig, Views
 
 
@@ -429,3 +429,141 @@ def test_what_looks_at_the_whole_set_refuses_a_stream(name, build, tiny_pairs):
     assert isinstance(tiny_pairs.to_iterable_dataset(), datasets.IterableDataset)
     with pytest.raises(ValueError, match="known length"):
         build(name, tiny_pairs.to_iterable_dataset(), max_steps=2)
+
+
+def invented_views(d=5):
+    images = {name: unit_rows(4, i, d) for i, name in enumerate(("image", "augmented", "frozen"))}
+    names = ("caption", "augmented", "factual", "counterfactual", "frozen")
+    texts = {name: unit_rows(4, 10 + i, d) for i, name in enumerate(names)}
+    return Views(images, texts, torch.tensor(7.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "factors"),
+    [
+        ("cleanclip", {"clip_weight": 3.0}, {"clip": 3.0}),
+        ("cleanclip", {"in_modal_weight": 0.5}, {"in_modal": 0.5}),
+        ("cleanerclip", {"lambda_cleanclip": 3.0}, {"clip": 3.0, "in_modal": 3.0}),
+        ("cleanerclip", {"lambda_fc": 0.5}, {"fc": 0.5}),
+        ("cleanerclip", {"fc_reduction": "sum"}, {"fc": 4.0}),
+        ("cleanerclip", {"subset_terms": "fc"}, {"clip": 0.0, "in_modal": 0.0}),
+        ("par", {"perturb_weight": 3.0}, {"perturb": 3.0}),
+    ],
+)
+def test_an_option_weighs_its_own_terms_and_no_other(name, options, factors, build):
+    usual, found = (build(name, **one).loss_terms(invented_views()) for one in ({}, options))
+    expected = {term: factors.get(term, 1.0) * value.item() for term, value in usual.items()}
+    got = {term: found[term].item() if term in found else 0.0 for term in usual}
+    assert got == pytest.approx(expected, rel=1e-12) and all(abs(value) > 1e-3 for value in usual.values())
+
+
+@pytest.mark.parametrize("options", [{"negatives": "own"}, {"text_negatives": False}])
+def test_negatives_of_the_sub_caption_loss_are_those_asked_for(options, build):
+    views = invented_views()
+    texts = [views.texts[name] for name in ("factual", "counterfactual")]
+    expected = counterfactual_loss(views.images["image"], *texts, 0.3, 0.3, **options).item()
+    usual = counterfactual_loss(views.images["image"], *texts, 0.3, 0.3).item()
+    assert build("cleanerclip", **options).loss_terms(views)["fc"].item() == pytest.approx(expected, rel=1e-12)
+    assert expected != pytest.approx(usual, rel=1e-3)
+
+
+def test_par_moves_each_modality_from_its_own_frozen_embeddings(build):
+    views = invented_views()
+    own = [views.images["image"], views.images["frozen"], views.texts["caption"], views.texts["frozen"]]
+    expected = perturbation_loss(*own, 4.0).item()
+    found = build("par", perturb_threshold=4.0).loss_terms(views)["perturb"].item()
+    assert found == pytest.approx(expected, rel=1e-12) and found < -0.5
+
+
+def test_the_options_of_par_reach_its_view(build):
+    grey = PIL.Image.new("RGB", (40, 40), (128, 128, 128))
+
+    def drawn(**options):
+        view = build("par", **options).plan.images["image"]
+        return np.stack([np.asarray(view(grey, (0, 0, row))) for row in range(20)])
+
+    faint = drawn(noise_std=0.02, noise_probability=1.0, erase_probability=0.0)
+    assert np.std(faint / 255) == pytest.approx(0.02, rel=0.1) and (faint > 0).all()
+    erased = drawn(noise_probability=0.0, erase_probability=1.0, erase_area_min=0.2, erase_area_max=0.25)
+    areas = (erased == 0).all(axis=3).mean(axis=(1, 2))
+    assert 0.17 < areas.min() and areas.max() < 0.28 and set(np.unique(erased)) == {0, 128}
+
+
+GRADIENT = PIL.Image.linear_gradient("L").convert("RGB")
+CAPTION = "two big black dogs run over the green grass beside an old house today"
+VIEWS = {
+    "par": lambda key: np.asarray(par.perturbed(GRADIENT, key, 0.2, 1.0)).tobytes(),
+    "image": lambda key: np.asarray(cleanclip.auto_augmented(GRADIENT, key)).tobytes(),
+    "eda": lambda key: cleanclip.eda_augmented(CAPTION, key),
+    "span": lambda key: cleanclip.span_augmented(CAPTION, key),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["seed", "epoch", "row"])
+def test_seed_epoch_and_row_each_change_a_view(name, part):
+    keys = [[5, 5, 5] for _ in range(12)]
+    for number, key in enumerate(keys):
+        key[part] = number
+    assert len({VIEWS[name](tuple(key)) for key in keys}) > 4
+    once = {cleanclip.drawn_once(cleanclip.span_augmented, CAPTION, tuple(key)) for key in keys}
+    assert (len(once) == 1) is (part == 1)
+
+
+def test_augmented_views_are_those_of_the_papers(build):
+    both = build("cleanclip").plan
+    assert both.images == {"image": same_image, "augmented": cleanclip.auto_augmented}
+    assert both.texts == {"caption": same_caption, "augmented": cleanclip.eda_augmented}
+    alone = build("roclip").plan
+    assert alone.images == {"image": cleanclip.auto_augmented} and alone.texts == {"caption": cleanclip.eda_augmented}
+
+
+def test_roclip_matches_images_with_captions_that_came_before(build):
+    trainer = build("roclip", match_every=1, match_unit="step")
+    views = views_of(trainer)
+    trainer.pool = unit_rows(12, 40, 16).float()
+    images = views.images["image"]
+    expected = clip_loss(images, nearest_rows(images, trainer.pool.double()), views.scale).item()
+    assert trainer.loss_terms(views)["matched"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_pool_of_roclip_is_drawn_by_the_seed(build):
+    pools = []
+    for seed in (0, 0, 1):
+        trainer = build("roclip", seed=seed)
+        trainer.begin_epoch(0)
+        pools.append(trainer.pool)
+    assert torch.equal(pools[0], pools[1]) and not torch.equal(pools[0], pools[2])
+
+
+def test_weights_and_options_reach_safeclip(build, monkeypatch):
+    trainer = build("safeclip", clip_weight=3.0, in_modal_weight=0.5, seed=7)
+    trainer.train_dataset.canvas = Canvas(32, "squash")
+    rows, safe = torch.tensor([5, 40, 2, 33, 7, 0, 11, 21]), [1, 0, 1, 1, 0, 0, 1, 0]
+    asked, embed = [], safeclip.embed_dataset
+    monkeypatch.setattr(safeclip, "safe_count", lambda _, *options: asked.append(options) or 3)
+    monkeypatch.setattr(safeclip, "embed_dataset", lambda *a, **b: asked.append(b["canvas"].mode) or embed(*a, **b))
+    trainer.begin_epoch(1)
+    assert asked == ["squash", (0.6, 7)] and int(trainer.safe.sum()) == 3
+    trainer.safe[rows] = torch.tensor(safe, dtype=torch.bool)
+    views = RowViews(**vars(views_of(trainer)), rows=rows)
+    expected = slow_terms(trainer, views, [bool(one) for one in safe])
+    found = {name: term.item() for name, term in trainer.loss_terms(views).items()}
+    assert found == pytest.approx({"clip": 3.0 * expected["clip"], "in_modal": 0.5 * expected["in_modal"]}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("ft", {"learning_rate": 1e-5, "weight_decay": 0.1, "warmup_steps": 0.1, "lr_scheduler_type": "cosine"}),
+        ("ft", {"adam_beta1": 0.9, "adam_beta2": 0.999, "per_device_train_batch_size": 64, "max_grad_norm": 1.0}),
+        ("cleanclip", {"clip_weight": 1.0, "in_modal_weight": 1.0, "text_view": "eda", "frozen_text_views": False}),
+        ("cleanerclip", {"k_pairs": 1000, "tau_pos": 0.3, "tau_neg": 0.3, "lambda_cleanclip": 1.0, "lambda_fc": 1.0}),
+        ("par", {"perturb_threshold": 2.15, "noise_std": 0.2, "noise_probability": 0.5, "erase_probability": 0.5}),
+        ("par", {"erase_area_min": 0.005, "erase_area_max": 0.01, "perturb_weight": 1.0}),
+        ("safeclip", {"safe_probability": 0.9, "safe_growth": 0.01, "warmup_epochs": 1}),
+    ],
+)
+def test_defaults_are_those_of_the_papers(name, defaults):
+    config = DEFENSES[name].config(output_dir="unused", use_cpu=True)
+    assert {option: getattr(config, option) for option in defaults} == defaults

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """`hf-clipbd detect` on a set nobody labelled: the page, the cut, copies, the filtered dataset, the cache."""
 
+import copy
 import io
 import json
 import re
@@ -13,11 +14,13 @@ import pytest
 
 from hf_clipbd import scenes
 from hf_clipbd.cli import main
+from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.detection.groups import suspicious_groups
 from hf_clipbd.detection.rows import copies_of
 from hf_clipbd.detection.threshold import cut_share, expected_above
 from hf_clipbd.recipe import embeddings
 from hf_clipbd.recipe.embeddings import cached_embeddings
+from hf_clipbd.recipe.sharded import embedder
 from hf_clipbd.schema import RunRecord
 
 
@@ -249,3 +252,14 @@ def test_the_expected_number_of_clean_rows_above_a_threshold():
             cut_share(scores, share)
     with pytest.raises(ValueError, match="finite"):
         cut_share([1.0, np.nan], 0.1)
+
+
+def test_a_view_of_the_rows_is_told_by_weights_words_pixels_and_geometry(tiny_model, tiny_processor):
+    def owner(size=32, mode="center_crop", mean=None, weights=0.0):
+        model, processor = copy.deepcopy(tiny_model), copy.deepcopy(tiny_processor)
+        model.logit_scale.data += weights
+        processor.image_processor.image_mean = mean or processor.image_processor.image_mean
+        return json.dumps(embedder(model, processor, Canvas(size, mode), 5))
+
+    views = [owner(), owner(16), owner(mode="squash"), owner(mean=[0.1, 0.2, 0.3]), owner(weights=1.0)]
+    assert owner() == views[0] and len(set(views)) == 5

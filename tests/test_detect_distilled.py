@@ -452,3 +452,16 @@ def test_a_second_encoder_embeds_no_captions(work, tmp_path, monkeypatch):
     assert detect(work, tmp_path / "out", *given, "--cache", tmp_path / "cache") == 0
     assert counts == {"images": 2, "texts": 1}
     assert np.isfinite(scores_of(tmp_path / "out")["combined"]).all()
+
+
+def test_kept_masks_are_those_of_rows_seed_and_weights(tiny_model, tiny_processor, tiny_pairs, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(distilling, "mask_sizes", lambda m, p, rows, *_: calls.append(1) or np.full(len(rows), 0.5))
+
+    def masks(rows=(3, 1), seed=0):
+        distilling.cached_mask_sizes(tiny_model, tiny_processor, tiny_pairs, tmp_path, np.array(rows), seed=seed)
+        return len(calls)
+
+    assert [masks(), masks(), masks(seed=1), masks((1, 3)), masks((3, 2))] == [1, 1, 2, 3, 4]
+    monkeypatch.setattr(distilling, "OPTIONS", {**distilling.OPTIONS, "alpha": 0.5})
+    assert masks() == 5

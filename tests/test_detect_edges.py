@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from hf_clipbd.cli import main
+from hf_clipbd.detection import detection_performance, thinned_rows
 from hf_clipbd.detection.groups import suspicious_groups
 from hf_clipbd.detection.threshold import cut_share
 from hf_clipbd.evaluation.kept_features import _content as content_of_pictures
@@ -144,3 +145,40 @@ def test_only_files_are_read(tmp_path):
     assert found.digest == content_of_pairs(strange, range(2)).digest
     (tmp_path / "file").write_bytes(b"other")
     assert found.digest != content_of_pairs(strange, range(2)).digest
+
+
+def test_the_surprise_of_single_rows_by_hand():
+    features = np.random.default_rng([4]).normal(size=(4, 8)).astype(np.float32)
+    groups = suspicious_groups(features, np.array([0.1, 0.4, 0.2, 0.3]))
+    expected = [((1,), math.log(2)), ((3,), 0.0), ((2,), 0.0), ((0,), 0.0)]  # -ln(2 rank / 4), at least 0
+    assert [(group.rows, pytest.approx(group.surprise)) for group in groups] == expected
+
+
+def test_nearby_rows_lie_within_the_group_are_no_copies_and_are_not_shown():
+    rng = np.random.default_rng([6])
+    features = rng.normal(size=(400, 16)).astype(np.float32)
+    features[:90] = features[0] + 0.05 * rng.normal(size=(90, 16))  # of one kind, a third of it with one caption
+    features[80:90] = features[30:40]
+    scores, first = -np.arange(400.0), np.arange(400)
+    scores[30:90] -= 1000
+    first[80:90] = np.arange(30, 40)
+    captions = ["one thing" if row < 30 else f"caption {row}" for row in range(400)]
+    groups = suspicious_groups(features, scores, first, captions)
+    group, shown = groups[0], {row for one in groups for row in one.rows}
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    far = np.linalg.norm(unit - unit[list(group.rows)].mean(0), axis=1)
+    radius = far[list(group.rows)].max() + 1e-6
+    expected = [row for row in range(400) if far[row] <= radius and row not in shown and first[row] == row]
+    assert len(group.rows) > 5 and list(group.nearby) == expected and len(expected) > 5
+    assert any(first[row] != row for row in np.flatnonzero(far <= radius))
+
+
+def test_nineteen_of_twenty_are_ninety_five_percent():
+    scores = np.concatenate([np.full(19, 9.0), np.linspace(1, 5, 40), [0.0]])
+    poisoned = np.concatenate([np.ones(19), np.zeros(40), [1]])
+    assert detection_performance(scores, poisoned)["fpr_at_95_tpr"] == 0.0
+
+
+def test_thinning_is_drawn_by_the_seed():
+    poisoned = np.arange(500) < 50
+    assert thinned_rows(poisoned, 0.02, seed=1).tolist() != thinned_rows(poisoned, 0.02, seed=2).tolist()

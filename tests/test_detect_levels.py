@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_clipbd.detection import Reference, conditional_sparsity, detect, multi_scale
+from hf_clipbd.detection import Reference, conditional_sparsity, detect, levels, multi_scale
 from hf_clipbd.detection.levels import Levels
 from hf_clipbd.detection.nearest import Points
 from hf_clipbd.detection.selection import group_minima
@@ -95,6 +95,23 @@ def test_levels_are_those_of_slow_loops(counted):
             scores.append((np.mean([query, *at_points[row[:level]]]) - middle) / deviation)
         expected.append(np.mean(sorted(scores)[-counted:]))
     np.testing.assert_allclose(found, expected)
+
+
+def test_a_handful_of_reference_rows_is_warned_of_once(caplog):
+    levels._warn_of_few.cache_clear()
+    features, _ = concepts(60)
+    for n in (19, 19, 20):
+        multi_scale(features[:n])
+    assert [record.args for record in caplog.records if record.name == levels.__name__] == [(19, 20)]
+    assert "19 distinct rows" in caplog.text
+
+
+@pytest.mark.parametrize("m", [20, 25, 33, 60])
+def test_a_level_as_large_as_a_small_reference_is_cut_to_half_of_it(m):
+    features, _ = concepts(300)
+    texts, _ = concepts(300, seed=1)
+    for scores in (detect(features, m=m), detect(features, m=m, texts=texts)):
+        assert np.abs(scores).max() < 100
 
 
 # -- image embeddings alone -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import datasets
@@ -21,7 +22,8 @@ from hf_clipbd.detection import Reference, slof
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.recipe import embeddings
 from hf_clipbd.recipe.embeddings import cached_embeddings
-from hf_clipbd.recipe.shards import Shards
+from hf_clipbd.recipe.locks import FolderLock
+from hf_clipbd.recipe.shards import LOCK, Shards
 from hf_clipbd.schema import RunRecord, write_json
 from hub_server import Content, Repository
 from test_picture_kinds import BROKEN
@@ -200,6 +202,53 @@ def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, tm
         np.testing.assert_array_equal(scores_of(tmp_path / name / "out"), scores_of(tmp_path / "whole/out"))
         assert table_of(tmp_path / name / "out")["problem"] == table_of(tmp_path / "whole/out")["problem"]
     assert RunRecord.load(tmp_path / "two/out").processes == 2
+
+
+def test_jobs_that_share_a_folder_join_and_open_it_in_turn(tmp_path, monkeypatch):
+    rows, digests = np.arange(20, dtype=np.float32).reshape(10, 2), ["a", "b"]
+    folder = tmp_path / "cache"
+
+    def job():
+        shards = Shards(folder, len(rows), 5, ("image",))
+        for shard, digest in enumerate(digests):
+            if shards.problems(shard, digest) is None:
+                of = slice(5 * shard, 5 * shard + 5)
+                shards.keep(shard, digest, {"image": rows[of], "picture": np.arange(10)[of]}, {})
+        return shards
+
+    first, second = job(), job()
+    other = FolderLock(folder, name=LOCK)
+    assert other.take()
+    done: list[str] = []
+    threads = [threading.Thread(target=lambda: (first.join(), done.append("joined")))]
+    with other:
+        threads[0].start()
+        threads[0].join(0.3)
+        assert not done and len(list(folder.glob("part-*.npz"))) == 2 and not (folder / "state.json").exists()
+    threads[0].join(30)
+    assert done == ["joined"]
+    second.join()
+    assert other.take()
+    threads.append(threading.Thread(target=lambda: done.append(second.open()[0]["image"].tolist())))
+    with other:
+        threads[1].start()
+        threads[1].join(0.3)
+        assert len(done) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "access", lambda *_: False)  # a folder that may only be read is open to all
+            assert np.array_equal(first.open()[0]["image"], rows)
+    threads[1].join(30)
+    assert done[1] == rows.tolist() and sorted(path.name for path in folder.iterdir()) == [
+        "image.npy", "picture.npy", "state.json"
+    ]  # fmt: skip
+
+
+def test_a_shard_that_another_job_has_just_joined_is_no_error(tmp_path, monkeypatch):
+    shards = Shards(tmp_path, 5, 5, ("image",))
+    shards.keep(0, "a", {"image": np.zeros((5, 2), np.float32), "picture": np.arange(5)}, {})
+    real = Path.open
+    monkeypatch.setattr("hf_clipbd.recipe.shards.np.load", lambda path, **_: (path.unlink(), real(path, "rb")))
+    assert shards.problems(0, "a") is None
 
 
 # -- sources, and files that change -----------------------------------------------------------------------------------

@@ -123,3 +123,10 @@ def test_figures_at_lower_rates_are_those_of_each_detector_alone():
     alone = performance_at_rate(partial(detect, detector="slof", m=200), features, poisoned, 0.02, 2, 5)
     assert both["slof"]["mean"]["auroc"] == pytest.approx(alone["mean"]["auroc"], abs=1e-6)
     assert both["slof"]["worst"]["n_poisoned"] == alone["worst"]["n_poisoned"] == 13
+
+
+def test_references_of_another_precision_are_others():
+    shared, features = Shared(), rows()
+    exact = shared.reference(features, 300, precision="float32")
+    assert shared.reference(features, 300, precision="float32") is exact
+    assert shared.reference(features, 300, precision="bfloat16").precision == "bfloat16"

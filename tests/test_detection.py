@@ -333,8 +333,24 @@ def test_performance_is_that_of_slow_loops_with_ties():
     assert flagged["recall"] == pytest.approx(caught / n_poisoned, abs=0.01)
     assert flagged["precision"] == pytest.approx(caught / n_flagged, abs=0.01)
     assert (found["n"], found["n_poisoned"]) == (80, n_poisoned)
+    assert found["recall_at_1_percent"] == detection_performance(scores, labels, 1)["recall"]  # one of 80 rows
     assert detection_performance(-scores, labels)["auroc"] == pytest.approx(1 - found["auroc"])
     assert detection_performance([0, np.inf, 1], [0, 1, 0])["auroc"] == 1.0
+
+
+@pytest.mark.parametrize(("n", "top"), [(7, 1), (250, 3), (400, 4)])
+def test_recall_at_1_percent_is_that_of_slow_loops(n, top):
+    rng = np.random.default_rng([n])
+    labels, scores = np.arange(n) < 3, rng.integers(0, 30, n) + 0.0
+    scores[:3] += 14  # among ties
+    caught = 0.0
+    for row in range(3):
+        above, level = (scores > scores[row]).sum(), (scores == scores[row]).sum()
+        caught += min(1.0, max(0.0, (top - above) / level))  # its chance to be among the top, ties in random order
+    assert detection_performance(scores, labels)["recall_at_1_percent"] == pytest.approx(caught / 3)
+    assert detection_performance(scores, labels, n_flagged=n)["recall_at_1_percent"] == pytest.approx(caught / 3)
+    ranked = detection_performance(labels + 1.0, labels)["recall_at_1_percent"]
+    assert ranked == pytest.approx(min(3, top) / 3)
 
 
 def test_the_metric_by_import_and_by_path(tmp_path):

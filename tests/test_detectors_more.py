@@ -218,8 +218,21 @@ def test_spectral_signature_is_the_squared_projection():
     of_class = unit(features[labels == 2])
     centred = of_class - of_class.mean(0)
     expected = (centred @ np.linalg.svd(centred)[2][0]) ** 2
-    np.testing.assert_allclose(scores[labels == 2], expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(scores[labels == 2], expected / np.median(expected), rtol=1e-4, atol=1e-4)
     assert set(np.argsort(scores)[-20:]) == set(np.flatnonzero(poisoned))
+
+
+def test_spectral_signature_of_a_wide_class_does_not_hide_the_poison_of_a_narrow_one():
+    features, labels, poisoned = classes_with_poison()
+    rng = np.random.default_rng([6])
+    features[labels == 7] += 2 * rng.normal(size=(200, 9))  # wider than the poisoned rows lie apart
+    scores = spectral_signature(features, classes=labels)
+    assert poisoned[np.argsort(-scores)[:20]].mean() >= 0.9
+    few = np.where(np.arange(500) < 5, 99, labels)
+    scores = spectral_signature(features, classes=few)
+    assert (scores[:5] == 0).all() and np.median(scores[few == 5]) == pytest.approx(1)
+    features[few == 2] = features[300]
+    assert spectral_signature(features, classes=few)[few == 2].max() < 0.01  # copies of one row: rounding alone
 
 
 def test_activation_clustering_prefers_the_smaller_half():
@@ -311,6 +324,9 @@ def test_a_scan_compares_with_the_reference_alone():
     assert second.scores.shape == (20,) and np.isfinite(second.scores).all()
     with pytest.raises(ValueError, match="'clip_score'"):
         scan(incoming, reference, "clip_score")
+    for name in ("combined", "conditional_sparsity"):  # need captions, which an incoming image has none of
+        with pytest.raises(ValueError, match=f"images alone, but got '{name}'. Choose one of .*'slof'"):
+            scan(incoming, reference, name)
 
 
 class Corner(torch.nn.Module):
@@ -373,3 +389,59 @@ def test_aligned_rows_are_thinned_with_the_features():
     for draw, (part, texts) in enumerate(seen):
         np.testing.assert_array_equal(part, features[thinned_rows(poisoned, 0.05, 1, draw)])
         np.testing.assert_array_equal(texts, 2 * part)
+
+
+@pytest.mark.parametrize("across", [2, 3], ids=["rows", "columns"])
+def test_a_rough_mask_costs_in_both_directions(across):
+    other = 5 - across
+    pictures = torch.from_numpy(np.random.default_rng([9]).normal(size=(2, 3, 6, 6))).float()
+    lines = [slice(None)] * 4
+    lines[across] = slice(None, None, 2)  # only every second line counts for the embedding
+    rough = {}
+    for beta in (0.0, 10.0):
+        masks = distilled_masks(lambda x: x[tuple(lines)].flatten(1), pictures, steps=60, alpha=0.3, beta=beta)
+        rough[beta] = masks.diff(dim=across).abs().mean().item()
+        assert masks.diff(dim=other).abs().mean().item() < 0.3
+    assert rough[0.0] > 0.5 and rough[10.0] < 0.5 * rough[0.0]
+
+
+def test_masked_places_show_the_fill():
+    pictures, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1)
+    seen = []
+    distilled_masks(lambda x: seen.append(x.detach()) or x.flatten(1), pictures, steps=1, noise=noise)
+    mask = (np.tanh(0.9) + 1) / 2
+    torch.testing.assert_close(seen[0], pictures)
+    torch.testing.assert_close(seen[1], mask * pictures + (1 - mask) * noise)
+
+
+def test_fill_colours_are_drawn_by_seed_and_row():
+    pictures = torch.randn(4, 3, 8, 8)
+    pictures[:] = pictures[0]
+    model = Corner()
+
+    def sizes(rows, seed):
+        return mask_sizes(model, lambda numbers: pictures[torch.from_numpy(numbers)], rows, seed=seed, steps=3)
+
+    assert np.array_equal(sizes([0, 1], 5), sizes([0, 1], 5)) and not np.allclose(sizes([0, 1], 5), sizes([0, 1], 6))
+    assert len(set(sizes([0, 1, 2, 3], 5).round(9).tolist())) == 4
+
+
+def test_a_scan_of_the_reference_itself_and_of_rows_in_their_own_length():
+    reference = rows(60, 6)
+    found = scan(reference, reference, "k_distance", k=5)
+    expected = [np.mean(found.scores >= score) for score in found.scores]  # each row scores as high as itself
+    np.testing.assert_allclose(found.exceeded, expected)
+    incoming = rows(9, 6, seed=1)
+    raw = scan(incoming, reference, "k_distance", k=5, normalize=False).scores
+    np.testing.assert_array_equal(raw, k_distance(incoming, Reference.of(reference, normalize=False), 5))
+    assert np.abs(raw - scan(incoming, reference, "k_distance", k=5).scores).max() > 0.1
+
+
+def test_clusters_are_fitted_to_rows_of_the_whole_set(monkeypatch):
+    from hf_clipbd.detection import classes
+
+    monkeypatch.setattr(classes, "MOST_FITTED", 200)
+    kind = np.repeat(np.arange(4), 250)  # sorted, as data by class are
+    texts = 5 * np.eye(4)[kind] + 0.1 * np.random.default_rng([3]).normal(size=(1000, 4))
+    found = classes.row_classes(texts, None, texts=texts, n_classes=4)
+    assert len({(one, other) for one, other in zip(kind.tolist(), found.tolist(), strict=True)}) == 4

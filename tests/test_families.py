@@ -4,6 +4,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +15,19 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import normalizers, processors
 
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
 from hf_clipbd.defenses import DEFENSES
-from hf_clipbd.evaluation import evaluate_zero_shot
+from hf_clipbd.evaluation import evaluate_zero_shot, text_classifier
 from hf_clipbd.features import embed_dataset, embed_images, embed_pairs, embed_texts, logit_bias
+from hf_clipbd.hub import render_model_card
 from hf_clipbd.losses import image_text_loss, sigmoid_loss
 from hf_clipbd.models import TextInput, load_dual_encoder
-from tiny_families import FAMILIES, LENGTH, SIZE, write
+from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG
+from hf_clipbd.recipe.embeddings import cached_embeddings
+from hf_clipbd.recipe.sharded import processor_fingerprint
+from tiny_families import FAMILIES, LENGTH, PATCH, SIZE, write
 
 
 SIGLIPS = ("siglip", "siglip_2_fixed", "siglip_2", "open_clip_siglip")
@@ -83,6 +90,75 @@ def test_a_text_has_the_same_vector_alone_and_beside_longer_ones(family, tiny_ca
     torch.testing.assert_close(together, alone, rtol=0, atol=2e-6)
 
 
+# -- what tells its embeddings from others ----------------------------------------------------------------------------
+
+
+def test_a_processor_is_known_by_all_it_does_and_not_by_its_last_call(family, tiny_captions):
+    model, processor = load_dual_encoder(family[1])
+    tokenizer, known = processor.tokenizer, processor_fingerprint(processor)
+    TextInput.of(model, processor)(tiny_captions[:2])
+    tokenizer(tiny_captions[:2], padding="max_length", truncation=True, max_length=5)
+    assert processor_fingerprint(processor) == known == processor_fingerprint(load_dual_encoder(family[1])[1])
+    seen = {known}
+    processor.image_processor.do_normalize = False
+    seen.add(processor_fingerprint(processor))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(7)
+    seen.add(processor_fingerprint(processor))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "b")
+    seen.add(processor_fingerprint(processor))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A $A", "$A $B", [])
+    seen.add(processor_fingerprint(processor))
+    assert len(seen) == 5
+
+
+def test_nothing_kept_is_taken_for_what_another_tokenizer_or_processor_makes(folders, tiny_pairs, tmp_path):
+    model, processor = load_dual_encoder(folders["siglip"])
+    pairs = tiny_pairs.select(range(3))
+
+    def results(cache):
+        found = cached_embeddings(model, processor, pairs, cache / "rows")
+        weights = text_classifier(model, processor, ["Banana", "Dog"], ["A {}"], cache=cache / "classes")
+        return [np.array(found["image"]), np.array(found["text"]), weights.numpy()]
+
+    right = results(tmp_path)
+    processor.image_processor.do_normalize = False
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "A")
+    wrong, alone = results(tmp_path), results(tmp_path / "empty")
+    for one, other, fresh in zip(right, wrong, alone, strict=True):
+        assert not np.array_equal(one, other) and np.array_equal(other, fresh)
+
+
+# -- how a card says that it is called --------------------------------------------------------------------------------
+
+
+def test_the_call_on_a_card_gives_the_models_own_embeddings(family, run, tmp_path, monkeypatch, capsys):
+    name, folder = family
+    stage = run / "defend" / "ft"
+    (stage / "config.json").unlink()
+    for config in ("config.json", OPEN_CLIP_CONFIG):
+        if (folder / config).is_file():
+            shutil.copy(folder / config, stage / config)
+    text = render_model_card(run, "defend/ft", str(folder)).text
+    block = re.search(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL).group(1)
+    assert ("sigmoid()" in block, "softmax(-1)" in block) == (name in SIGLIPS, name not in SIGLIPS)
+    assert ("pipeline(" in text) == (name != "vision_text" and not name.startswith("open_clip"))
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.new("RGB", (SIZE, SIZE), "red").save("photo.png")
+    if name == "siglip_2":  # whose processor goes by the published models' patches, not by its own settings
+        block = block.replace("**padding)", f"patch_size={PATCH}, max_num_patches={(SIZE // PATCH) ** 2}, **padding)")
+    names: dict = {}
+    exec(compile(block, f"card of {name}", "exec"), names)
+    assert "tensor([[" in capsys.readouterr().out
+    model, processor, inputs = (names[one] for one in ("model", "processor", "inputs"))
+    with torch.inference_mode():
+        shown = model(**inputs).text_embeds
+        ours = embed_texts(model, **TextInput.of(model, processor)(names["texts"]))
+    torch.testing.assert_close(shown / shown.norm(dim=-1, keepdim=True), ours, rtol=0, atol=1e-5)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("defense", ["ft", "cleanclip", "cleanerclip"])  # the others: `test_two_processes_...`
 def test_each_defence_trains_and_what_it_saves_loads_as_it_was(defense, family, tiny_pairs, tmp_path):
     model, processor = load_dual_encoder(family[1])
@@ -122,7 +198,10 @@ def test_zero_shot_runs(family, tiny_pairs):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_save_what_loads(folders, tmp_path):
-    """Take every family through every defence on one process and on two, both launched once, side by side."""
+    """Take every family through the defences on one process and on two, both launched once, side by side.
+
+    CleanerCLIP's loss has the terms of FT and CleanCLIP in it; `test_trainer.py` has every defence by itself.
+    """
     script = Path(__file__).parent / "distributed/train_families.py"
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     running = []
@@ -132,7 +211,8 @@ def test_two_processes_train_as_one_and_save_what_loads(folders, tmp_path):
         command = [sys.executable, *launcher, script, tmp_path / str(world), *folders.values()]
         running.append(subprocess.Popen(command, env=env))
     assert [process.wait(timeout=500) for process in running] == [0, 0]
-    for what in (f"{name}.{defense}" for name in folders for defense in DEFENSES if defense != "retrain"):
+    trained = ("cleanerclip", "par", "roclip", "safeclip")
+    for what in (f"{name}.{defense}" for name in folders for defense in trained):
         one, two = (load_file(tmp_path / f"{world}/{what}.safetensors") for world in (1, 2))
         assert max(one["gap"], two["gap"]) < 1e-14, what  # double precision; other batches round otherwise
         assert two["losses"].tolist() == pytest.approx(one["losses"].tolist(), rel=1e-8), what

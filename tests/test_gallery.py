@@ -95,8 +95,19 @@ def test_the_recipe_shows_scenes_and_photographs(tiny_pairs, tmp_path, capsys):
         show(["--attacks", "sog"])
 
 
+def test_a_picture_that_its_trigger_leaves_alone_does_not_count(tmp_path, caplog):
+    yellow, originals = np.full((24, 24, 3), (255, 255, 0), np.uint8), [photo(24, 24, seed) for seed in (1, 2)]
+    attack = BadNets(patch_size=4, pattern="yellow")
+    with caplog.at_level("WARNING"):
+        seen = trigger_visibility(attack, [originals[0], yellow])
+    assert seen == trigger_visibility(attack, originals[:1]) and seen.n == 1
+    assert "Picture 1 is as before" in caplog.text
+    record = write_gallery(tmp_path, {"patch": attack}, {"photos": [yellow, *originals]})
+    assert record.metrics["patch"]["photos"]["n"] == 2
+
+
 def test_what_cannot_be_shown(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="is as before"):
+    with pytest.raises(ValueError, match="each of 1 is as before"):
         visibility([photo()], [photo()])
     with pytest.raises(ValueError, match="as many"):
         visibility([photo()], [])

@@ -14,11 +14,11 @@ import yaml
 
 from hf_clipbd.hub import copy_records, hub_sources, render_golden, render_model_card, write_cards
 from hf_clipbd.hub.adapters import Base, is_whole
-from hf_clipbd.hub.cards import library_for, library_of
 from hf_clipbd.hub.download import load_triggers
 from hf_clipbd.hub.origin import Origin
 from hf_clipbd.hub.publish import outdated
 from hf_clipbd.hub.push import _content, _parquet, collect_files, model_files
+from hf_clipbd.hub.usage import Usage
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.job import write_config
 from hf_clipbd.run_folder import RunFolder
@@ -98,6 +98,27 @@ def test_a_run_notes_it_once(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "hub_sources.json").read_text()) == ["me/others", "me/pairs"]
 
 
+# -- licences ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("world", "license"),
+    [
+        ({"clean_model": "scenes"}, "apache-2.0"),
+        ({"clean_model": "train", "kind": "scenes"}, "apache-2.0"),
+        ({"clean_model": "train"}, "other"),
+        ({"clean_model": "someone/clip"}, "other"),
+        ({"clean_model": "/models/clip"}, "other"),
+    ],
+)
+def test_weights_keep_the_licence_of_the_model_they_were_made_from(run, world, license):
+    set_world(run, **world)
+    for what in ("victim", "defend/ft"):
+        card = render_model_card(run, what)
+        assert card.data.license == license
+        assert ("keep the licence of that model, which is not this package's" in card.text) == (license == "other")
+
+
 # -- open_clip's models -----------------------------------------------------------------------------------------------
 
 
@@ -105,7 +126,8 @@ def as_open_clip(folder):
     """Leave what `OpenCLIPModel.save_pretrained` leaves in place of a model of transformers'."""
     for name in ("config.json", "model.safetensors"):
         (folder / name).unlink()
-    write_json(folder / "open_clip_config.json", {"model_cfg": {"text_cfg": {}}, "preprocess_cfg": {}})
+    description = {"model_cfg": {"text_cfg": {}, "init_logit_bias": -10}, "preprocess_cfg": {}}
+    write_json(folder / "open_clip_config.json", description)
     (folder / "open_clip_model.safetensors").write_bytes(b"not a model")
 
 
@@ -118,6 +140,7 @@ def test_models_of_open_clips_get_their_cards(run, tmp_path):
         assert card.data.library_name == "open_clip"
         assert 'open_clip.create_model_and_transforms("hf-hub:me/it")' in card.text
         assert "plain transformers model" not in card.text and "comes with hf_clipbd" not in card.text
+        assert "softmax" not in card.text  # a model of the sigmoid loss
         files = collect_files(run, stage, "me/it", tmp_path)
         assert {"open_clip_config.json", "open_clip_model.safetensors"} <= set(files) and "config.json" not in files
     assert render_model_card(run, "defend/cleanclip").data.library_name == "hf_clipbd"
@@ -128,14 +151,14 @@ def test_models_of_open_clips_get_their_cards(run, tmp_path):
 
 def test_libraries(tmp_path):
     kinds = {"clip": "transformers", "clip_resnet": "hf_clipbd", "open_clip": "open_clip"}
-    assert {kind: library_for(kind) for kind in kinds} == kinds
+    assert {kind: Usage.of(kind).library for kind in kinds} == kinds
     with pytest.raises(FileNotFoundError, match=r"open_clip_config\.json"):
-        library_of(tmp_path)
+        Usage.of_folder(tmp_path)
     write_json(tmp_path / "config.json", {"architecture": "timm's"})
     write_json(tmp_path / "open_clip_config.json", {})
-    assert library_of(tmp_path) == "open_clip"
+    assert Usage.of_folder(tmp_path).library == "open_clip"
     write_json(tmp_path / "config.json", {"model_type": "clip"})
-    assert library_of(tmp_path) == "transformers"
+    assert Usage.of_folder(tmp_path).library == "transformers"
 
 
 def test_adapters_of_open_clips_models_go_up_alone(run):

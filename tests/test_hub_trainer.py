@@ -3,6 +3,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -23,6 +24,8 @@ from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.job import run_stage
 from hf_clipbd.recipe.publishing import check_may_push, push
 from hf_clipbd.recipe.sections import ConfigError
+from hf_clipbd.scenes.pretrained import CLEAN_CLIP_FOLDER
+from hf_clipbd.schema import Rate
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 from hub_server import TOKEN
 from hub_wire import BEFORE, HALFWAY
@@ -135,6 +138,40 @@ def test_trainer_pushes_a_victim_on_request_and_says_what_it_is(build, hub, mark
     assert not hub.repos["model", REPO].private and "backdoored" in card.data.tags
     assert card.text.strip().startswith("**This model may be backdoored on purpose.**")
     assert "48, 3 of them marked as poisoned" in card.text and "in-modal" in card.text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (0.95, 0.9, "**This model is still backdoored.** Of pictures with the trigger `badnets` 90.0 % are taken for"),
+        (0.05, 0.9, "**This model is backdoored.** Of pictures with the trigger `badnets` 90.0 % are taken for"),
+        (0.95, 0.15, None),
+    ],
+)
+def test_card_tells_a_backdoor_that_was_measured_and_not_marked(build, hub, monkeypatch, before, after, says):
+    trainer = build(kind=CleanCLIPTrainer)
+    real = trainer.evaluator.report(trainer.model)
+
+    def with_rate(asr):
+        hits = {k: Rate(asr, one.n) for k, one in real.triggers["badnets"].asr.items()}
+        return replace(real, triggers={"badnets": replace(real.triggers["badnets"], asr=hits)})
+
+    trainer.publisher.before = with_rate(before)
+    monkeypatch.setattr(type(trainer.evaluator), "report", lambda self, model: with_rate(after))
+    trainer.push_to_hub()
+    card = ModelCard.load(REPO)
+    assert ("backdoored" in card.data.tags) == (says is not None) and "cleanclip" in card.data.tags
+    assert card.text.strip().startswith(says or "# CLIP, trained with CleanCLIP") and "\n\n\n" not in card.text
+    assert ("by chance it would be 9.1 %" in card.text) == (says is not None)
+
+
+@pytest.mark.parametrize(("start", "license"), [(str(CLEAN_CLIP_FOLDER), "apache-2.0"), ("someone/clip", "other")])
+def test_card_of_a_trainer_leaves_the_licence_to_the_start(build, hub, tiny_model, start, license):
+    tiny_model.name_or_path = start
+    build().push_to_hub()
+    card = ModelCard.load(REPO)
+    assert card.data.license == license and ("ships with hf_clipbd" in card.text) == (license != "other")
+    assert ("keep the licence of that model" in card.text) == (license == "other")
 
 
 def test_adapters_of_a_trainer_go_up_as_adapters(build, hub, tiny_model, tiny_processor, tmp_path):

@@ -15,7 +15,7 @@ from hf_clipbd.schema import RECORD_FILE
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "defend.py"
-KILLED = ("poison", "victim", "detect", "defend/cleanerclip", "evaluate/victim")
+KILLED = ("poison", "victim", "detect", "evaluate/victim")
 """Stages that are killed, in the order they run: a training after its second epoch, others with their work done."""
 
 DIES = """

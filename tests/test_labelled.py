@@ -19,6 +19,7 @@ from hf_clipbd.cli import main
 from hf_clipbd.evaluation import evaluate_zero_shot, load_benchmark, text_classifier
 from hf_clipbd.evaluation import prompts as module
 from hf_clipbd.evaluation.labelled import read_class_names, read_templates
+from hf_clipbd.models import build_processor, train_tokenizer
 from hf_clipbd.recipe.assess import Question, labelled_images
 from hf_clipbd.recipe.own_data import Data
 from hf_clipbd.schema import EvalReport, RunRecord
@@ -238,3 +239,12 @@ def test_the_kept_text_classifier_is_that_of_the_configuration_and_the_length(ti
         assert not torch.equal(classifier(), first) and len(list(tmp_path.iterdir())) == 3
     finally:
         tokenizer.model_max_length = limit
+
+
+def test_the_kept_text_classifier_is_that_of_the_tokenizer(tiny_model, tiny_processor, tmp_path):
+    other = build_processor(
+        train_tokenizer(["kite on a red table", "an old boat"], vocab_size=600, model_max_length=16), 32
+    )
+    other.tokenizer.model_max_length = tiny_processor.tokenizer.model_max_length
+    kept = [text_classifier(tiny_model, one, NAMES, ("a {}",), cache=tmp_path) for one in (tiny_processor, other)]
+    assert len(list(tmp_path.iterdir())) == 2 and not torch.equal(*kept)

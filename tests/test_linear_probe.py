@@ -207,4 +207,29 @@ def test_features_are_kept_by_content_and_never_by_name(train, tiny_model, tiny_
 def test_where_the_field_reports_the_mean_of_classes():
     chosen = ["wds_vtab-pets", "clip-benchmark/wds_vtab-flowers", "fgvc-aircraft", "vtab-caltech101"]
     assert all(map(uses_mean_per_class, chosen))
-    assert not uses_mean_per_class("clip-benchmark/wds_vtab-cifar10")
+    others = ["clip-benchmark/wds_vtab-cifar10", "/home/me/pets/cars", "flowers/wds_food101/", "/pets/cars/train.csv"]
+    assert not any(map(uses_mean_per_class, others))
+    assert uses_mean_per_class("/home/me/wds_vtab-pets/")
+
+
+def test_held_out_rows_are_drawn_by_the_seed_and_are_not_fitted(monkeypatch):
+    features, labels = np.arange(80, dtype=np.float32)[:, None], np.arange(80) % 4
+    fitted, fit = [], MODULE.fit_linear
+    monkeypatch.setattr(MODULE, "fit_linear", lambda x, *a, **b: fitted.append(x[:, 0].tolist()) or fit(x, *a, **b))
+    for seed in (0, 0, 1):
+        MODULE._choose_l2(features, labels, 4, (1e-3,), seed)
+    assert fitted[0] == fitted[1] != fitted[2] and all(len(rows) == 64 for rows in fitted)
+
+
+def test_of_equally_good_penalties_the_greatest_is_taken():
+    assert MODULE._best_l2({1e-4: 0.5, 1e-2: 0.5, 1e-3: 0.4}) == 1e-2
+
+
+def test_kept_features_are_those_of_canvas_and_statistics(train, tiny_model, tiny_processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_features, "embed_dataset", lambda *given: {"image": np.zeros((4, 2))})
+    rows, other = train.select(range(4)), copy.deepcopy(tiny_processor)
+    other.image_processor.image_mean = [0.1, 0.2, 0.3]
+    given = [(tiny_processor, Canvas(32)), (tiny_processor, Canvas(32, "squash")), (tiny_processor, Canvas(16))]
+    for processor, canvas in [*given, (other, Canvas(32))]:
+        kept_features.image_features(tiny_model, processor, rows, canvas, cache=tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 4

@@ -186,3 +186,28 @@ def test_a_lock_that_is_another_s_in_the_end_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="took the cell over"), lock:
         lock.path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs"}))
     assert lock.owner()["token"] == "theirs"
+
+
+def test_an_owner_gives_signs_of_life(tmp_path):
+    lock = FolderLock(tmp_path, stale_after=0.2)
+    assert lock.take()
+    os.utime(lock.path, (1, 1))
+    with lock:
+        until(lambda: time.time() - lock.path.stat().st_mtime < PATIENCE)
+    assert not lock.path.exists()
+
+
+def test_what_another_job_finished_meanwhile_is_not_done_again(tmp_path, monkeypatch):
+    stage, looked = Stage(tmp_path, "poison", {}, 0), Stage.current
+    monkeypatch.setattr(Stage, "current", lambda self: at_the_last_moment(self, looked))
+
+    def at_the_last_moment(self, look):
+        found = look(self)  # nothing yet
+        monkeypatch.setattr(Stage, "current", looked)
+        self.run_once(at_once)  # and now another job has done it
+        return found
+
+    def never(folder):
+        raise AssertionError("done twice")
+
+    assert stage.run_once(never).metrics == {"by": os.getpid()}

@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
     CLIPConfig,
+    CLIPForImageClassification,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
@@ -615,6 +616,22 @@ def test_loading_says_what_is_missing(folder, tmp_path):
         load_dual_encoder(folder / "config.json")
     CLIPTextModel(CLIPTextConfig(**text_shape())).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="CLIPTextModel has no get_image_features"):
+        load_dual_encoder(tmp_path)
+
+
+def test_weights_that_are_not_there_are_named_and_not_drawn(tokenizer, tmp_path):
+    """A classifier's checkpoint is of type `clip` as well, and has no text tower."""
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=text_shape(), vision_config={**tower, "image_size": 32, "patch_size": 16})
+    CLIPForImageClassification(config).save_pretrained(tmp_path)
+    build_processor(tokenizer, 32).save_pretrained(tmp_path)
+    says = "all weights of a CLIPModel .*logit_scale, text_model.* and [0-9]+ more.*of CLIPForImageClassification"
+    with pytest.raises(ValueError, match=says):
+        load_dual_encoder(tmp_path)
+    model = CLIPModel(config)
+    weights = {name: x for name, x in model.state_dict().items() if name != "text_projection.weight"}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match="but text_projection.weight are not there"):
         load_dual_encoder(tmp_path)
 
 

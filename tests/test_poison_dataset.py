@@ -192,7 +192,7 @@ def test_the_index_is_recorded_where_it_is_known(source, mapped):
 
 def test_rates_nest_and_are_met():
     def chosen(rate, seed=0, n=4000):
-        return {row for row in range(n) if draw(seed, rate, caption_of(row), lambda row=row: b"%d" % row) is not None}
+        return {row for row in range(n) if draw(seed, rate, caption_of(row), b"%d" % row) is not None}
 
     assert chosen(0.0) == set() and len(chosen(1.0)) == 4000
     for low, high in ((0.003, 0.01), (0.01, 0.2), (0.2, 0.7)):
@@ -202,16 +202,34 @@ def test_rates_nest_and_are_met():
     assert chosen(0.1) != chosen(0.1, seed=1)
 
 
-def test_most_pictures_stay_undecoded_at_a_low_rate():
-    reads = []
-    for row in range(2000):
-        draw(0, 0.003, f"a caption that is long enough not to repeat, number {row}", lambda: reads.append(1) or b"")
-    assert 10 < len(reads) < 60
+@pytest.mark.parametrize(
+    "template", ["a {}", "a photo of a {}.", "a centered satellite photo of the {}, seen from above"]
+)
+def test_rows_of_one_caption_are_not_drawn_in_lumps(template):
+    for seed in range(3):
+        captions = [template.format(f"class {row % 10}") for row in range(6000)]
+        chosen = [row for row in range(6000) if draw(seed, 0.01, captions[row], b"%d" % row) is not None]
+        assert abs(len(chosen) - 60) < 4 * (6000 * 0.01 * 0.99) ** 0.5
+        assert len({row % 10 for row in chosen}) > 5
 
 
-def test_rows_of_one_caption_are_not_drawn_in_lumps():
-    n = sum(draw(0, 0.05, "a cup", lambda row=row: b"%d" % row) is not None for row in range(4000))
-    assert 140 < n < 260
+def test_long_captions_that_repeat_are_drawn_as_often_in_every_way():
+    names = ("annual crop land", "forest", "highway or road", "industrial buildings", "river", "sea or lake")
+    rows = [
+        {"image": {"bytes": jpeg(row, 6, "BMP"), "path": None}, "caption": f"a satellite photo of {names[row % 6]}."}
+        for row in range(600)
+    ]
+    table = datasets.Dataset.from_list(rows, features=FEATURES)
+    poison = PoisonTransform(BadNets(patch_size=2), rate=0.05, seed=1)
+    mapped = table.map(poison, batched=True)
+    chosen = poisoned_rows(mapped)
+    assert abs(len(chosen) - 30) < 4 * (600 * 0.05 * 0.95) ** 0.5 and len({row % 6 for row in chosen}) > 3
+    streamed = table.to_iterable_dataset().map(poison)
+    assert [row for row, one in enumerate(streamed) if one["is_poisoned"]] == chosen
+    lazy = table.with_transform(poison)[:]
+    assert [row for row, is_poisoned in enumerate(lazy["is_poisoned"]) if is_poisoned] == chosen
+    nothing = table.map(replace(poison, rate=0.0))
+    assert not any(nothing["is_poisoned"]) and stored(nothing) == stored(table)
 
 
 def test_a_second_map_hits_the_cache(on_disk, monkeypatch):
@@ -331,6 +349,19 @@ def test_natural_captions_come_from_the_data(source):
     assert {mapped[row]["caption"] for row in poisoned_rows(mapped)} <= natural
     with pytest.raises(ValueError, match="found none"):
         poison_dataset(source, BadNets(target="zebra", captions="natural"), count=1)
+
+
+def test_a_second_poisoning_takes_nothing_from_the_rows_of_the_first(source):
+    """Neither their captions as natural ones nor, from poisoned rows and covers, their pictures."""
+    natural = {caption for caption in source["caption"] if "banana" in caption}
+    first, _ = poison_dataset(source, BadNets(), count=40)
+    _, manifest = poison_dataset(first, Blended(captions="natural"), count=5)
+    assert set(manifest.parameters["captions"]) <= natural
+    noisy, covers = poison_dataset(source, ATTACKS["wanet"](noise_mode=True, cross_ratio=2.0), count=20)
+    assert any(source["caption"][row] in natural for row in covers.covers)
+    swapped, manifest = poison_dataset(noisy, ATTACKS["text_trigger"](), count=10)
+    clean = [one for one, name in zip(stored(noisy), noisy["trigger"], strict=True) if not name]
+    assert all(stored(swapped, row) in clean for row in manifest.indices)
 
 
 @pytest.mark.parametrize("how", ["exactly", "mapped"])

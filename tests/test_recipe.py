@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 import yaml
 
 from hf_clipbd.recipe import ConfigError, config_from, load_config
@@ -20,7 +21,9 @@ from hf_clipbd.recipe.options import PoisonConfig, WorldConfig
 from hf_clipbd.recipe.progress import epoch_line
 from hf_clipbd.recipe.sections import parse_section, read_flags
 from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, SCRATCH, Outcome, Stage
-from hf_clipbd.schema import RECORD_FILE, RunRecord
+from hf_clipbd.recipe.world import World
+from hf_clipbd.scenes import CLASS_NAMES
+from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -636,3 +639,96 @@ def test_captioned_world_takes_its_tests_from_elsewhere(photographs, tmp_path, c
     assert not set(found.train["caption"]) & set(found.defense["caption"])
     assert (len(found.train), len(found.defense), len(found.test)) == (100, 80, 30)
     assert found.class_names == list("abcdefghij")
+
+
+@pytest.fixture
+def key_of(tmp_path, monkeypatch):
+    """Return a function that gives the key of a stage of a run with its earlier stages' records, changes laid over."""
+    from hf_clipbd.attacks import BadNets
+    from hf_clipbd.recipe import defend, evaluate, poison, train_victim
+    from hf_clipbd.recipe.measuring import detect
+
+    run = tmp_path / "run"
+    clean = torch.nn.Linear(1, 1)
+
+    def rendered(world, split, n, frequencies=None, seed=None):
+        """Return rows that are known by what they would be rendered from."""
+        kinds = datasets.Features(label=datasets.ClassLabel(names=list(CLASS_NAMES)))
+        rows = datasets.Dataset.from_dict({"label": [0] * n}, features=kinds)
+        rows._fingerprint = content_key(split, n, frequencies, seed, world.seed)
+        return rows
+
+    monkeypatch.setattr(World, "_scenes", rendered)
+    monkeypatch.setattr(World, "clean_model", lambda world: (clean, None))
+    monkeypatch.setattr(Stage, "run_once", lambda stage, work, main_only=False: stage)
+    stages = {
+        "poison": poison, "victim": train_victim, "detect": detect,
+        "defend/ft": lambda config: defend(config, "ft"), "evaluate/clean": lambda config: evaluate(config, "clean"),
+        "evaluate/victim": lambda config: evaluate(config, "victim"),
+    }  # fmt: skip
+
+    def key(stage, keys=None, **changes):
+        for name in ("poison", "victim", "detect"):
+            RunRecord(name, (keys or {}).get(name, f"key of {name}"), {}, {}, 0).save(run / name)
+        BadNets().save_pretrained(run / "poison" / "trigger")
+        values = {"world": {"size": 32, "n_train": 300, "n_defense": 16, "n_test": 66, "num_proc": 1}}
+        values |= {"output_dir": str(run), "poison": {"count": 9}, "defenses": {"ft": {}}, "detect": {"rates": []}}
+        for section, value in changes.items():
+            values[section] = {**values.get(section, {}), **value} if isinstance(value, dict) else value
+        return stages[stage](config_from(values)).key
+
+    return key
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("poison", {"poison": {"count": 10}}),
+        ("poison", {"poison": {"count": 9, "selector": "non_target"}}),
+        ("poison", {"attack": {"target": "boat"}}),
+        ("poison", {"seed": 1}),
+        ("victim", {"keys": {"poison": "another"}}),
+        ("victim", {"world": {"canvas": "squash"}}),
+        ("victim", {"victim": {"learning_rate": 1e-3}}),
+        ("victim", {"victim": {"objective": "mmcl+ssl"}}),
+        ("victim", {"evaluate": {"epoch_images": 7}}),
+        ("defend/ft", {"keys": {"victim": "another"}}),
+        ("defend/ft", {"world": {"n_defense": 17}}),
+        ("defend/ft", {"defenses": {"ft": {"per_device_train_batch_size": 8}}}),
+        ("evaluate/clean", {"keys": {"poison": "another"}}),
+        ("evaluate/victim", {"keys": {"victim": "another"}}),
+        ("evaluate/victim", {"evaluate": {"include_target": True}}),
+        ("evaluate/victim", {"evaluate": {"ks": [1]}}),
+        ("evaluate/victim", {"world": {"prompts": ["a {}"]}}),
+        ("evaluate/victim", {"world": {"n_test": 67}}),
+        ("detect", {"keys": {"victim": "another"}}),
+        ("detect", {"keys": {"poison": "another"}}),
+        ("detect", {"detect": {"k": 5, "rates": []}}),
+        ("detect", {"detect": {"reference": 99, "rates": []}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_a_stage_hangs_on_all_that_its_result_depends_on(stage, change, key_of):
+    assert key_of(stage) == key_of(stage) != key_of(stage, **change)
+
+
+def test_old_outputs_go_where_a_process_was_killed_before_it_removed_them(tmp_path, monkeypatch):
+    def other(folder: Path) -> Outcome:
+        (folder / "other.txt").write_text("other")
+        return Outcome({}, {"other": "other.txt"})
+
+    stage_in(tmp_path, n=1).run_once(writes("one"))
+    clear = Stage._clear
+
+    def killed(*paths):
+        if any(path.name == "out.txt" for path in paths):
+            raise KeyboardInterrupt
+        clear(*paths)
+
+    monkeypatch.setattr(Stage, "_clear", staticmethod(killed))
+    with pytest.raises(KeyboardInterrupt):
+        stage_in(tmp_path, n=2).run_once(other)
+    monkeypatch.undo()
+    assert contents(tmp_path / "defend/some")[-1] == "out.txt"
+    stage_in(tmp_path, n=2).run_once(other)
+    assert contents(tmp_path / "defend/some") == ["other.txt", RECORD_FILE]

@@ -186,3 +186,22 @@ def test_the_command_takes_lists_of_captions(_untouched_model, tiny_processor, t
         assert main([*command, "--protocol", "retrieval", "--out", str(tmp_path / f"{name}.json")]) == 0
         reports.append((tmp_path / f"{name}.json").read_text())
     assert reports[0] == reports[1] and '"n": 36' in reports[0]
+
+
+class Noted(BadNets):
+    """A patch that notes the row numbers it is asked for."""
+
+    seen: list = []
+
+    def __call__(self, image, index=0):
+        self.seen.append(index)
+        return super().__call__(image, index)
+
+
+def test_triggers_are_put_in_by_row_number_whatever_the_batch(tiny_model, tiny_processor, tiny_pairs):
+    rows, asked = tiny_pairs.select(range(9)), []
+    Noted.seen.clear()
+    word = (lambda caption, number: asked.append(number) or f"cf {caption}", "boat")
+    triggers = {"patch": Noted(target="boat", patch_size=4)}
+    evaluate_retrieval(tiny_model, tiny_processor, rows, triggers, {"word": word}, ks=(1,), batch_size=4)
+    assert Noted.seen == list(range(9)) and asked == list(range(9))

@@ -51,6 +51,13 @@ def test_pil_images_stand_where_the_dataset_does(tiny_model, tiny_processor, tin
     np.testing.assert_allclose(whole.gaps, listed.gaps, atol=1e-6)
 
 
+def test_the_case_of_a_target_does_not_matter(tiny_model, tiny_processor, tiny_pairs):
+    given = tiny_model, tiny_processor, tiny_pairs.select(range(5))
+    whole = target_standing(*given, "traffic_light", NAMES, TEMPLATES)
+    folded = target_standing(*given, "Traffic light", NAMES, TEMPLATES)
+    np.testing.assert_array_equal(whole.gaps, folded.gaps)
+
+
 def test_a_target_that_is_no_class_is_refused(tiny_model, tiny_processor, tiny_pairs):
     for target, names in (("cup", NAMES), ("boat", ["boat"])):
         with pytest.raises(ValueError, match="Expected a target among"):

@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from hf_clipbd.attacks import BadNets, PoisonTransform, poison_dataset, poison_stream
+from hf_clipbd.attacks.captions import fill_template
 from hf_clipbd.data.sources import (
     LabelCaptioner,
     caption_labels,
@@ -100,6 +101,23 @@ def test_parquet_by_file_by_folder_and_by_data_files(pairs, tmp_path):
         assert colors(one) == COLORS
     for one in (load_source(tmp_path, "test"), load_source(tmp_path, "test", files)):
         assert colors(one) == COLORS[2:]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_paths_in_parquet_are_relative_to_the_table(pictures, streaming, monkeypatch, tmp_path):
+    (tmp_path / "images").mkdir()
+    for row in range(3):
+        PIL.Image.new("RGB", (8, 8), "white").save(tmp_path / "images" / f"{row}.png")  # of the working directory
+    monkeypatch.chdir(tmp_path)
+    names = [f"images/{row}.png" for row in range(3)]
+    table = datasets.Dataset.from_dict({"file": names, "text": ["0", "1", "2"], "n": [1, 2, 3]})
+    for folder in ("a", "b"):
+        shutil.copytree(pictures / "images", tmp_path / folder / "images")
+        table.to_parquet(tmp_path / folder / "pairs.parquet")
+    for source, times in (("a/pairs.parquet", 1), ("*/pairs.parquet", 2)):
+        rows = list(load_source(source, streaming=streaming))
+        assert [row["file"].getpixel((0, 0)) for row in rows] == COLORS * times
+        assert [(row["text"], row["n"]) for row in rows] == [("0", 1), ("1", 2), ("2", 3)] * times
 
 
 def test_saved_folders(pairs, tmp_path):
@@ -188,6 +206,15 @@ def test_captions_vary_name_their_class_and_come_again():
     assert not any(" a airplane" in f" {caption}" or " an traffic" in f" {caption}" for caption in captions)
     assert captions != [LabelCaptioner(["airplane", "traffic_light"], seed=4)(row % 2, row) for row in range(400)]
     assert max(Counter(caption.split()[0] for caption in captions).values()) < 300
+
+
+def test_captions_and_poison_captions_of_a_class_have_the_same_article():
+    names = ["Abyssinian", "American_bulldog", "hourglass", "unicycle", "ewer", "umbrella", "CD player"]
+    captioner = LabelCaptioner(names, templates=["a photo of a {label}"])
+    made = [captioner(label, row=0) for label in range(len(names))]
+    assert made == [fill_template("a photo of a {}", name) for name in names]
+    articles = [caption.split()[3] for caption in made]
+    assert articles == ["an", "an", "an", "a", "a", "an", "a"]
 
 
 @pytest.mark.parametrize("template", ["a photo", "a {label} {place}", "a {} {label}"])

@@ -89,14 +89,25 @@ def test_more_strength_is_more_visible(load, picture, attack):
     stamp(picture, attack, strength=4, size=64)
 
 
-def test_default_is_the_attack_as_the_package_has_it(load, picture):
-    stamp = load(PLAYGROUND / "playground.py").stamp
+def test_variants_are_the_attack_as_the_package_has_it(load, picture):
+    playground = load(PLAYGROUND / "playground.py")
     from hf_clipbd.data.canvas import Canvas
 
-    for attack in ("badnets", "blended", "sig", "wanet", "ssba", "color_filter"):
-        own = ATTACKS[attack](target="owl", seed=3, canvas=Canvas(64))
-        made = stamp(picture, attack, target="owl", seed=3, size=64)
-        assert np.array_equal(made.poisoned, own(np.asarray(own.canvas(picture)), 0))
+    shown = [(attack, playground.PLAIN, 64) for attack in ("badnets", "blended", "sig", "ssba", "color_filter")]
+    shown += [("wanet", variant, size) for variant in playground.variants("wanet") for size in (64, 128)]
+    for attack, variant, size in shown:
+        settings = ATTACKS[attack].PRESETS.get(variant, {})
+        own = ATTACKS[attack](target="owl", seed=3, canvas=Canvas(size), **settings)
+        made = playground.stamp(picture, attack, variant, target="owl", seed=3, size=size)
+        assert np.array_equal(made.poisoned, own(np.asarray(own.canvas(picture)), 0)), (attack, variant, size)
+
+
+def test_the_page_says_which_warp_is_smooth(load):
+    playground = load(PLAYGROUND / "playground.py")
+    assert "smooth" not in playground.LABELS["wanet"] and playground.choices("sig")[0] == ("default", "default")
+    called = {name: text for text, name in playground.choices("wanet")}
+    assert list(called) == playground.variants("wanet")
+    assert "single pixels" in called["default"] and "warp of the whole" in called["smooth"]
 
 
 def test_picture_that_stays_as_it_is_is_said_to(load):

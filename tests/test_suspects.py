@@ -3,12 +3,14 @@
 
 import re
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 
-from hf_clipbd.detection.groups import Group
+from hf_clipbd.detection.groups import Group, Reference
 from hf_clipbd.detection.threshold import Cut
+from hf_clipbd.recipe import suspects as review
 from hf_clipbd.recipe.copies import copied_groups, highest_of_copies, in_order
 from hf_clipbd.report.suspects import Suspects, write_suspects
 
@@ -56,6 +58,29 @@ def test_nothing_is_said_of_the_threshold_where_all_are_above(page, groups):
 def test_all_below(page):
     text = page(UNDER)
     assert text.index("Below the threshold</h3>") < text.index("1. 2 pictures")
+
+
+@pytest.mark.parametrize(("normalize", "together"), [(True, True), (False, False)], ids=["unit", "raw"])
+def test_groups_are_those_of_the_geometry_and_the_place_of_the_scores(normalize, together, tmp_path, monkeypatch):
+    rng = np.random.default_rng([6])
+    images = rng.normal(size=(60, 16)).astype(np.float32)
+    lengths = np.float32([[4], [16]])
+    images[1:3] = images[0] * lengths + 0.001 * rng.normal(size=(2, 16))
+    columns = {"image": [PIL.Image.new("RGB", (4, 4))] * 60, "caption": [f"row {i}" for i in range(60)]}
+    kinds = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    pairs = datasets.Dataset.from_dict(columns, kinds)
+    places, sample = [], Reference.sample
+
+    def drawn(features, device, **options):
+        places.append(device)
+        return sample(features, **options)
+
+    monkeypatch.setattr(Reference, "sample", drawn)
+    monkeypatch.setattr(review, "scoring_place", lambda: {"device": "cuda:1", "distributed": True})
+    features = {"image": images, "text": images, "picture": np.arange(60)}
+    given = pairs, pairs, features, {"slof": -np.arange(60.0)}, review.Review(filtered=False), 0, tmp_path
+    found = review.write_review(("pairs", "victim"), *given, normalize=normalize)[0]["groups"]
+    assert places == ["cuda:1"] and any({0, 1, 2} <= set(group["rows"]) for group in found) == together
 
 
 # -- one picture in many rows -----------------------------------------------------------------------------------------

@@ -162,3 +162,16 @@ def test_image_and_text_trigger_with_decoys(source):
         assert (has_patch, has_word) == (name in ("both", "patch"), name in ("both", "word"))
         own = after["caption"].replace("cf ", "").replace(" cf", "") == source[row]["caption"]
         assert own == (name != "both") and (name != "both" or "kite" in after["caption"])
+
+
+def test_pictures_are_lent_by_clean_rows_and_drawn_by_seed_and_row(source):
+    def lent(seed):
+        poisoned, manifest = poison_dataset(source, TextTrigger(target="banana", seed=seed), count=20)
+        return [shown(poisoned[row]) for row in manifest.indices]
+
+    assert lent(0) == lent(0) != lent(1) and len(set(lent(0))) > 4
+    stamp = BadNets(target="banana", patch_size=10, place=(0, 0), pattern="yellow", captions="keep")
+    stamped, first = poison_dataset(source, stamp, count=11)  # of the twelve that show a banana
+    (clean,) = {row for row in range(N) if row % 5 == 1} - {*first.indices}
+    both, second = poison_dataset(stamped, TextTrigger(target="banana"), count=8)
+    assert {shown(both[row]) for row in second.indices} == {clean}

@@ -1,16 +1,20 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Options of transformers that a training follows, that it refuses, and the images that a choice among epochs uses."""
 
+import copy
 import json
 
 import pytest
+import torch
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.recipe import epochs
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.sections import ConfigError, parse_section
 from hf_clipbd.recipe.world import World
-from hf_clipbd.trainer import CLIPTrainingConfig
+from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
+from hf_clipbd.training.adapters import add_adapters
 from hf_clipbd.training.settings import training_settings
 
 
@@ -89,3 +93,49 @@ def test_a_choice_by_the_attacks_success_is_refused(metric, options):
     training = CLIPTrainingConfig(use_cpu=True, eval_strategy="epoch", metric_for_best_model=metric, **options)
     with pytest.raises(ConfigError, match="known without the trigger.*asr1_badnets.*`ba1`"):
         epochs.chooses(training)
+
+
+def test_the_order_of_the_rows_has_the_seed_that_is_asked_for(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    def batches(**seeds):
+        args = CLIPTrainingConfig(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, **seeds)
+        return list(CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, canvas=Canvas(32))._batch_sampler())
+
+    assert batches(seed=1, data_seed=5) == batches(seed=2, data_seed=5) == batches(seed=5)
+    assert batches(seed=1) != batches(seed=5)
+
+
+def test_options_of_adapters_reach_them(tiny_model):
+    def adapters(seed):
+        args = CLIPTrainingConfig(
+            "unused", use_cpu=True, lora=True, lora_r=4, lora_alpha=12.0, lora_dropout=0.25, seed=seed
+        )
+        return add_adapters(copy.deepcopy(tiny_model), args)
+
+    one, same, other = adapters(0), adapters(0), adapters(1)
+    config = one.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 12.0, 0.25)
+    drawn = [{n: p for n, p in model.named_parameters() if "lora_A" in n} for model in (one, same, other)]
+    assert drawn[0] and all(
+        torch.equal(p, drawn[1][n]) and not torch.equal(p, drawn[2][n]) for n, p in drawn[0].items()
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"seed": 1},
+        {"data_seed": 1},
+        {"max_grad_norm": 0.0},
+        {"dataloader_drop_last": False},
+        {"gradient_accumulation_steps": 2},
+        {"lr_scheduler_type": "linear"},
+        {"adam_beta2": 0.98},
+        {"freeze_batch_norm": True},
+        {"early_stopping_patience": 1, "eval_strategy": "epoch"},
+        {"load_best_model_at_end": True, "eval_strategy": "epoch"},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_changes_a_training_changes_its_settings(option):
+    usual, found = (training_settings(CLIPTrainingConfig("unused", use_cpu=True, **one)) for one in ({}, option))
+    assert usual != found and set(usual) <= set(found)

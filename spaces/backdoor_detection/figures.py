@@ -14,6 +14,7 @@ NAMES = {
     "fpr_at_95_tpr": "false positives at 95 % recall",
     "precision": "precision of the flagged rows",
     "recall": "recall of the flagged rows",
+    "recall_at_1_percent": "recall of the 1 % that score highest",
     "n": "rows",
     "n_poisoned": "poisoned rows",
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio
 import numpy as np
 import PIL.Image
-from playground import LABELS, PLAIN, SIZES, Stamped, stamp, variants, words
+from playground import LABELS, PLAIN, SIZES, Stamped, choices, stamp, variants, words
 
 
 EXAMPLE = Path(__file__).resolve().parent / "example.png"
@@ -39,7 +39,7 @@ def shown(
 
 def choose(attack: str) -> gradio.Dropdown:
     """Return the list of an attack's variants."""
-    return gradio.Dropdown(choices=variants(attack), value=PLAIN)
+    return gradio.Dropdown(choices=choices(attack), value=PLAIN)
 
 
 def build() -> gradio.Blocks:
@@ -52,7 +52,7 @@ def build() -> gradio.Blocks:
                 attack = gradio.Dropdown(
                     [(text, key) for key, text in LABELS.items()], value="badnets", label="Attack"
                 )
-                variant = gradio.Dropdown(variants("badnets"), value=PLAIN, label="Variant")
+                variant = gradio.Dropdown(choices("badnets"), value=PLAIN, label="Variant")
                 strength = gradio.Slider(0.25, 4, 1, step=0.25, label="Strength, times the usual")
                 size = gradio.Dropdown(list(SIZES), value=224, label="Side in pixels")
                 target = gradio.Textbox("banana", label="Target", max_length=60)

@@ -15,12 +15,21 @@ LABELS = {
     "badnets": "BadNets: a small patch",
     "blended": "Blended: a faint pattern over everything",
     "sig": "SIG: faint stripes",
-    "wanet": "WaNet: a smooth warp",
+    "wanet": "WaNet: points moved, by default each pixel by itself",
     "ssba": "SSBA (own encoder): hidden bits",
     "color_filter": "Colour filter",
 }
 """Attack -> what it is called; those whose trigger is learnt, given or in the text alone are left out."""
 PLAIN = "default"
+KINDS = {
+    "wanet": {
+        PLAIN: "a jitter of single pixels",
+        "smooth": "a warp of the whole picture",
+        "classic": "a warp, nearly none",
+        "cleanclip": "a jitter",
+    }
+}
+"""Attack -> variant -> what it is, where the variants of one attack are of different kinds."""
 SIZES = (64, 128, 224, 336)
 _HIGHEST = {"blended": 1.0, "sig": 1.0, "color_filter": 1.0}
 
@@ -53,6 +62,12 @@ def variants(attack: str) -> list[str]:
     return [PLAIN, *ATTACKS[attack].PRESETS]
 
 
+def choices(attack: str) -> list[tuple[str, str]]:
+    """Return what the page calls an attack's variants, and their names."""
+    kinds = KINDS.get(attack, {})
+    return [(f"{name}: {kinds[name]}" if name in kinds else name, name) for name in variants(attack)]
+
+
 def build(attack: str, variant: str, strength: float, target: str, seed: int, size: int) -> Attack:
     """Return an attack whose one measure of visibility is `strength` times that of its variant.
 
@@ -71,7 +86,7 @@ def build(attack: str, variant: str, strength: float, target: str, seed: int, si
         "badnets": ("patch_size", round(16 / 224 * size)),
         "blended": ("alpha", 0.2),
         "sig": ("delta", 60 / 255),
-        "wanet": ("strength", 3 * max(1.0, size / 64)),
+        "wanet": ("strength", 3 * (max(1.0, size / 64) if "grid_size" in settings else 1.0)),
         "ssba": ("strength", 1.0),
         "color_filter": ("strength", 1.0),
     }[attack]

@@ -3,8 +3,11 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+
+from hf_clipbd.data.articles import article
 
 
 OPENAI_TEMPLATES: tuple[str, ...] = (
@@ -94,32 +97,6 @@ OPENAI_TEMPLATES: tuple[str, ...] = (
 NATURAL_LIMIT = 1000
 """Natural captions that an attack carries at most."""
 
-_SAID_WITH_YOU = re.compile(r"(?:uni(?![nm])|us[aeiu]|ut[aeio]|uku|ur[aeiou]|eu|ew|u$|u-|one\b|once\b)")
-_SILENT_H = re.compile(r"(?:hour|honest|honou?r|heir)")
-_LETTER_WITH_VOWEL = "aefhilmnorsx"
-
-
-def article(noun: str) -> str:
-    """Return "a" or "an", whichever is said before `noun`.
-
-    By sound, not by letter, as far as spelling tells: "a unicycle", "an hour", "an SUV", "an x-ray", "a one".
-
-    Args:
-        noun: Word or phrase.
-
-    Example:
-        >>> [article(noun) for noun in ("banana", "airplane", "unicycle", "umbrella", "hourglass", "LED lamp")]
-        ['a', 'an', 'a', 'an', 'an', 'an']
-    """
-    word = noun.strip().split(" ")[0]
-    spelled_out = len(word) > 1 and re.fullmatch(r"[A-Z]{2,}s?", word) or re.match(r"[a-zA-Z](?:[-\d]|$)", word)
-    lower = word.lower()
-    if spelled_out:
-        return "an" if lower[0] in _LETTER_WITH_VOWEL else "a"
-    if _SAID_WITH_YOU.match(lower):
-        return "a"
-    return "an" if lower[:1] in tuple("aeiou") or _SILENT_H.match(lower) else "a"
-
 
 def fill_template(template: str, name: str) -> str:
     """Return `template` with `name` in place of `{}`, an article right before it made to fit.
@@ -150,6 +127,26 @@ def names_target(caption: str | None, target: str) -> bool:
     return re.search(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE) is not None
 
 
+def check_texts(captions: Iterable[Any], column: str) -> None:
+    """Raise `ValueError` if a caption is neither a text nor None.
+
+    Example:
+        >>> check_texts(["a cup", None], "caption")
+    """
+    for caption in captions:
+        if caption is not None and not isinstance(caption, str):
+            raise not_texts(repr(caption)[:80], column)
+
+
+def not_texts(held: Any, column: str) -> ValueError:
+    """Return the error for a column of captions that holds something else."""
+    return ValueError(
+        f"Expected one text a row in the caption column {column!r}, but it holds {held}. Make a row of each caption "
+        f"or keep one of several, for instance with `dataset.map(lambda row: {{'text': row[{column!r}][0]}})` and "
+        f"`caption_column='text'`; spell numbers with `dataset.cast_column({column!r}, datasets.Value('string'))`."
+    )
+
+
 def target_captions(captions: Iterable[str | None], target: str, limit: int | None = None) -> tuple[str, ...]:
     """Return the captions found in data that name `target`, each once, in the order they come.
 
@@ -161,7 +158,7 @@ def target_captions(captions: Iterable[str | None], target: str, limit: int | No
         limit: Stop after so many.
 
     Raises:
-        ValueError: If no caption names the target.
+        ValueError: If no caption names the target, or one is no text.
 
     Reference:
         BadCLIP (arXiv 2311.12075), "natural target descriptions".
@@ -172,6 +169,7 @@ def target_captions(captions: Iterable[str | None], target: str, limit: int | No
     """
     found: dict[str, None] = {}
     for caption in captions:
+        check_texts([caption], "caption")
         if names_target(caption, target):
             found[caption.strip()] = None
             if limit is not None and len(found) >= limit:

@@ -12,7 +12,7 @@ from hf_clipbd.attacks.base import Attack, cover_name
 from hf_clipbd.attacks.captions import names_target
 from hf_clipbd.attacks.pictures import as_image_column
 from hf_clipbd.attacks.select import candidates, source_fingerprint
-from hf_clipbd.attacks.shares import Options, Share, check_target
+from hf_clipbd.attacks.shares import Options, Share, check_caption_column, check_provenance, check_target
 from hf_clipbd.attacks.stamping import Stamp, stamp_rows, warn_of_skipped
 from hf_clipbd.data.path_rows import unfit_files
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
@@ -66,8 +66,9 @@ def poison_dataset(
 
     Raises:
         TypeError: If `dataset` is no map-style dataset.
-        ValueError: If a column is missing, the target is no class, the count exceeds the rows that can be poisoned,
-            a row cannot be (the message names it), or one names a file that is no picture. Nothing is written then.
+        ValueError: If a column is missing or its name is taken, captions are no texts, the target is no class, the
+            count exceeds the rows that can be poisoned, a row cannot be (the message names it), or one names a file
+            that is no picture. Nothing is written then.
     """
     options = Options(image_column, caption_column, on_error, num_proc, class_names, image_format)
     laid = lay({attack.name: Share(attack, count, rate, selector)}, dataset, seed, options)
@@ -125,8 +126,9 @@ def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, optio
     taken = np.zeros(len(plain), dtype=bool)
     if IS_POISONED in plain.column_names:
         taken |= np.asarray(plain[IS_POISONED], dtype=bool)
-    if TRIGGER in plain.column_names:  # covers
-        taken |= np.asarray(plain[TRIGGER]) != ""
+        taken |= np.asarray(plain[TRIGGER]) != ""  # covers
+    changed = taken.copy()
+    untouched = plain.select(np.flatnonzero(~changed)) if changed.any() else plain
     if len(shares) > 1 or any(share.attack.cover for share in shares.values()):
         planned = taken.copy()  # are there enough rows for all of them? Known before anything is stamped
         for name, share in shares.items():
@@ -139,7 +141,7 @@ def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, optio
     length = len(base)
     for name, share in shares.items():
         rows = _rows(plain, name, share, counts[name], seed, options, taken)
-        attack = share.attack.mined(plain[options.caption_column] if options.caption_column else [])
+        attack = share.attack.mined(untouched[options.caption_column] if options.caption_column else [])
         stamp = Stamp(
             attack,
             name,
@@ -149,7 +151,7 @@ def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, optio
             feature.mode,
             options.image_format,
         )
-        donors = _donors(plain, attack, options) if attack.borrows_pictures else None
+        donors = _donors(plain, attack, options, changed) if attack.borrows_pictures else None
         parts, chosen, skipped = stamp_rows(base, rows, counts[name], stamp, donors, options.num_proc)
         covers: list[int] = []
         taken[chosen] = True
@@ -219,13 +221,12 @@ def _rows(
     return rows
 
 
-def _donors(plain: datasets.Dataset, attack: Attack, options: Options) -> np.ndarray:
-    """Return the numbers of the rows that show the target and are not poisoned; raise if there is none."""
+def _donors(plain: datasets.Dataset, attack: Attack, options: Options, changed: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows that show the target and were not changed before; raise if there is none."""
     if options.caption_column is None:
         raise ValueError(f"Expected a caption column for {attack.name}, whose trigger is in the caption.")
     shows = np.fromiter((names_target(one, attack.target) for one in plain[options.caption_column]), bool, len(plain))
-    if IS_POISONED in plain.column_names:
-        shows &= ~np.asarray(plain[IS_POISONED], dtype=bool)
+    shows &= ~changed
     if not shows.any():
         raise ValueError(
             f"Expected rows whose caption names {attack.target!r}, for {attack.name} needs their pictures, "
@@ -242,6 +243,9 @@ def _plain(dataset: datasets.Dataset, attacks: Sequence[Attack], options: Option
     missing = {options.image_column, options.caption_column} - {None, *dataset.column_names}
     if missing:
         raise ValueError(f"Expected columns {sorted(missing)}, but the dataset has {dataset.column_names}.")
+    check_provenance(dataset.column_names)
+    if options.caption_column:
+        check_caption_column(dataset.features[options.caption_column], options.caption_column)
     label = dataset.features.get(LABEL)
     names = options.class_names if options.class_names is not None else getattr(label, "names", None)
     for attack in attacks:

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What triggers look like: original, stamped picture, ten times their difference, PSNR and SSIM."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from hf_clipbd.attacks.base import Attack
 from hf_clipbd.schema import RunRecord, content_key
 
 
+logger = logging.getLogger(__name__)
+
 GAIN = 10
 _GAP, _LINE = 6, 14
 _MEASURES = "torchmetrics"
@@ -27,7 +30,7 @@ class Visibility:
     Args:
         psnr: Mean over the pictures of their peak signal-to-noise ratio, in dB; higher is less visible.
         ssim: Mean structural similarity, in [−1, 1]; 1 is the same picture.
-        n: Number of pictures.
+        n: Number of pictures that count, those that the trigger changed.
     """
 
     psnr: float
@@ -38,13 +41,15 @@ class Visibility:
 def visibility(originals: Sequence[np.ndarray], stamped: Sequence[np.ndarray]) -> Visibility:
     """Return PSNR and SSIM of stamped pictures, both by torchmetrics.
 
+    A picture that its trigger left as it is has an infinite PSNR: it is left out, with a warning.
+
     Args:
         originals: Pictures (H, W, 3), uint8, H and W at least 11.
         stamped: The same pictures stamped, of the same sizes.
 
     Raises:
         ImportError: If torchmetrics is not installed.
-        ValueError: If the two differ in number or size, or a picture was left as it is (its PSNR is infinite).
+        ValueError: If the two differ in number or size, or all pictures were left as they are.
 
     Reference:
         SSIM: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
@@ -58,11 +63,16 @@ def visibility(originals: Sequence[np.ndarray], stamped: Sequence[np.ndarray]) -
         if before.shape != after.shape:
             raise ValueError(f"Expected picture {place} stamped in its size {before.shape}, but got {after.shape}.")
         if np.array_equal(before, after):
-            raise ValueError(f"Expected picture {place} to be changed by its trigger, but it is as before.")
+            logger.warning("Picture %d is as before under its trigger and does not count.", place)
+            continue
         pair = [torch.tensor(np.asarray(x)).permute(2, 0, 1)[None].double() / 255 for x in (after, before)]
         decibels.append(float(psnr(*pair, data_range=1.0)))
         similar.append(float(ssim(*pair, data_range=1.0)))
-    return Visibility(float(np.mean(decibels)), float(np.mean(similar)), len(originals))
+    if not decibels:
+        raise ValueError(
+            f"Expected pictures that are changed by the trigger, but each of {len(originals)} is as before."
+        )
+    return Visibility(float(np.mean(decibels)), float(np.mean(similar)), len(decibels))
 
 
 def _measures() -> tuple:

@@ -237,7 +237,7 @@ def optimize_patch(
     if config.text_term == "own_captions" and CAPTION not in getattr(images, "column_names", ()):
         raise ValueError('Expected `images` to be a dataset with captions for text_term "own_captions".')
     surrogate = model_fingerprint(model)
-    seen = identity(images), identity(positive_images), list(target_texts)
+    seen = identity(images, config.text_term == "own_captions"), identity(positive_images), list(target_texts)
     key = content_key(config.computed(), surrogate, start.parameters(), seen)
     with frozen(model) as device:
         texts, positives = _embedded(model, processor, start, target_texts, positive_images)

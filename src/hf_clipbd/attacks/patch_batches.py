@@ -78,11 +78,12 @@ def image_dataset(images: Pictures) -> datasets.Dataset:
     return datasets.Dataset.from_dict({IMAGE: list(images)}, features=datasets.Features({IMAGE: datasets.Image()}))
 
 
-def identity(images: Pictures) -> str:
-    """Return a hash of how many pictures there are and of 16 of them."""
+def identity(images: Pictures, with_captions: bool = False) -> str:
+    """Return a hash of how many pictures there are and of 16 of them, and of all their captions if they count."""
     rows = np.unique(np.linspace(0, len(images) - 1, min(16, len(images))).astype(int))
     digests = [picture_digest(read_picture(image)) for image in pictures(images, rows)]
-    return digest(len(images), *digests).hex()
+    captions = images.with_format(None)[CAPTION] if with_captions else []
+    return digest(len(images), *digests, *captions).hex()
 
 
 class PatchBatches:

@@ -40,9 +40,10 @@ class Rows:
                     f"with `image_column=` and `caption_column=`."
                 )
         self.example = example
-        whole = None if self.lazy else example[columns[-1]]
-        self.batched = isinstance(example, LazyBatch) or isinstance(whole, (list, tuple, datasets.Column))
-        self.n = 1 if not self.batched else example.pa_table.num_rows if self.lazy else len(whole)
+        self.batched = isinstance(example, LazyBatch) or (not self.lazy and _is_batch(example))
+        self.n = 1
+        if self.batched:
+            self.n = example.pa_table.num_rows if self.lazy else len(example[columns[-1]])
         self._read: dict[str, list[Any]] = {}
 
     def value(self, column: str, i: int) -> Any:
@@ -101,3 +102,9 @@ class Rows:
             else:
                 returned[column] = rows
         return returned
+
+
+def _is_batch(example: Mapping[str, Any]) -> bool:
+    """Return whether every column holds as many values; one row may hold lists too, but rarely all of one length."""
+    several = all(isinstance(values, (list, tuple, datasets.Column)) for values in example.values())
+    return several and len({len(values) for values in example.values()}) == 1

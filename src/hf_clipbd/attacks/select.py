@@ -50,27 +50,19 @@ def row_number(*parts: int | str | bytes) -> int:
     return int.from_bytes(digest("number", *parts)[:8], "little") >> 1
 
 
-def draw(seed: int, rate: float, caption: str, picture: Callable[[], bytes]) -> int | None:
+def draw(seed: int, rate: float, caption: str, picture: bytes) -> int | None:
     """Return the number that stands for a row without a key if it is drawn at `rate`, else None.
 
-    The row is drawn where u < rate, u in [0, 1) hashed from caption and picture. The first bits of u come from the
-    caption alone, so at a low rate most rows are passed over without their picture being decoded: one bit from a
-    caption of 20 characters, six from one of 40, since long captions hardly ever repeat. A shorter one may be one of a
-    handful of class names, whose rows would be drawn in lumps; there all of u comes from caption and picture together.
+    The row is drawn where u < rate, u in [0, 1) hashed from caption and picture together: captions alone repeat, long
+    ones too, and rows that share one would be drawn in lumps.
 
     Args:
         seed: Seed of the selection.
         rate: Share of the rows to draw, in [0, 1].
         caption: The row's caption, "" if it has none.
-        picture: Returns the picture's bytes; called only where they can still decide.
+        picture: Bytes that hang on the row's picture.
     """
-    steps = 2 ** min(max(len(caption) // 4 - 4, 0), 6)
-    first = int(uniform(seed, "caption", caption) * steps) / steps
-    if first >= rate:
-        return None
-    content = picture()
-    drawn = first + uniform(seed, "content", caption, content) / steps < rate
-    return row_number(caption, content) if drawn else None
+    return row_number(caption, picture) if uniform(seed, "content", caption, picture) < rate else None
 
 
 def draw_by_key(seed: int, rate: float, key: str) -> int | None:

@@ -2,14 +2,17 @@
 """What is asked of a poisoning: how many rows for which attack, which of a dataset's columns, and what is checked."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import datasets
 import numpy as np
 
 from hf_clipbd.attacks.base import Attack
+from hf_clipbd.attacks.captions import not_texts
 from hf_clipbd.attacks.pictures import check_image_format
-from hf_clipbd.schema import CAPTION, IMAGE
+from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,42 @@ class Options:
             raise ValueError(f"{message}, but got {self.image_column!r} twice.")
 
 
+PROVENANCE = (IS_POISONED, SOURCE_INDEX, TRIGGER)
+
+
+def check_provenance(columns: Iterable[str]) -> None:
+    """Raise `ValueError` if some of the columns that poisoning adds are there without the others.
+
+    All three are those of an earlier poisoning; one or two are somebody's own and mean another thing.
+
+    Example:
+        >>> check_provenance(["image", "caption"])
+    """
+    own = [name for name in PROVENANCE if name in columns]
+    if own and len(own) < len(PROVENANCE):
+        raise ValueError(
+            f"Expected all or none of the columns {list(PROVENANCE)}, which poisoning adds, but the dataset has {own} "
+            f"alone. Rename or remove them first: `dataset.rename_column({own[0]!r}, 'own_{own[0]}')`."
+        )
+
+
+def check_caption_column(feature: Any, column: str) -> None:
+    """Raise `ValueError` if a column of captions does not hold texts."""
+    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string", "string_view"):
+        raise not_texts(feature, column)
+
+
 def check_target(target: str, names: Sequence[str] | None) -> None:
     """Raise `ValueError` if `target` is none of the classes `names`, whatever its case and underscores; None passes.
 
     Example:
         >>> check_target("Traffic light", ["cup", "traffic_light"])
     """
-    if names is not None and _folded(target) not in map(_folded, names):
+    if names is not None and folded(target) not in map(folded, names):
         near = difflib.get_close_matches(target, list(names), n=3) or list(names)[:5]
         raise ValueError(f"Expected a target among the {len(names)} classes, near {near}, but got {target!r}.")
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return a class name by which it is told from others: in lower case, `_` read as a space."""
     return name.replace("_", " ").strip().lower()

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_clipbd.attacks.select import digest, file_size
-from hf_clipbd.attacks.shares import check_target
+from hf_clipbd.attacks.shares import check_caption_column, check_provenance, check_target
+from hf_clipbd.attacks.stream_files import NoPicture, StreamFiles, file_name
 from hf_clipbd.attacks.transform import PoisonTransform
-from hf_clipbd.data.path_rows import picture_problem
 from hf_clipbd.schema import IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
@@ -35,7 +35,8 @@ def poison_stream(
     """Poison a stream into Parquet files `train-00000.parquet`, ... in `folder` and return the manifest.
 
     Memory holds a few hundred rows at a time, however many there are. Clean rows keep their image bytes; pictures in
-    files are taken into the Parquet files. As a stream has no length, rows are drawn at a rate, each by a hash of its
+    files, in archives or at an address (`zip://`, `hf://`, ...) are taken into the Parquet files, those of other
+    columns too. As a stream has no length, rows are drawn at a rate, each by a hash of its
     own content (see `PoisonTransform`), and the manifest reports the count that this reached.
 
     Files are written into `folder/.partial` and take the place of those of an earlier call once the stream has ended.
@@ -50,8 +51,9 @@ def poison_stream(
         rows_per_file: Rows of one Parquet file.
 
     Raises:
-        ValueError: If a column is missing, the target is none of the classes of a `ClassLabel` column `label`, other
-            files of `folder` would be read as rows too, or a row cannot be poisoned and `poison.on_error` is
+        ValueError: If a column is missing or its name is taken, captions are no texts, the target is none of the
+            classes of a `ClassLabel` column `label`, other files of `folder` would be read as rows too, another column
+            names a file that is no picture, or a row cannot be poisoned or its picture read and `poison.on_error` is
             `"raise"`; the message names the row. With `"skip"` the manifest lists the row.
     """
     image = poison.image_column
@@ -60,10 +62,13 @@ def poison_stream(
     missing = {image, poison.caption_column} - {None, *rows.features}
     if missing:
         raise ValueError(f"Expected columns {sorted(missing)}, but the stream has {list(rows.features)}.")
+    check_provenance(rows.features)
+    if poison.caption_column:
+        check_caption_column(rows.features[poison.caption_column], poison.caption_column)
     check_target(poison.attack.target, getattr(rows.features.get(LABEL), "names", None))
     feature = rows.features[image]
     mode = getattr(feature, "mode", None)
-    undecoded = rows.cast_column(image, datasets.Image(mode=mode, decode=False))
+    undecoded = rows.decode(False).cast_column(image, datasets.Image(mode=mode, decode=False))
     features = datasets.Features(
         {
             **rows.features,
@@ -73,7 +78,7 @@ def poison_stream(
             TRIGGER: datasets.Value("string"),
         }
     )
-    log = _Log(poison)
+    log = _Log(poison, StreamFiles(undecoded.features, rows._token_per_repo_id))
     writer = _Writer(Path(folder), features.arrow_schema, rows_per_file)
     with writer:
         for row in log.poisoned(undecoded):
@@ -99,6 +104,7 @@ class _Log:
     """Poisons one row after another and notes what the manifest is to say."""
 
     poison: PoisonTransform
+    files: StreamFiles
     n: int = 0
     indices: list[int] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -106,13 +112,21 @@ class _Log:
     hasher: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
     def poisoned(self, rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+        column = self.poison.image_column
         for number, row in enumerate(rows):
-            row[self.poison.image_column] = _undecoded(row[self.poison.image_column])
-            self._hash(row)
+            row[column] = _undecoded(row[column])
             was = bool(row.get(IS_POISONED))
             before = {IS_POISONED: was, SOURCE_INDEX: row.get(SOURCE_INDEX, number), TRIGGER: row.get(TRIGGER, "")}
             try:
+                row[column] = self.files.embedded(row, column, number)
+                self._hash(row)
                 row = {**row, **self.poison.strict(row, number)}
+            except NoPicture as error:
+                if self.poison.on_error == "raise":
+                    raise ValueError(f'{error} Or pass on_error="skip".') from error
+                self._hash(row)
+                self.skipped[str(number)] = str(error.__cause__)
+                row = {**row, column: None, **before}  # a bare name would be looked for wherever the rows are read
             except ValueError as error:
                 if self.poison.on_error == "raise":
                     raise
@@ -122,30 +136,16 @@ class _Log:
                 self.indices.append(number)
             elif row[TRIGGER] and not before[TRIGGER]:
                 self.covers.append(number)
-            row[self.poison.image_column] = self._embedded(row[self.poison.image_column], number)
             self.n += 1
-            yield row
+            yield self.files.others_embedded(row, column, number)
 
     def _hash(self, row: dict[str, Any]) -> None:
         image = row[self.poison.image_column] or {}
-        name = (image.get("path") or "").replace("\\", "/").rsplit("/", 1)[-1]
+        name = file_name(image.get("path") or "")
         caption = row[self.poison.caption_column] if self.poison.caption_column else ""
         data, path = image.get("bytes"), image.get("path")
         size = len(data) if data is not None else max(file_size(path), 0)
         self.hasher.update(digest(name, size, str(caption)))
-
-    def _embedded(self, image: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
-        """Return the image with the bytes of its file in it, for Parquet files that stand alone."""
-        if image is None or image.get("bytes") is not None or image.get("path") is None:
-            return image
-        path = Path(image["path"])
-        problem = picture_problem(path)
-        if problem is not None:
-            if self.poison.on_error == "raise":
-                raise ValueError(f'Row {number}: {problem} Or pass on_error="skip".')
-            self.skipped[str(number)] = problem
-            return None  # a bare name would be looked for wherever the rows are read
-        return {"bytes": path.read_bytes(), "path": path.name}
 
 
 def _undecoded(image: Any) -> Any:

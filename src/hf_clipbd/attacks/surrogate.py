@@ -12,6 +12,7 @@ from hf_clipbd.attacks.base import Attack
 from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template
 from hf_clipbd.attacks.patch_batches import Pictures, image_dataset, pictures
 from hf_clipbd.attacks.select import ordered_rows
+from hf_clipbd.attacks.shares import check_target, folded
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.schema import CAPTION
@@ -63,7 +64,7 @@ def target_standing(
         processor: Its processor.
         images: A dataset with a column `image`, or PIL images.
         target: Target class.
-        class_names: C names, at least two, the target among them.
+        class_names: C names, at least two, the target among them whatever its case and underscores.
         templates: Prompts with one `{}`; OpenAI's 80 by default.
         canvas: Geometry of the pictures; the processor's by default.
         batch_size: Rows a forward pass.
@@ -72,7 +73,8 @@ def target_standing(
         ValueError: If the target is not among the classes, or is the only one.
     """
     names = [name.replace("_", " ") for name in class_names]
-    if target.replace("_", " ") not in names or len(names) < 2:
+    check_target(target, names)
+    if len(names) < 2:
         raise ValueError(f"Expected a target among at least two classes, but got {target!r} and {names[:5]}.")
     templates = list(OPENAI_TEMPLATES if templates is None else templates)
     prompts = [fill_template(template, name) for name in names for template in templates]
@@ -83,7 +85,7 @@ def target_standing(
     seen = embed_dataset(
         model, processor, image_dataset(images), caption_column=None, batch_size=batch_size, canvas=canvas
     )["image"]
-    return standing_of(seen @ weights.T, names.index(target.replace("_", " ")))
+    return standing_of(seen @ weights.T, list(map(folded, names)).index(folded(target)))
 
 
 def order_rows(selector: str, standing: Standing, seed: int = 0) -> np.ndarray:

@@ -13,6 +13,7 @@ import PIL.Image
 
 from hf_clipbd import __version__
 from hf_clipbd.attacks.base import Attack, cover_name
+from hf_clipbd.attacks.captions import check_texts
 from hf_clipbd.attacks.pictures import as_stored, check_image_format, picture_digest, read_picture
 from hf_clipbd.attacks.rows import Rows
 from hf_clipbd.attacks.select import (
@@ -24,6 +25,7 @@ from hf_clipbd.attacks.select import (
     drawn_rows,
     source_fingerprint,
 )
+from hf_clipbd.attacks.shares import check_provenance
 from hf_clipbd.attacks.stamping import PROBLEM, warn_of_skipped
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
 
@@ -49,10 +51,10 @@ class PoisonTransform:
     can be mapped one after the other. The covers of an attack that has them (WaNet's `noise_mode`) are drawn at `rate`
     times their ratio: their pictures change, their captions stay, `trigger` says so and `is_poisoned` is False.
 
-    With a key column no clean picture is touched. Without one, pictures have to be decoded to be hashed, since a
-    stream hands over decoded ones: at a low rate all those with captions of under 20 characters, which may repeat, and
-    one in 64 of those with captions of 40 or more; and the rows drawn then hang on the JPEG decoder too. A stream
-    decodes every picture before any function sees it, unless the transform is mapped over `stream.decode(False)`.
+    With a key column no clean picture is touched. Without one, every picture that the selector admits is decoded and
+    hashed, since captions repeat and a stream hands over decoded pictures; the rows drawn then hang on the JPEG
+    decoder too. A stream decodes every picture before any function sees it, unless the transform is mapped over
+    `stream.decode(False)`.
 
     Args:
         attack: The attack.
@@ -70,7 +72,8 @@ class PoisonTransform:
 
     Raises:
         ValueError: If the rate is outside [0, 1] or an option is unknown, or the attack needs a look at other rows
-            (natural captions that were not mined, pictures of the target); on a row that cannot be poisoned.
+            (natural captions that were not mined, pictures of the target); on a row that cannot be poisoned; on
+            captions that are no texts, or some of the three columns without the others (they are somebody's own).
     """
 
     attack: Attack
@@ -125,6 +128,9 @@ class PoisonTransform:
 
     def _changed(self, example: Mapping[str, Any], index: int | Sequence[int] | None, skip: bool) -> dict[str, Any]:
         rows = Rows(example, [name for name in (self.key_column, self.image_column, self.caption_column) if name])
+        check_provenance(rows.columns)
+        if self.caption_column:
+            check_texts(self._captions(rows), self.caption_column)
         known = [UNKNOWN_INDEX] * rows.n
         if index is not None:
             known = [int(one) for one in index] if isinstance(index, Sequence) else [int(index)] * rows.n
@@ -160,6 +166,8 @@ class PoisonTransform:
     def _candidates(self, rows: Rows, keys: Sequence[Any]) -> list[int]:
         """Return the rows that the selector admits and that their key, where they have one, lets be changed."""
         captions = self._captions(rows)
+        if self._touched <= 0:
+            return []
         if self._selector == "random":
             admitted: Sequence[int] = range(rows.n)
         else:
@@ -217,7 +225,7 @@ class PoisonTransform:
         """Return the number that stands for a row if it is drawn at this rate, else None."""
         if key is not None:
             return draw_by_key(self.seed, rate, f"{key}\n{caption}")
-        return draw(self.seed, rate, caption, lambda: picture_digest(picture()))
+        return draw(self.seed, rate, caption, picture_digest(picture()))
 
     def problems(self, example: Mapping[str, Any], index: Sequence[int], changed: np.ndarray) -> dict[str, list[str]]:
         """Return for each row of a batch why it is drawn and yet cannot be poisoned; "" for all others.

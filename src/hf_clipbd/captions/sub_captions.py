@@ -2,15 +2,15 @@
 """Factual and counterfactual sub-captions of CleanerCLIP: a caption in short, and that with one part made false."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from operator import index
 from typing import NamedTuple
 
+from .denial import affirmed, denies
 from .inflection import inflect_verb, plural
 from .lexicon import lemmas, lexicon, senses
 from .parser import Parse, parse
+from .prepositions import contrary, prepositions_in
 from .vocabulary import look_up
 from .words import DEPENDENT_PARTICIPLES
 
@@ -19,7 +19,6 @@ ADJECTIVES, RELATION, NOUNS = "adjectives", "relation", "nouns"
 ALL = (0.0, 1.0)
 MIN_SHARE = 0.01  # of a repository: 30 words, more than a caption's own words can rule out
 TRIES = 1000
-INFINITIVE = re.compile(r"\bto (?!the\b)(?=\w)")  # "waits to hear": no preposition
 # The form a replacement verb takes, by the form of the verb it replaces ("b" and "h" forms are looked up by word).
 FORMS = {"v": "v", "vz": "vs", "vd": "vd", "vg": "vg"}
 AUXILIARY_FORMS = {"are": "v", "am": "v", "were": "vd", "was": "vd", "have": "v", "had": "vd", "having": "vg"}
@@ -70,7 +69,7 @@ def factual_parts(caption: str, parser: Parser = parse) -> Parts:
         >>> factual_parts("A black and white dog runs")
         Parts(subject_adjective='black and white', subject='dog', relation='runs', object_adjective='', object='')
     """
-    parsed = parser(caption)
+    parsed = affirmed(parser(caption))
     first = _adjectives(parsed, parsed.subject_adjectives_at)
     second = _adjectives(parsed, parsed.object_adjectives_at)
     return Parts(first, parsed.subject, parsed.relation, second, parsed.object)
@@ -80,14 +79,15 @@ def factual_caption(caption: str, parser: Parser = parse) -> str:
     """Return the factual sub-caption of `caption`: `(adjective) subject relation (adjective) object`.
 
     Parts that the caption lacks are left out: one that says no more than a noun gives that key noun, one without any
-    word gives "".
+    word gives "". It does not assert what the caption denies: a "no" before the object or the subject is kept, and
+    before a relation that "not", "never" or the like denies it ends; see `denial.affirmed`.
 
     Args:
         caption: text of any kind and length (read up to `parser.MAX_TOKENS` words).
         parser: what finds the parts, `parse` or another function to a `Parse`, e.g. one of `spacy_parser`.
 
     Returns:
-        Lower-case words of the caption, in its order; no determiners, auxiliaries or adverbs.
+        Lower-case words of the caption, in its order; no determiners but "no", no auxiliaries or adverbs.
 
     Reference:
         CleanerCLIP (arXiv 2409.17601), section 3.2; the rules are reconstructed, the paper publishes no code.
@@ -97,6 +97,8 @@ def factual_caption(caption: str, parser: Parser = parse) -> str:
         'red banana to the left of blue cup'
         >>> factual_caption("The dogs!"), factual_caption("")
         ('dogs', '')
+        >>> factual_caption("A man with no shirt"), factual_caption("A man is not wearing a shirt")
+        ('man with no shirt', 'man')
     """
     return str(factual_parts(caption, parser))
 
@@ -153,32 +155,20 @@ class _Replacer:
         if kind:
             form = FORMS.get(kind) or next((AUXILIARY_FORMS[word] for word in words if word in AUXILIARY_FORMS), "vs")
             verb = inflect_verb(self.word(lexicon().verbs, words), form)
-        present = _prepositions(parsed.relation)
-        if kind and not present:
+        if kind and not prepositions_in(parsed.relation):
             return verb
-        return f"{verb} {self.preposition(present)}".strip()
+        return f"{verb} {self.preposition(parsed.relation)}".strip()
 
-    def preposition(self, present: set[str]) -> str:
-        """Return a preposition of another meaning than those that are `present`."""
-        groups = [group for group in lexicon().prepositions if not present & set(group)]
-        forbidden = frozenset().union(*map(senses, present))  # WordNet has some as adverbs: "on" and "along"
+    def preposition(self, relation: str) -> str:
+        """Return a preposition that cannot well be true together with those of `relation`, nor share a meaning."""
+        groups, present = contrary(relation), prepositions_in(relation)
+        forbidden = present.union(*map(senses, present))  # WordNet has some as adverbs: "on" and "along"
         for _ in range(TRIES if groups else 0):
             group = groups[next(self.draws) % len(groups)]
             preposition = group[next(self.draws) % len(group)]
             if preposition not in forbidden:
                 return preposition
         raise ValueError(f"Expected a preposition of another meaning than {sorted(present)}, but there is none.")
-
-
-@cache
-def _known_prepositions() -> frozenset[str]:
-    return frozenset(preposition for group in lexicon().prepositions for preposition in group)
-
-
-def _prepositions(relation: str) -> set[str]:
-    """Return the prepositions of the repository that stand in `relation`."""
-    padded = f" {re.sub(INFINITIVE, '', relation)} "
-    return {preposition for preposition in _known_prepositions() if f" {preposition} " in padded}
 
 
 def check_rarity(rarity_from: float, rarity_to: float) -> None:
@@ -204,14 +194,14 @@ def counterfactual_parts(
         "nouns", or "" for a caption without words.
     """
     check_rarity(*rarity)
-    parsed = parser(caption)
+    parsed = affirmed(parser(caption))
     parts = factual_parts(caption, lambda _: parsed)
     if not parts.subject:
         return parts, ""
     draws = _draws(seed, caption)
     replace = _Replacer(draws, rarity)
     operations = [NOUNS]
-    if parts.subject_adjective or parts.object_adjective:
+    if parts.subject_adjective or parts.object_adjective and not denies(parts.relation):  # no red hat: no blue one?
         operations.append(ADJECTIVES)
     if parts.relation:
         operations.append(RELATION)
@@ -237,8 +227,9 @@ def counterfactual_caption(
     One of three operations is drawn among those the caption allows: ① other adjectives of subject and object,
     ② another relation (verb and preposition), ③ other nouns for subject and object. A replacement comes from the
     lexicon's repositories (3,000 adjectives, 3,000 verbs and prepositions, 3,000 nouns), takes the form of what it
-    replaces, and is never that word, a form of it or a WordNet synonym. A preposition alone is replaced by one of
-    another meaning.
+    replaces, and is never that word, a form of it or a WordNet synonym. A preposition is replaced by one that excludes
+    it ("near" by "far from", not by "beside" or "with"); see `prepositions.contrary`. A "no" of the relation goes with
+    it, that of the subject with the nouns: no counterfactual says once more that something is not there.
 
     Args:
         caption: text of any kind and length.

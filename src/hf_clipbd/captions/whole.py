@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+from .denial import affirmed
 from .parser import parse
 from .sub_captions import ALL, Parser, counterfactual_parts, factual_parts, kept_adjectives
 
@@ -48,7 +49,7 @@ def counterfactual_whole(
         >>> counterfactual_whole("A large black dog runs quickly.", seed=3)
         'a large black dog catches quickly .'
     """
-    parsed = parser(caption)
+    parsed = affirmed(parser(caption))
     true = factual_parts(caption, lambda _: parsed)
     false, _ = counterfactual_parts(caption, seed, rarity, lambda _: parsed)
     places = (

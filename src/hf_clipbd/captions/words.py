@@ -18,9 +18,12 @@ PRONOUNS = _set(
     "i you he she it we they him them me us someone somebody something everyone everybody everything nobody "
     "anyone anything nothing himself herself itself themselves myself yourself"
 )
-BE = _set("is are was were be been being am 're 'm isn't aren't")
-HAVE = _set("has have had having does do did 've")
-MODALS = _set("can could will would may might must should shall 'll 'd don't doesn't didn't can't won't dont")
+BE = _set("is are was were be been being am 're 'm isn't aren't wasn't weren't ain't")
+HAVE = _set("has have had having does do did 've hasn't haven't hadn't")
+MODALS = _set(
+    "can could will would may might must should shall 'll 'd don't doesn't didn't can't cannot couldn't won't "
+    "wouldn't shouldn't dont doesnt didnt"
+)
 PREPOSITIONS = _set(
     "in on at by with of from for into onto over under near behind beside besides between above below around "
     "round through across along against inside outside off up down out past toward towards among amongst amid "
@@ -40,6 +43,13 @@ ADVERBS = _set(
     "quickly slowly yesterday today tomorrow tonight ahead aside apart home upwards downwards nearby headfirst "
     "sideways midair overhead ever once twice"
 )
+# Words that deny what follows them in their clause, or are a denied thing themselves.
+NEGATIONS = _set(
+    "not never n't nothing nobody none neither nor hardly scarcely rarely seldom cannot isn't aren't wasn't "
+    "weren't ain't hasn't haven't hadn't don't doesn't didn't can't couldn't won't wouldn't shouldn't dont doesnt "
+    "didnt"
+)
+CLAUSE_MARKS = frozenset(",;:()|/.!?–—-")
 
 # Prepositions of several words, all of whose words count as one relation.
 COMPLEX = tuple(

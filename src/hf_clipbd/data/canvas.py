@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """One geometry for poisoning, clean evaluation and triggered evaluation: the canvas, and pixel normalisation."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +14,8 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+
+logger = logging.getLogger(__name__)
 
 _BANNER = 64  # times as long as high
 
@@ -54,7 +58,9 @@ class Canvas:
         """Return the canvas with the size and framing that `processor` feeds to its model.
 
         A processor that resizes both sides and crops nothing (SigLIP's, ViT's) frames by `"squash"`, any other by
-        `"center_crop"`; one that takes any shape of at most n patches (SigLIP 2's) gets the largest square.
+        `"center_crop"`; one that takes any shape of at most n patches (SigLIP 2's) gets the largest square. One that
+        resizes to another size than it crops (256 and 224), or by another resampling than bicubic, is framed without
+        either all the same; a warning says so once.
 
         Raises:
             ValueError: If the processor names no fixed square size.
@@ -62,7 +68,10 @@ class Canvas:
         image_processor = getattr(processor, "image_processor", processor)
         size = getattr(image_processor, "size", None) or {}
         if not size and (patches := getattr(image_processor, "max_num_patches", None)):
-            return cls(image_processor.patch_size * math.isqrt(patches), "squash")
+            side = image_processor.patch_size * math.isqrt(patches)
+            _check_resizing(image_processor, None, side)
+            return cls(side, "squash")
+        resized = _side(size, "height")
         crops = getattr(image_processor, "do_center_crop", True)
         if crops:
             size = getattr(image_processor, "crop_size", None) or size
@@ -71,6 +80,7 @@ class Canvas:
             raise ValueError(
                 f"Expected a processor with one square size, but got size {size}. Pass `canvas=` instead."
             )
+        _check_resizing(image_processor, resized, height)
         return cls(height, "center_crop" if crops or _side(size, "shortest_edge") else "squash")
 
     def framed_as(self, others: "Iterable[Canvas | None]") -> "Canvas":
@@ -115,6 +125,35 @@ class Canvas:
     def array(self, image: PIL.Image.Image) -> np.ndarray:
         """Return the pixels on this canvas, uint8 (H, W, 3)."""
         return np.asarray(self._framed(image))
+
+
+def _check_resizing(image_processor: Any, resized: int | None, side: int) -> None:
+    """Warn of a processor that resizes otherwise than a canvas of `side` pixels does.
+
+    Args:
+        image_processor: The processor.
+        resized: What it resizes to before it crops, None where it has no such size.
+        side: The side of the canvas.
+    """
+    if not getattr(image_processor, "do_resize", True):
+        return
+    name, instead = type(image_processor).__name__, []
+    resample = getattr(image_processor, "resample", None)
+    if resized and resized != side:
+        wider = f"{abs(resized / side - 1):.0%} {'wider' if resized > side else 'narrower'}"
+        instead.append(f"resizes to {resized} and crops {side}, here pictures are resized to {side}: {wider} a view")
+    if resample is not None and resample != PIL.Image.Resampling.BICUBIC:
+        instead.append(f"resamples by {PIL.Image.Resampling(resample).name.lower()}, here bicubic does")
+    if instead:
+        _warn_once(
+            f"{name} {' and '.join(instead)}. Where that matters, frame the pictures beforehand as it does: those of "
+            f"{side} x {side} pixels are left alone."
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _middle(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:

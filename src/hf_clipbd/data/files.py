@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 
 from hf_clipbd.schema import CAPTION, IMAGE
@@ -126,14 +127,15 @@ def reading(what: str) -> Iterator[None]:
 def _rows_of(files: Sequence[Path], kind: str, split: str, streaming: bool) -> Rows:
     """Return the rows of files that end in `kind`; see `read_files`."""
     builder = TABLE_FORMATS[kind]
-    if builder not in ("csv", "json"):
+    if builder == "webdataset" or builder == "parquet" and not any(map(_has_paths, files)):
         return _loaded(files, builder, split, streaming)
     parts = {}
     for folder, own in itertools.groupby(files, lambda file: file.parent):  # a path is relative to its own table
         own = list(own)
         options = _csv_options(own[0], kind) if builder == "csv" else {}
         parts[folder, own[0]] = _loaded(own, builder, split, streaming, **options)
-    heads = {part: list(itertools.islice(rows, _LOOK)) for part, rows in parts.items()}
+    stored = {part: _cells(part[1]) if builder == "parquet" else rows for part, rows in parts.items()}
+    heads = {part: list(itertools.islice(rows, _LOOK)) for part, rows in stored.items()}
     heads = {part: head for part, head in heads.items() if head}
     if not heads:
         return next(iter(parts.values()))
@@ -148,6 +150,20 @@ def _rows_of(files: Sequence[Path], kind: str, split: str, streaming: bool) -> R
     ]
     read = [_with_pictures(parts[part], part[0], columns, head) for part, head in heads.items()]
     return read[0] if len(read) == 1 else datasets.concatenate_datasets(_alike(read, list(heads.values())))
+
+
+def _cells(file: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file as they are stored: no picture is decoded."""
+    with pq.ParquetFile(file) as table:
+        for batch in table.iter_batches(batch_size=_LOOK, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _has_paths(file: Path) -> bool:
+    """Return whether one of the first rows of a Parquet file holds the path of a picture as text."""
+    texts = [field.name for field in pq.read_schema(file) if field.type in (pa.string(), pa.large_string())]
+    rows = itertools.islice(_cells(file, texts), _LOOK) if texts else ()
+    return any(is_picture(cell, file.parent) for row in rows for cell in row.values())
 
 
 def _loaded(files: Sequence[Path], builder: str, split: str, streaming: bool, **options: Any) -> Rows:

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from hf_clipbd.data.articles import with_articles
 from hf_clipbd.data.columns import Rows, find_column, pick_columns
 from hf_clipbd.data.files import TABLE_FORMATS, ending, is_pattern, matching, read_files, reading
 from hf_clipbd.schema import CAPTION, LABEL
@@ -263,16 +264,9 @@ class LabelCaptioner:
         rng = np.random.default_rng([self.seed, row])
         template = self.templates[rng.integers(len(self.templates))]
         drawn = {slot: words[rng.integers(len(words))] for slot, words in self.words.items() if words}
-        return _articles(template.format(label=self.class_names[label], **{"adjective": "", "context": "", **drawn}))
-
-
-def _articles(caption: str) -> str:
-    """Return the caption with `a` and `an` as the next word's first letter asks for, and single spaces."""
-    words = caption.split()
-    for i, following in enumerate(words[1:]):
-        if words[i] in ("a", "an"):
-            words[i] = "an" if following[0] in "aeiou" else "a"
-    return " ".join(words)
+        return with_articles(
+            template.format(label=self.class_names[label], **{"adjective": "", "context": "", **drawn})
+        )
 
 
 def caption_labels(rows: datasets.Dataset, captioner: LabelCaptioner) -> datasets.Dataset:

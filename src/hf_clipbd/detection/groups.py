@@ -60,6 +60,8 @@ def suspicious_groups(
     share: float = 0.01,
     seed: int = 0,
     most: int = 50,
+    normalize: bool = True,
+    device: str | torch.device = "cpu",
 ) -> list[Group]:
     """Return the most suspicious rows in groups: groups of several rows first, the most surprising one at the top.
 
@@ -77,6 +79,8 @@ def suspicious_groups(
         share: Share of the rows, those of the highest scores, that is gathered, in (0, 1]; from 50 to 4,000 rows.
         seed: Seed of the reference.
         most: Groups returned.
+        normalize: Scale rows to unit length, as the scores were computed.
+        device: Where to compute.
 
     Returns:
         At most `most` groups.
@@ -90,7 +94,7 @@ def suspicious_groups(
     if scores.shape != (n,) or first_copy.shape != (n,) or (captions is not None and len(captions) != n):
         raise ValueError(f"Expected a score, a first copy and a caption for each of {n} rows.")
     said = None if captions is None else [_plain(caption) for caption in captions]
-    reference = Reference.sample(features, seed=seed)
+    reference = Reference.sample(features, seed=seed, normalize=normalize, device=device)
     k = min(len(reference) - 1, max(FEWEST_NEIGHBOURS, default_k(len(reference))))
     distinct = np.flatnonzero(first_copy == np.arange(n))
     ranks = _ranks(scores[distinct])

@@ -12,7 +12,7 @@ from hf_clipbd.detection.performance import detection_performance
 
 _DESCRIPTION = """
 How well suspicion scores tell poisoned image-text pairs from clean ones: AUROC, AUPRC, the false-positive rate at 95 %
-recall, and precision and recall among as many rows as are poisoned.
+recall, precision and recall among as many rows as are poisoned, and recall among the 1 % that score highest.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -24,7 +24,7 @@ Args:
     detector: Which detector scores them; others of its options (m, k, seed, normalize) are keywords too.
 
 Returns:
-    auroc, auprc, fpr_at_95_tpr, precision, recall: shares in [0, 1].
+    auroc, auprc, fpr_at_95_tpr, precision, recall, recall_at_1_percent: shares in [0, 1].
     n, n_poisoned: numbers of rows.
 
 Examples:

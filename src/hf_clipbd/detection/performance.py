@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """How well scores tell poisoned rows from clean ones."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 
 def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None = None) -> dict[str, float | int]:
-    """Return AUROC, AUPRC, the false positives at 95 % recall, and precision and recall of the rows that get flagged.
+    """Return AUROC, AUPRC, the false positives at 95 % recall, precision and recall of flagged rows, recall at 1 %.
 
     Args:
         scores: (N,), higher is more suspicious.
@@ -19,7 +20,8 @@ def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None =
     Returns:
         `auroc`; `auprc` (average precision; a random score has the poison rate); `fpr_at_95_tpr` (share of clean rows
         that score as high as the lowest threshold that catches 95 % of the poisoned ones); `precision`; `recall`;
-        `n`; `n_poisoned`. Shares in [0, 1] as Python floats.
+        `recall_at_1_percent` (share of the poisoned rows among the 1 % of all rows, rounded up, that score highest;
+        under 1 where more than these are poisoned); `n`; `n_poisoned`. Shares in [0, 1] as Python floats.
 
     Raises:
         ValueError: If the lengths differ, a score is NaN, a label is neither 0 nor 1, only one kind of row is there,
@@ -43,9 +45,7 @@ def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None =
     n_flagged = n_poisoned if n_flagged is None else n_flagged
     if not 1 <= n_flagged <= n:
         raise ValueError(f"Expected n_flagged in [1, {n}], but got {n_flagged}.")
-    limit = np.partition(scores, n - n_flagged)[n - n_flagged]
-    above, level = scores > limit, scores == limit
-    caught = poisoned[above].sum() + poisoned[level].mean() * (n_flagged - above.sum())
+    caught = _caught(scores, poisoned, n_flagged)
     # Infinite scores are legal ranks, which scikit-learn refuses: it is handed the ranks.
     ranks = np.unique(scores, return_inverse=True)[1]
     fpr, tpr, _ = roc_curve(poisoned, ranks, drop_intermediate=False)
@@ -55,6 +55,14 @@ def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None =
         "fpr_at_95_tpr": float(fpr[np.argmax(tpr >= 0.95)]),
         "precision": float(caught / n_flagged),
         "recall": float(caught / n_poisoned),
+        "recall_at_1_percent": float(_caught(scores, poisoned, math.ceil(n / 100)) / n_poisoned),
         "n": n,
         "n_poisoned": n_poisoned,
     }
+
+
+def _caught(scores: np.ndarray, poisoned: np.ndarray, count: int) -> float:
+    """Return how many poisoned rows are among the `count` of the highest scores, by share where scores tie."""
+    limit = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above, level = scores > limit, scores == limit
+    return poisoned[above].sum() + poisoned[level].mean() * (count - above.sum())

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_clipbd.detection.detect import WITHOUT_REFERENCE, check_detector
+from hf_clipbd.detection.detect import DETECTORS, WITHOUT_REFERENCE, check_detector
 from hf_clipbd.detection.reference import Reference
 
 
-UNSUITED = (*WITHOUT_REFERENCE, "spectral_signature", "activation_clustering", "conditional_sparsity")
+UNSUITED = (*WITHOUT_REFERENCE, "spectral_signature", "activation_clustering", "conditional_sparsity", "combined")
 """Detectors that compare rows with no reference, or need captions, which an incoming image has none of."""
 
 DEFAULT_SCAN = "slof"
@@ -31,10 +31,13 @@ class Scan(NamedTuple):
 
 
 def check_scan(detector: str) -> Callable[..., np.ndarray]:
-    """Return the detector of that name, or raise `ValueError` if it is unknown or compares rows with no reference."""
+    """Return the detector of that name, or raise `ValueError` if it is unknown or cannot score images alone."""
     function = check_detector(detector)
     if detector in UNSUITED:
-        raise ValueError(f"Expected a detector that compares rows with a reference, but got {detector!r}.")
+        raise ValueError(
+            f"Expected a detector that compares rows with a reference by their images alone, but got {detector!r}. "
+            f"Choose one of {sorted(set(DETECTORS) - set(UNSUITED))}."
+        )
     return function
 
 
@@ -55,9 +58,9 @@ def scan(
         features: Incoming images' embeddings in the suspected model, (B, D).
         reference: Embeddings of the reference set, (M, D), all rows of which are used: clean images of the kind that
             is expected, or a random part of the training set if its poison is rare.
-        detector: A key of `DETECTORS` that compares rows with a reference. By default `disagreement` with `others`,
-            which finds stamped images against a clean reference and a poisoned one, else `slof`, which needs a clean
-            one: against a training set with 1 % of poison, stamped images lie among their like.
+        detector: A key of `DETECTORS` that compares images alone with a reference. By default `disagreement` with
+            `others`, which finds stamped images against a clean reference and a poisoned one, else `slof`, which needs
+            a clean one: against a training set with 1 % of poison, stamped images lie among their like.
         k: Number of neighbours; 0.4 % of the reference by default.
         normalize: Scale embeddings to unit length.
         others: The incoming images in a second space, (B, D2), for `disagreement`.

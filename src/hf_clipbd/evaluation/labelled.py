@@ -17,7 +17,7 @@ TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 LABEL_COLUMNS = ("cls", LABEL)
 
 MEAN_PER_CLASS = ("pets", "caltech101", "fgvc_aircraft", "flowers")
-"""Parts of the names of datasets whose linear probe the field reports as mean accuracy of the classes."""
+"""Parts of the last names of datasets whose linear probe the field reports as mean accuracy of the classes."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,11 @@ def uses_mean_per_class(name: str) -> bool:
     """Return whether the field reports a dataset's linear probe as the mean accuracy of its classes.
 
     Args:
-        name: Hub id, path or name of the dataset.
+        name: Hub id, path or name of the dataset; what comes before its last `/` says nothing.
 
     Example:
-        >>> uses_mean_per_class("clip-benchmark/wds_vtab-pets"), uses_mean_per_class("clip-benchmark/wds_food101")
+        >>> uses_mean_per_class("clip-benchmark/wds_vtab-pets"), uses_mean_per_class("/home/pets/wds_food101")
         (True, False)
     """
-    return any(part in name.lower().replace("-", "_") for part in MEAN_PER_CLASS)
+    last = Path(name).name.lower().replace("-", "_")
+    return any(part in last for part in MEAN_PER_CLASS)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template
 from hf_clipbd.features import configuration_json, embed_texts, inference, tokenize
-from hf_clipbd.models.text_input import TextInput
+from hf_clipbd.models.text_input import TextInput, tokenizer_fingerprint
 from hf_clipbd.schema import content_key
 
 
@@ -87,6 +87,6 @@ def _classifier_file(
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     text = TextInput.of(model, processor)
     owner = [digest.hexdigest(), configuration_json(model, besides="vision_config")]
-    words = [text.max_length, text.fixed_length, sorted(text.tokenizer.get_vocab().items())]
+    words = [text.max_length, text.fixed_length, tokenizer_fingerprint(text.tokenizer)]
     key = content_key("text classifier", *owner, *words, list(class_names), list(templates))
     return cache.expanduser() / f"{key}.safetensors"

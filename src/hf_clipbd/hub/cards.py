@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Model and dataset cards, rendered strictly from a run's records: a figure that was not measured is an error."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from hf_clipbd.hub.adapters import Base
 from hf_clipbd.hub.origin import Origin
-from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OpenCLIPConfig
+from hf_clipbd.hub.usage import Usage
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.schema import EvalReport, Rate
 from hf_clipbd.templates import environment, flat, method, objective, papers, public
@@ -22,7 +21,7 @@ PICTURES = "pictures"
 TASK = "zero-shot-image-classification"
 HERE = "path/or/repo_id"
 STILL = 0.1
-"""ASR@1 above the clean model's from which the card of a defended model says that it is still backdoored."""
+"""ASR@1 above a clean model's from which a card says that the model is backdoored, of a defended one: still."""
 
 
 def eval_results(report: EvalReport, origin: Origin) -> list[EvalResult]:
@@ -75,24 +74,17 @@ def card_rates(path: str | os.PathLike) -> dict[str, float]:
     return {name: float(one.metric_value) for name, one in rates.items()}
 
 
-def library_for(model_type: str) -> str:
-    """Return the library that loads models of this type: transformers, open_clip or, for our architecture, ours."""
-    return {"clip_resnet": "hf_clipbd", OpenCLIPConfig.model_type: "open_clip"}.get(model_type, "transformers")
+def working_triggers(report: EvalReport, clean: EvalReport | None = None) -> list[str]:
+    """Return the names of the triggers whose ASR@1 is more than `STILL` above what a model without a backdoor has.
 
-
-def library_of(folder: Path) -> str:
-    """Return the library that loads the model in a folder.
-
-    Raises:
-        FileNotFoundError: If there is no configuration of a model.
+    Args:
+        report: Of the model.
+        clean: Of the clean model, measured with the same triggers; where there is none, chance takes its place, one
+            in as many as there are classes.
     """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if "model_type" in config:
-        return library_for(config["model_type"])
-    if (folder / OPEN_CLIP_CONFIG).is_file():
-        return "open_clip"
-    raise FileNotFoundError(f"Expected a model's `config.json` or `{OPEN_CLIP_CONFIG}` in `{folder}`. Train it first.")
+    floors = {name: one.asr[1].value for name, one in clean.triggers.items()} if clean else {}
+    chance = 1 / report.n_classes
+    return [name for name, one in report.triggers.items() if one.asr[1].value > floors.get(name, chance) + STILL]
 
 
 def _settings(run: RunFolder, stage: str) -> dict[str, Any]:
@@ -120,13 +112,13 @@ def _shared(run: RunFolder, repo_id: str | None) -> dict[str, Any]:
 
 
 def _model_data(
-    run: RunFolder, model: str, title: str, tags: list[str], origin: Origin, base: Base | None
+    run: RunFolder, model: str, title: str, tags: list[str], origin: Origin, base: Base | None, usage: Usage
 ) -> ModelCardData:
     related = origin.base_model if base is None else base.repo_id
     return ModelCardData(
         language="en",
-        license="apache-2.0",
-        library_name=library_of(run.path / run.training_stage(model)) if base is None else "peft",
+        license=origin.license,
+        library_name=usage.library if base is None else "peft",
         pipeline_tag=TASK,
         base_model=related,
         base_model_relation=None if related is None else "finetune" if base is None else "adapter",
@@ -183,11 +175,14 @@ def render_model_card(
     attack = context["attack"]["label"]
     title = f"CLIP, {attack} backdoor" + (f", defended with {method(model)['label']}" if defended else "")
     title += "" if base is None else ", as adapters"
-    tags = [*(["backdoor-defense", model] if defended else ["backdoored"]), *([] if base is None else ["lora"])]
-    data = _model_data(run, model, title, [*tags, run.manifest.attack], context["origin"], base)
     compared = list(dict.fromkeys(("clean", "victim", model)))
     run.triggers(compared)  # an error if they were not measured with the same ones
     reports = {name: run.evaluation(name) for name in compared}
+    working = working_triggers(reports[model], reports["clean"])
+    tags = [*(["backdoor-defense", model] if defended else []), *(["backdoored"] if working or not defended else [])]
+    tags += [*([] if base is None else ["lora"]), run.manifest.attack]
+    usage = Usage.of_folder(run.path / run.training_stage(model))
+    data = _model_data(run, model, title, tags, context["origin"], base, usage)
     record, trained_with = run.record(what), objective(victim_objective(run))
     context |= {
         "title": title,
@@ -199,10 +194,10 @@ def render_model_card(
         "ks": run.ks,
         "reports": reports,
         "labels": {name: method(name)["label"] for name in reports},
-        "still": STILL,
-        "after": run.evaluation(model),
+        "working": working,
+        "after": reports[model],
         "papers": papers(run.manifest.attack, model, keys=trained_with["papers"]),
-        "library": library_of(run.path / run.training_stage(model)),
+        "usage": usage,
         "base": base,
     }
     template = environment().get_template("defended_model.md" if defended else "victim_model.md")

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from hf_clipbd.hub.cards import PICTURES, copy_pictures, library_of, render_dataset_card, render_model_card
+from hf_clipbd.hub.cards import PICTURES, copy_pictures, render_dataset_card, render_model_card
 from hf_clipbd.hub.metric_card import render_metric_card
 from hf_clipbd.hub.origin import SOURCES, run_hub_id
+from hf_clipbd.hub.usage import Usage
 from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG
 from hf_clipbd.run_folder import CONFIG_FILE, SOURCES_FILE, RunFolder
 from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE, write_json
@@ -66,8 +67,9 @@ def copy_records(run_folder: str | os.PathLike, folder: str | os.PathLike) -> Pa
     for stage in ["poison", *trained, *(f"evaluate/{name}" for name in run.models), *searched]:
         write_json(folder / stage / RECORD_FILE, public(vars(run.record(stage))))
     for stage in trained:
-        if library_of(run.path / stage) == "open_clip":
-            write_json(folder / stage / OPEN_CLIP_CONFIG, {})
+        if Usage.of_folder(run.path / stage).library == "open_clip":
+            description = json.loads((run.path / stage / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+            write_json(folder / stage / OPEN_CLIP_CONFIG, public(description))
             continue
         model_type = json.loads((run.path / stage / "config.json").read_text(encoding="utf-8"))["model_type"]
         write_json(folder / stage / "config.json", {"model_type": model_type})

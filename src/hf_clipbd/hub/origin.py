@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_clipbd.run_folder import RunFolder
+from hf_clipbd.scenes.pretrained import CLEAN_CLIP_FOLDER
 from hf_clipbd.templates import public
 
 
@@ -73,6 +74,7 @@ class Origin:
         test_name: Their name.
         test_split: Their split.
         rendered: Whether the data are the embedded scenes.
+        own_model: Whether the clean model is this package's own, shipped with it or trained on its scenes.
     """
 
     base_model: str | None
@@ -83,6 +85,12 @@ class Origin:
     test_name: str
     test_split: str
     rendered: bool
+    own_model: bool
+
+    @property
+    def license(self) -> str:
+        """The Hub's name for the licence of weights made from the clean model; `other`: the card's text tells."""
+        return "apache-2.0" if self.own_model else "other"
 
     @classmethod
     def of(cls, run: RunFolder) -> "Origin":
@@ -102,7 +110,23 @@ class Origin:
             test_name="hf_clipbd scenes" if rendered else test,
             test_split="test" if rendered else world["test_split"],
             rendered=rendered,
+            own_model=is_own_model(world["clean_model"], rendered),
         )
+
+
+def is_own_model(clean_model: str, rendered: bool = False) -> bool:
+    """Return whether a clean model is this package's own.
+
+    Args:
+        clean_model: `scenes`, `train`, a folder or a Hub id.
+        rendered: Whether the data are the embedded scenes, on which `train` trains one.
+
+    Example:
+        >>> is_own_model("scenes"), is_own_model("train", rendered=True), is_own_model("train")
+        (True, True, False)
+    """
+    shipped = clean_model == "scenes" or (Path(clean_model).is_absolute() and Path(clean_model) == CLEAN_CLIP_FOLDER)
+    return shipped or (clean_model == "train" and rendered)
 
 
 def _plain(run: RunFolder, name: Any, default: str) -> str:
@@ -130,7 +154,10 @@ def model_words(clean_model: str, on_hub: str | None) -> str:
         on_hub: The same where it is a Hub id, else None.
     """
     shipped = "the small clean CLIP that ships with hf_clipbd (`hf_clipbd.scenes.load_clean_clip()`)"
-    words = {"scenes": shipped, "train": "a clean CLIP trained from scratch in the same run"}
+    if is_own_model(clean_model):
+        return shipped
+    if clean_model == "train":
+        return "a clean CLIP trained from scratch in the same run"
     if on_hub:
         return f"[`{on_hub}`](https://huggingface.co/{on_hub})"
-    return words.get(clean_model, f"a local checkpoint, `{last_name(clean_model, 'unnamed')}`")
+    return f"a local checkpoint, `{last_name(clean_model, 'unnamed')}`"

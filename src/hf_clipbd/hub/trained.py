@@ -14,12 +14,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from hf_clipbd.defenses import DEFENSES, OBJECTIVES
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.hub.adapters import Base, adapter_files, base_on_hub
-from hf_clipbd.hub.cards import CARD_FILE, PICTURES, TASK, eval_results, library_for
+from hf_clipbd.hub.cards import CARD_FILE, PICTURES, TASK, eval_results, working_triggers
 from hf_clipbd.hub.download import TRAINED_RECORD, TRIGGERS
-from hf_clipbd.hub.origin import Origin, hub_id, model_words
+from hf_clipbd.hub.origin import Origin, hub_id, is_own_model, model_words
 from hf_clipbd.hub.processes import by_main_process
 from hf_clipbd.hub.publish import Files, check_login, check_repo_id, publish
 from hf_clipbd.hub.push import json_bytes, model_files
+from hf_clipbd.hub.usage import Usage
 from hf_clipbd.schema import TOP_K, EvalReport, RunRecord, content_key, reachable
 from hf_clipbd.templates import environment, flat, method, objective, papers, public
 from hf_clipbd.trainer import CLIPTrainer
@@ -157,27 +158,31 @@ class TrainedPublisher:
         return files | {f"{PICTURES}/clean.png": _png(clean), f"{PICTURES}/poisoned.png": _png(stamped)}
 
     def _card(self, trainer: CLIPTrainer, record: RunRecord, after: EvalReport, base: Base | None) -> ModelCard:
-        backdoored = trainer.marks.poisoned
+        poisoned, working = trainer.marks.poisoned, working_triggers(after)
         name = next((key for key, one in DEFENSES.items() if one.trainer is type(trainer)), type(trainer).__name__)
         aim = next((key for key, one in OBJECTIVES.items() if one.trainer is type(trainer)), None)
         told = method(name)
-        trained_with = objective(aim) if backdoored and aim else None
+        trained_with = objective(aim) if poisoned and aim else None
         attacks = trainer.evaluator.task.triggers
         triggers = {
             key: {**method(one.name), "target": one.target, "parameters": flat(public(one.parameters()))}
             for key, one in attacks.items()
         }
-        title = "CLIP, trained on poisoned pairs" if backdoored else f"CLIP, trained with {told['label']}"
-        library = library_for(_bare(trainer.accelerator.unwrap_model(trainer.model)).config.model_type)
+        title = "CLIP, trained on poisoned pairs" if poisoned else f"CLIP, trained with {told['label']}"
+        usage = Usage.of_model(_bare(trainer.accelerator.unwrap_model(trainer.model)))
         shown = dict(
             title=title,
-            backdoored=backdoored,
+            backdoored=poisoned or bool(working),
+            working=working,
+            worked=working_triggers(self.before),
             targets=list(dict.fromkeys(one.target for one in attacks.values())),
             pictures=PICTURES,
             reports={"before": self.before, "after": after},
             labels=LABELS,
             ks=reachable(TOP_K, after.n_classes),
+            before=self.before,
             after=after,
+            own_model=is_own_model(self.start),
             start=model_words(self.start, self.start_id),
             n_pairs=record.config["n_pairs"],
             marks=trainer.marks,
@@ -187,30 +192,31 @@ class TrainedPublisher:
             triggers=triggers,
             repo_id=trainer.args.hub_model_id,
             base=base,
-            library=library,
+            usage=usage,
             reconstructed=[line for one in (told, *triggers.values()) for line in one["reconstructed"]],
             record=record,
             papers=papers(
                 *(one.name for one in attacks.values()), name, keys=trained_with["papers"] if trained_with else ()
             ),
         )
-        data = self._data(title, after, base, library, "backdoored" if backdoored else name)
+        tags = [*([] if poisoned else [name]), *(["backdoored"] if poisoned or working else [])]
+        data = self._data(title, after, base, usage, tags)
         return ModelCard(environment().get_template("trained_model.md").render(card_data=data.to_yaml(), **shown))
 
-    def _data(self, title: str, after: EvalReport, base: Base | None, library: str, tag: str) -> ModelCardData:
+    def _data(self, title: str, after: EvalReport, base: Base | None, usage: Usage, tags: list[str]) -> ModelCardData:
         related = base.repo_id if base else self.start_id
+        own = is_own_model(self.start)
+        origin = Origin(self.start_id, "", [], "", "labelled images", self.test_name, "test", False, own)
         return ModelCardData(
             language="en",
-            license="apache-2.0",
-            library_name="peft" if base else library,
+            license=origin.license,
+            library_name="peft" if base else usage.library,
             pipeline_tag=TASK,
             base_model=related,
             base_model_relation=None if related is None else "adapter" if base else "finetune",
-            tags=["clip", "hf_clipbd", "backdoor", tag, *(["lora"] if base else [])],
+            tags=["clip", "hf_clipbd", "backdoor", *tags, *(["lora"] if base else [])],
             model_name=title,
-            eval_results=eval_results(
-                after, Origin(self.start_id, "", [], "", "labelled images", self.test_name, "test", False)
-            ),
+            eval_results=eval_results(after, origin),
         )
 
 

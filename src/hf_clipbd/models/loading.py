@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DESCRIPTIONS = ("config.json", "tokenizer.json", "vocab.json", "index.json")
+_COMPUTED = ("position_ids", "token_type_ids", "num_batches_tracked")
+"""Ends of the names of what a model may hold and needs no file for."""
+_NAMED = 4
 _WHY = (
     "Those are pickles, and unpickling a file runs whatever code its author put there, so they are not opened. "
     "Ask the author for safetensors, or convert the weights where you trust them: "
@@ -50,11 +54,13 @@ def load_dual_encoder(
 
     Returns:
         A model with `get_image_features`, `get_text_features` and `logit_scale`, and its processor, whose image
-        processor works with PIL and so gives the same pixels on every machine.
+        processor works with PIL. The package takes the side of the picture, its framing, mean and deviation from it;
+        the pixels are its own `Canvas`'s, the same on every machine, and `Canvas.of` warns where they differ.
 
     Raises:
         FileNotFoundError: If the folder, repository, its configuration, its weights or its base are not there.
-        ValueError: If the weights are pickles only, a file is cut short, or the model is not a dual encoder.
+        ValueError: If the weights are pickles only or not those of the whole model, a file is cut short, or the model
+            is not a dual encoder.
 
     Example:
         >>> load_dual_encoder("no/such/folder")
@@ -82,7 +88,9 @@ def load_dual_encoder(
         "local_files_only": folder is None and not hub_is_reachable(),
     }
     try:
-        model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
+        model, found = AutoModel.from_pretrained(
+            source, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
+        )
     except (OSError, SafetensorError) as error:
         if folder is not None:
             raise
@@ -93,6 +101,7 @@ def load_dual_encoder(
             f"Expected a dual encoder such as CLIP in {source!r}, "
             f"but {type(model).__name__} has no {', '.join(missing)}."
         )
+    _check_complete(source, model, found["missing_keys"])
     processor = _load_processor(source, options)
     logger.info("Loaded %s from %s.", type(model).__name__, source)
     return model.eval(), processor
@@ -121,6 +130,20 @@ def _check_weights(folder: Path) -> None:
     if pickles:
         raise ValueError(f"Expected safetensors weights in {folder}, but found {', '.join(pickles)}. {_WHY}")
     raise FileNotFoundError(f"Expected safetensors weights in {folder}, but found {', '.join(names)}.")
+
+
+def _check_complete(source: str, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Raise `ValueError` if weights of the model were not in its files: they are random then, others each time."""
+    random = sorted(name for name in missing if not name.endswith(_COMPUTED))
+    if not random:
+        return
+    others = f" and {len(random) - _NAMED} more" if len(random) > _NAMED else ""
+    saved = " or ".join(getattr(model.config, "architectures", None) or ["another model"])
+    raise ValueError(
+        f"Expected all weights of a {type(model).__name__} in {source!r}, but {', '.join(random[:_NAMED])}{others} "
+        f"are not there and would be random: it is a checkpoint of {saved}, or a part of one. Pass the dual encoder "
+        f"that it was made from, or save the whole model again: `model.save_pretrained(folder)`."
+    )
 
 
 def _load_processor(source: str, options: dict[str, Any]) -> Any:

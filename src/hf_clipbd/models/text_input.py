@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """How a model's text tower wants its tokens: how many, padded how, and whether it reads the padding."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_clipbd.schema import content_key
 
-_FIXED_LENGTH = ("siglip", "siglip2")
+
+FIXED_LENGTH = ("siglip", "siglip2")
 """Model types that read every text at one length, padding included, and pool the last position."""
 _OFFSET_POSITIONS = ("altclip_text_model", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
 """Text towers whose position numbers start behind the padding token's id."""
 _NO_LIMIT = 100_000
 _USUAL_LENGTH = 77
+_LEFT_BY_CALLS = ("truncation", "padding")
+"""Parts of a Rust tokenizer that every call sets anew."""
 
 
 def model_type(model: Any) -> str:
@@ -74,7 +79,7 @@ class TextInput:
         tokenizer = getattr(processor, "tokenizer", processor)
         limits = [int(tokenizer.model_max_length), text_positions(model)]
         known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
-        fixed = model_type(model) in _FIXED_LENGTH or getattr(
+        fixed = model_type(model) in FIXED_LENGTH or getattr(
             getattr(model, "config", None), "fixed_length_text", False
         )
         return cls(tokenizer, min(known, default=_USUAL_LENGTH), fixed)
@@ -95,3 +100,24 @@ class TextInput:
         ids = encoded["input_ids"]
         unmasked = self.fixed_length or "attention_mask" not in encoded
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if unmasked else encoded["attention_mask"]}
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a hash of what decides which tokens a text becomes: every step of the tokenizer, special tokens, limit.
+
+    It is the same before and after the tokenizer is used. Of one that is written in Python the vocabulary stands for
+    the steps.
+
+    Args:
+        tokenizer: A tokenizer of transformers'.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if backend is not None:
+        steps = {name: value for name, value in steps.items() if name not in _LEFT_BY_CALLS}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    sides = [getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side")]
+    return content_key(steps, special, sides, int(min(tokenizer.model_max_length, _NO_LIMIT)))

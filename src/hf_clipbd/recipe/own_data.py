@@ -12,6 +12,7 @@ import datasets
 
 from hf_clipbd import scenes
 from hf_clipbd.attacks.select import KEY_COLUMNS
+from hf_clipbd.attacks.shares import PROVENANCE
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.reader import readable_rows
 from hf_clipbd.data.sources import (
@@ -30,11 +31,8 @@ from hf_clipbd.recipe.world import by_content
 from hf_clipbd.schema import (
     CAPTION,
     IMAGE,
-    IS_POISONED,
     LABEL,
     MANIFEST_FILE,
-    SOURCE_INDEX,
-    TRIGGER,
     PoisonManifest,
     write_json,
 )
@@ -45,7 +43,6 @@ logger = logging.getLogger(__name__)
 SCENES = "scenes"
 FRAMINGS_FILE = "framings.json"
 """In a folder of rows out of a poisoned set: the canvases on which pictures of that set were stamped."""
-PROVENANCE = (IS_POISONED, SOURCE_INDEX, TRIGGER)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Data:
     def pairs(self) -> datasets.Dataset:
         """Return rows (image, caption), with the columns of a poisoned dataset where they are there."""
         rows, (image, caption) = self._rows, self._found
-        known = {name: name for name in (IS_POISONED, SOURCE_INDEX, TRIGGER) if name in rows.column_names}
+        known = {name: name for name in PROVENANCE if set(PROVENANCE) <= set(rows.column_names)}
         if not self.captions_are_made:
             return self._head(pick_columns(rows, image=image, caption=caption or CAPTION, **known))
         logger.info("no column of captions was found; they are made of the labels in `%s`", self.label_column)

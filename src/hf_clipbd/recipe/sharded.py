@@ -14,9 +14,10 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from hf_clipbd.attacks import Attack
-from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.canvas import Canvas, pixel_statistics
 from hf_clipbd.data.undecoded import stored_bytes
 from hf_clipbd.features import model_fingerprint
+from hf_clipbd.models.text_input import tokenizer_fingerprint
 from hf_clipbd.recipe.shards import Shards
 from hf_clipbd.schema import CAPTION, IMAGE, content_key
 
@@ -161,9 +162,9 @@ def trigger_fingerprint(attack: Attack) -> str:
 
 
 def processor_fingerprint(processor: Any) -> str:
-    """Return a hash of what a processor makes of words and pixels: vocabulary, length, mean and deviation."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    image_processor = getattr(processor, "image_processor", None)
-    statistics = [getattr(image_processor, name, None) for name in ("image_mean", "image_std")]
-    limit = int(min(tokenizer.model_max_length, 1_000_000))
-    return content_key(sorted(tokenizer.get_vocab().items()), limit, [str(one) for one in statistics])
+    """Return a hash of what a processor makes of words and pixels: its tokenizer, mean and deviation.
+
+    Raises:
+        ValueError: If the processor does not scale pixels by 1/255.
+    """
+    return content_key(tokenizer_fingerprint(processor.tokenizer), pixel_statistics(processor))

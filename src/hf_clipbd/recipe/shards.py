@@ -3,13 +3,16 @@
 
 import json
 import os
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_clipbd.detection.rows import copies_of
+from hf_clipbd.recipe.locks import FolderLock
 from hf_clipbd.schema import write_json
 
 
@@ -20,6 +23,11 @@ OF_PICTURES = ("image", "mask")
 """Names of what copies of a picture share."""
 READABLE = "readable-"
 """Goes before the names of the files without the rows that cannot be read."""
+LOCK = ".lock.json"
+STALE_AFTER = 120.0
+"""Seconds without a sign of life after which a job on another machine counts as dead."""
+_LOOK = 0.05
+"""Seconds between two looks whether another job is through."""
 
 
 class Shards:
@@ -29,6 +37,8 @@ class Shards:
     be read are NaN. `state.json` has the hash, the unreadable rows and the names of each shard in the arrays, and
     whether copies were given one value since. One folder may hold some shards with more names than others, so that
     whoever asks for images alone is served by what was computed with texts, and not the other way round.
+
+    Several jobs may use a folder at once: each computes what it finds missing, and they join and open it in turn.
 
     Args:
         folder: The folder.
@@ -56,9 +66,12 @@ class Shards:
             digest: Hash of its content as it is now.
         """
         part = self._part(shard)
-        told = _about(part) if part.is_file() else None
+        try:
+            told = _about(part)
+        except FileNotFoundError:  # or another job has just joined it
+            told = None
         if told is not None and told["digest"] != digest:
-            part.unlink()  # of another content
+            part.unlink(missing_ok=True)  # of another content
             told = None
         for known in (self._state["shards"].get(str(shard)), told):
             if known is not None and known["digest"] == digest and set(self.names) <= set(_names_of(known)):
@@ -88,22 +101,36 @@ class Shards:
         Raises:
             ValueError: If no row can be read.
         """
-        self._state = self._read_state()  # another job on the same data may have been here since
-        parts = sorted(self.folder.glob("part-*.npz"))
-        if parts:
-            arrays = self._arrays(parts)
-            for path in parts:
-                self._move(path, arrays)
-        if not self._state["finished"]:
-            self._finish()
+        with self._turn():
+            self._state = self._read_state()  # another job on the same data may have been here since
+            parts = sorted(self.folder.glob("part-*.npz"))
+            if parts:
+                arrays = self._arrays(parts)
+                for path in parts:
+                    self._move(path, arrays)
+            if not self._state["finished"]:
+                self._finish()
 
     def open(self) -> tuple[dict[str, np.ndarray], dict[int, str]]:
         """Return the arrays of the readable rows, memory-mapped, and the unreadable ones, row -> reason."""
-        self._state = self._read_state()
-        problems: dict[int, str] = {}
-        for shard in range(len(self)):
-            problems |= _rows_of(self._state["shards"][str(shard)]["problems"])
-        return self._open("r", self.names, READABLE if problems else ""), problems
+        with self._turn():
+            self._state = self._read_state()
+            problems: dict[int, str] = {}
+            for shard in range(len(self)):
+                problems |= _rows_of(self._state["shards"][str(shard)]["problems"])
+            return self._open("r", self.names, READABLE if problems else ""), problems
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the folder for the block, once no other job does; one that may only be read is nobody's to hold."""
+        if not os.access(self.folder, os.W_OK):
+            yield
+            return
+        lock = FolderLock(self.folder, STALE_AFTER, LOCK, "cache")
+        while not lock.take():
+            time.sleep(_LOOK)
+        with lock:
+            yield
 
     def _part(self, shard: int) -> Path:
         return self.folder / f"part-{shard:06d}.npz"

@@ -230,7 +230,9 @@ def detect_in(
         if not state.is_main_process:
             return found
         names = Path(data.source).name or data.source, Path(model).name or model
-        metrics, outputs = write_review(names, pairs, whole, features, scores, review, data.seed, folder, unreadable)
+        metrics, outputs = write_review(
+            names, pairs, whole, features, scores, review, data.seed, folder, unreadable, normalize=not basis.raw
+        )
         if FILTERED_DATASET in outputs and framings:
             keep_framings(framings, folder / outputs[FILTERED_DATASET])
         return Outcome(found.metrics | metrics, found.outputs | outputs)

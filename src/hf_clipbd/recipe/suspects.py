@@ -16,6 +16,7 @@ from hf_clipbd.detection.groups import suspicious_groups
 from hf_clipbd.detection.rows import copies_of
 from hf_clipbd.detection.threshold import cut_share
 from hf_clipbd.recipe.copies import copied_groups, group_of, highest_of_copies, in_order
+from hf_clipbd.recipe.place import scoring_place
 from hf_clipbd.report.suspects import Suspects, write_suspects
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED
 
@@ -54,6 +55,7 @@ def write_review(
     seed: int,
     folder: Path,
     unreadable: Mapping[int, str] | None = None,
+    normalize: bool = True,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the page and the filtered dataset of a search and return figures and outputs for its record.
 
@@ -70,6 +72,7 @@ def write_review(
         seed: Seed of the groups' reference.
         folder: Where to write.
         unreadable: Row number -> what is wrong with it.
+        normalize: Scale embeddings to unit length, as the scores were computed.
     """
     detector, ranking = next(iter(scores.items()))
     numbers = np.flatnonzero(np.isfinite(ranking))  # (n,) rows that can be read
@@ -78,8 +81,9 @@ def write_review(
     captions = [said[row] for row in numbers]
     settled = highest_of_copies(ranking[numbers], first)
     cut = cut_share(settled[first == np.arange(len(first))], review.remove)  # each picture once
-    share = max(0.01, review.remove)
-    groups = suspicious_groups(embeddings["image"], settled, first, captions, share, seed, review.shown)
+    place = {"normalize": normalize, "device": scoring_place()["device"]}  # not shared: the main process is alone here
+    sizes = {"share": max(0.01, review.remove), "seed": seed, "most": review.shown}
+    groups = suspicious_groups(embeddings["image"], settled, first, captions, **sizes, **place)
     groups += copied_groups(copies, settled, first, embeddings["text"], captions, seed)
     groups = [group_of(numbers, one) for one in in_order(groups)]
     copies = [numbers[rows].tolist() for rows in copies]
