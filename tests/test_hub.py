@@ -68,8 +68,8 @@ def test_written_card_is_read_back_with_every_figure(run, what):
         assert result.metric_value == pytest.approx(share, abs=1e-6) and result.metric_args == {"k": int(k), "n": n}
         assert result.dataset_config == {"ba": "clean", "asr": "badnets"}[metric]
         assert result.task_type == card.data.pipeline_tag == "zero-shot-image-classification"
-    assert card.data.license == "apache-2.0" and card.data.library_name == "hf_clipbd"
-    assert ("backdoored" in card.data.tags) == (what == "victim")
+    assert card.data.license == "other" and card.data.library_name == "hf_clipbd"  # made from somebody's model
+    assert ("backdoored" in card.data.tags) == (what in ("victim", "defend/ft"))  # by what was measured
     assert str(card) == (run / what / "README.md").read_text(encoding="utf-8")
 
 
