@@ -69,7 +69,10 @@ def script_of(path: Path, record: dict[str, Any]) -> str:
 
 
 def section(path: str, record: dict[str, Any]) -> Iterator[str]:
-    """Yield what a record says: where and how it was made, its ratios, and the other figures folded away."""
+    """Yield what a record says: where and how it was made, its ratios, and the other figures folded away.
+
+    A page that its script wrote beside the record stands for the figures.
+    """
     figures = list(flat(record.get("metrics") or {k: v for k, v in record.items() if k not in MADE}))
     ratios = [(name, value) for name, value in figures if RATIO.search(name)]
     others = [(name, value) for name, value in figures if not RATIO.search(name)]
@@ -78,6 +81,10 @@ def section(path: str, record: dict[str, Any]) -> Iterator[str]:
     if record.get("note") or told:
         each = f"Each list below holds {', '.join(told[0])}." if told and told[0] else ""
         yield " ".join(filter(None, [record.get("note", ""), each]))
+    written = (ROOT / path).with_suffix(".md")
+    if written.is_file():
+        yield written.read_text(encoding="utf-8").strip()
+        return
     yield table(ratios[:MOST_ROWS], ("ratio or share", "")) if ratios else "The record holds no ratio."
     if len(ratios) > MOST_ROWS:
         yield f"and {len(ratios) - MOST_ROWS} more in the record."
