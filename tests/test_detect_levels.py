@@ -130,18 +130,21 @@ def test_one_setting_finds_groups_of_any_size(rate):
 # -- with captions ----------------------------------------------------------------------------------------------------
 
 
-def test_conditional_sparsity_is_that_of_slow_loops(monkeypatch):
+@pytest.mark.parametrize("repeated", [False, True])
+def test_conditional_sparsity_is_that_of_slow_loops(repeated, monkeypatch):
     monkeypatch.setattr(importlib.import_module("hf_clipbd.detection.conditional_sparsity"), "LEVELS", (0, 2))
     rng = np.random.default_rng([2])
     features, texts = rng.normal(size=(80, 6)) + 2, rng.normal(size=(80, 5)) + 1
+    texts = texts[rng.integers(0, 9, 80)] if repeated else texts  # all rows of a caption count where one does
     reference = Reference.sample(features, 40, seed=1, precision="float32")
     scores = conditional_sparsity(features, reference, 3, texts)
     images, captions, rows = unit(features), unit(texts), reference.rows
 
     def measure(row):
         others = [o for o in rows if o != row]
-        alike = sorted(others, key=lambda o: -captions[row] @ captions[o])[:5]  # an eighth of 40
-        return np.log(np.mean([np.linalg.norm(images[row] - images[o]) for o in alike]))
+        least = sorted(captions[row] @ captions[o] for o in others)[-5] - 1e-9  # an eighth of 40
+        distances = [np.linalg.norm(images[row] - images[o]) for o in others if captions[row] @ captions[o] >= least]
+        return np.log(np.sort(distances)[(len(distances) - 1) // 2])
 
     def mean_at(row, level):
         near = sorted((o for o in rows if o != row), key=lambda o: np.linalg.norm(images[row] - images[o]))[:level]
@@ -174,6 +177,17 @@ def test_captions_find_what_is_learned_and_what_is_not(learned):
     if not learned:  # pictures alone cannot tell
         alone = multi_scale(features)
         assert np.median(alone[poisoned]) < np.quantile(alone[~poisoned], 0.9)
+
+
+def test_a_dense_minority_of_the_compared_rows_does_not_hide_itself():
+    features, shown = concepts(4000, 24, kinds=5)
+    rng = np.random.default_rng([10])
+    texts = 3 * np.eye(5)[shown] + 0.5 * rng.normal(size=(4000, 5))
+    poisoned = rng.permutation(np.flatnonzero(shown == 4))[:160]  # a fifth of the rows with such captions
+    features[poisoned] = features[shown == 4].mean(0) + 2.5 * np.eye(24)[20] + 0.02 * rng.normal(size=(160, 24))
+    scores = conditional_sparsity(features, texts=texts)
+    own = np.setdiff1d(np.flatnonzero(shown == 4), poisoned)
+    assert scores[poisoned].min() > scores[own].max() + 0.2
 
 
 def test_the_default_goes_by_what_is_given():

@@ -114,8 +114,8 @@ def test_disagreement_with_captions_is_that_of_slow_loops():
 
 def test_combined_finds_what_either_part_finds():
     rng = np.random.default_rng(7)
-    labels = rng.integers(0, 10, 2000)
-    centres = {name: 4 * rng.normal(size=(10, 12)) for name in ("features", "texts", "others")}
+    labels = rng.integers(0, 7, 2000)
+    centres = {name: 4 * rng.normal(size=(7, 12)) for name in ("features", "texts", "others")}
     spaces = {name: (at[labels] + rng.normal(size=(2000, 12))).astype(np.float32) for name, at in centres.items()}
     hidden, seen = np.arange(2000) < 20, (np.arange(2000) >= 20) & (np.arange(2000) < 40)
     # The first have captions and embeddings of concept 0, but show anything. The second, whose captions nobody else
@@ -125,17 +125,20 @@ def test_combined_finds_what_either_part_finds():
     spaces["features"][hidden] = centres["features"][0] + rng.normal(size=(20, 12))
     for name in ("features", "others"):
         spaces[name][seen] = 6 * rng.normal(size=12) + 0.3 * rng.normal(size=(20, 12))
-    spaces["others"][hidden] = centres["others"][rng.integers(1, 10, 20)] + rng.normal(size=(20, 12))
+    spaces["others"][hidden] = centres["others"][rng.integers(1, 7, 20)] + rng.normal(size=(20, 12))
     features = spaces.pop("features")
 
-    def found(name, rows):
+    def found(name, rows, among):
         given = {key: value for key, value in spaces.items() if key in ALIGNED[name]}
         scores = detect(features, name, **given)
-        return detection_performance(scores[rows | (np.arange(2000) >= 40)], rows[rows | (np.arange(2000) >= 40)])
+        return detection_performance(scores[rows | among], rows[rows | among])
 
-    assert found("conditional_sparsity", hidden)["auroc"] < 0.9 < 0.99 < found("conditional_sparsity", seen)["auroc"]
-    assert found("disagreement", seen)["auroc"] < 0.9 < 0.99 < found("disagreement", hidden)["auroc"]
-    assert min(found("combined", rows)["auroc"] for rows in (hidden, seen)) > 0.98
+    clean = np.arange(2000) >= 40
+    own = clean & (labels == 0)  # some concepts are more spread out than others
+    assert found("conditional_sparsity", hidden, own)["auroc"] < 0.7
+    assert found("conditional_sparsity", seen, clean)["auroc"] > 0.99
+    assert found("disagreement", seen, clean)["auroc"] < 0.9 < 0.99 < found("disagreement", hidden, clean)["auroc"]
+    assert min(found("combined", rows, clean)["auroc"] for rows in (hidden, seen)) > 0.98
 
 
 def test_disagreement_finds_poison_of_any_density_and_copies_keep_their_place():

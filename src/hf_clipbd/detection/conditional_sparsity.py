@@ -32,9 +32,10 @@ def conditional_sparsity(
 ) -> np.ndarray:
     """Return how far a picture lies from those of rows with such captions, together with the rows nearest to it.
 
-    c(x) = ln of the mean of |u(x) - u(o)| over the reference rows o whose captions are the nearest to x's: an eighth
+    c(x) = ln of the median of |u(x) - u(o)| over the reference rows o whose captions are the nearest to x's: an eighth
     of up to 4,096. u are image embeddings; captions are compared in the suspected model's text space, which no trigger
-    on a picture moves. Among so many rows a poisoned group of a few percent is a minority, however dense it is, and a
+    on a picture moves. Among so many rows a poisoned group of a few percent is a minority, which no median follows,
+    however dense it is (a mean does: at 1 % poison some 40 of 512 rows are poisoned, and lie close together), and a
     clean concept that is merely rare or spread out lies near the pictures that its captions speak of. The score is the
     mean of the two largest of c_j(x), the mean of c over x and its j nearest reference rows by image, j = 0, 1, 2, 4
     and so on up to 32, in units of what is usual (`Levels`): a poisoned row that the model did not learn stands out
@@ -106,7 +107,7 @@ class _Compared:
         found = torch.empty(mine.stop - mine.start, dtype=torch.float64, device=points.device)
         for block in torch.arange(len(found)).split(QUERY_BLOCK):
             own = mine.start + block
-            found[block] = self._means(points[own], own.to(points.device), self.texts[own.numpy()])
+            found[block] = self._medians(points[own], own.to(points.device), self.texts[own.numpy()])
         return self.reference.joined(found)
 
     def __call__(self, placed: Tensor, own: Tensor, captions: np.ndarray) -> Tensor:
@@ -122,15 +123,25 @@ class _Compared:
         found = self.at_points[own]
         new = (~known).nonzero()[:, 0]
         if len(new):
-            found[new] = self._means(placed[new], own[new], captions[new.cpu().numpy()])
+            found[new] = self._medians(placed[new], own[new], captions[new.cpu().numpy()])
         return found
 
-    def _means(self, placed: Tensor, own: Tensor, captions: np.ndarray) -> Tensor:
+    def _medians(self, placed: Tensor, own: Tensor, captions: np.ndarray) -> Tensor:
         alike = self._unit(captions) @ self.captions.T  # (B, count)
         own = self.place[own]
         itself = (own >= 0).nonzero()[:, 0]
         alike[itself, own[itself]] = -torch.inf
-        least = kth_smallest(alike, alike.shape[1] - self.near + 1)
-        near = alike >= least[:, None]
-        sums = (torch.cdist(placed, self.images) * near).sum(1, dtype=torch.float64)
-        return (sums / near.sum(1)).clamp_min_(FLOOR).log_()
+        unlike = alike < kth_smallest(alike, alike.shape[1] - self.near + 1)[:, None]
+        near = alike.shape[1] - unlike.sum(1)  # (B,), more than `self.near` where captions are as like
+        distances = torch.cdist(placed, self.images).masked_fill_(unlike, torch.inf)
+        found = kth_smallest(distances, (self.near + 1) // 2)
+        more = (near > self.near).nonzero()[:, 0]
+        found[more] = _sorted(distances[more]).gather(1, ((near[more] - 1) // 2)[:, None])[:, 0]
+        return found.double().clamp_min_(FLOOR).log_()
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Return the values of each row in ascending order, (B, C)."""
+    if values.device.type == "cpu":  # numpy's sort uses vector units
+        return torch.from_numpy(np.sort(values.numpy(), axis=1))
+    return values.sort(1).values

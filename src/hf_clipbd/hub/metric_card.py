@@ -5,6 +5,7 @@ import os
 
 from huggingface_hub import SpaceCard, SpaceCardData
 
+from hf_clipbd.detection import recorded_name
 from hf_clipbd.hub.origin import Origin
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.templates import environment, method
@@ -50,11 +51,13 @@ def render_metric_card(run_folder: str | os.PathLike | None = None) -> SpaceCard
                     f"Expected `{missing[0]}` of `{name}` in the record of stage `detect`, but it has {sorted(one)}. "
                     "Run that stage again."
                 )
+        settings = run.record("detect").config
+        methods = {name: method(recorded_name(name, settings)) for name in searched}
         context = {
             "searched": searched,
             "rates": rates,
-            "labels": {name: method(name)["label"] for name in searched},
-            "summaries": {name: method(name)["summary"] for name in searched},
+            "labels": {name: one["label"] for name, one in methods.items()},
+            "summaries": {name: one["summary"] for name, one in methods.items()},
             "attack": method(run.manifest.attack),
             "manifest": run.manifest,
             "origin": Origin.of(run),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.detection import revisions
 from hf_clipbd.evaluation import evaluate_zero_shot
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
@@ -91,6 +92,7 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     options = config.detect
     names = ("detectors", "k", "reference", "rates", "draws", "map_points")
     settings = {name: getattr(options, name) for name in (*names, *(["distilled"] if options.distilled else []))}
+    settings |= revisions(options.detectors)
     second = None
     if options.second is not None:
         inputs["second"], second = _second(config, world)

@@ -18,7 +18,7 @@ import numpy as np
 
 from hf_clipbd import scenes
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.detection import ALIGNED, Reference
+from hf_clipbd.detection import ALIGNED, Reference, revisions
 from hf_clipbd.detection.detect import WITHOUT_REFERENCE
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.evaluation.protocol import on_pictures
@@ -218,7 +218,8 @@ def detect_in(
     clean = None if basis.clean is None else basis.clean.pairs()
     inputs |= {"data": data_fingerprint(pairs)}
     inputs |= {} if clean is None else {"clean_reference": data_fingerprint(clean)}
-    stage = stage_at(out, "detect", {**asdict(options), **asdict(review), **basis.settings()}, data.seed, inputs)
+    settings = {**asdict(options), **revisions(options.detectors), **asdict(review), **basis.settings()}
+    stage = stage_at(out, "detect", settings, data.seed, inputs)
     embedder = _Embedder(encoders, cache, options.batch_size, basis)
 
     def work(folder: Path) -> Outcome:

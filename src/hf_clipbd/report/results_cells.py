@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hf_clipbd.detection.revisions import recorded_name
 from hf_clipbd.schema import RECORD_FILE, EvalReport, RunRecord
 from hf_clipbd.templates import percent
 
@@ -149,7 +150,8 @@ class Cells:
             for rate, by_detector in tables.items():
                 for detector, figures in by_detector.items():
                     if figure in figures:
-                        found.setdefault((detector, rate), []).append(figures[figure])
+                        name = recorded_name(detector, record.config)
+                        found.setdefault((name, rate), []).append(figures[figure])
         return found
 
 
