@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_clipbd.detection import Reference, conditional_sparsity, detect, levels, multi_scale
+from hf_clipbd.detection import (
+    Reference,
+    conditional_sparsity,
+    detect,
+    detection_performance,
+    levels,
+    multi_scale,
+)
 from hf_clipbd.detection.levels import Levels
 from hf_clipbd.detection.nearest import Points
 from hf_clipbd.detection.selection import group_minima
@@ -188,6 +195,23 @@ def test_a_dense_minority_of_the_compared_rows_does_not_hide_itself():
     scores = conditional_sparsity(features, texts=texts)
     own = np.setdiff1d(np.flatnonzero(shown == 4), poisoned)
     assert scores[poisoned].min() > scores[own].max() + 0.2
+
+
+def test_a_larger_share_of_captions_finds_heavy_poison():
+    features, shown = concepts(4000, 24, kinds=5)
+    rng = np.random.default_rng([10])
+    texts = 3 * np.eye(5)[shown] + 0.5 * rng.normal(size=(4000, 5))
+    poisoned = rng.permutation(4000)[:280]  # of any concept, more than a sixteenth, and alike by caption
+    texts[poisoned] = 3 * np.eye(5)[4] + 0.05 * rng.normal(size=(280, 5))
+    features[poisoned] = features[shown == 4].mean(0) + 4 * np.eye(24)[20] + 0.02 * rng.normal(size=(280, 24))
+    truth = np.isin(np.arange(4000), poisoned)
+    found = {
+        share: detection_performance(detect(features, texts=texts, caption_share=share), truth)["auroc"]
+        for share in (1 / 8, 1 / 4)
+    }
+    assert found[1 / 8] < 0.1 < 0.99 < found[1 / 4]
+    with pytest.raises(ValueError, match=r"`caption_share` in \(0, 1\), but got 1"):
+        conditional_sparsity(features, texts=texts, caption_share=1)
 
 
 def test_the_default_goes_by_what_is_given():

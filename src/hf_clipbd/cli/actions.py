@@ -246,7 +246,7 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
         data = data_of(options, options.dataset, "train")
         detectors = options.detectors or [_default_detector(options, data)]
         check_names(detectors, DETECTORS, "--detectors")
-        sizes = {name: getattr(options, name) for name in ("k", "reference", "distilled", "rates")}
+        sizes = {name: getattr(options, name) for name in ("k", "caption_share", "reference", "distilled", "rates")}
         chosen = DetectConfig(detectors=detectors, **sizes)
         review = Review(options.remove, options.shown, not options.no_filtered)
         clean = None

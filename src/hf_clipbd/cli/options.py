@@ -184,6 +184,8 @@ def _detect(detect: CommandParser) -> None:
     search.add_argument("--list_detectors", action=Listing, lines=_detectors, help="show detectors, and stop")
     search.add_argument("--second", help=f"another encoder to compare with, one that never saw the data: {MODEL}")
     search.add_argument("--k", type=int, help="neighbours")
+    share = "share of captions taken for like a row's own, 0.5 where poison may be 5 %% (default: 0.125)"
+    search.add_argument("--caption_share", type=float, metavar="SHARE", help=share)
     search.add_argument("--reference", type=int, metavar="M", help="rows that each row is compared with, at random")
     search.add_argument(
         "--clean_reference",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_clipbd.detection.conditional_sparsity import conditional_sparsity
+from hf_clipbd.detection.conditional_sparsity import CAPTION_SHARE, conditional_sparsity
 from hf_clipbd.detection.disagreement import disagreement
 from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.rows import matrix
@@ -19,6 +19,7 @@ def combined(
     others: Any = None,
     reference_texts: Any = None,
     reference_others: Any = None,
+    caption_share: float = CAPTION_SHARE,
 ) -> np.ndarray:
     """Return the larger of two scores of a row, each in units of what is usual in the searched set.
 
@@ -37,6 +38,8 @@ def combined(
             reference was drawn from the searched features.
         reference_others: Those rows in the second space; `others` by default, likewise.
 
+        caption_share: As in `conditional_sparsity`.
+
     Returns:
         (N,), float64; higher is more suspicious.
 
@@ -49,7 +52,7 @@ def combined(
     features = matrix(features)
     reference = Reference.sample(features) if reference is None else reference
     given = {"texts": texts, "reference_texts": reference_texts}
-    sparse = conditional_sparsity(features, reference, k, **given)
+    sparse = conditional_sparsity(features, reference, k, **given, caption_share=caption_share)
     apart = disagreement(features, reference, k, others, reference_others=reference_others, **given)
     return np.maximum(_in_usual_units(sparse), _in_usual_units(apart))
 

@@ -29,6 +29,7 @@ def conditional_sparsity(
     k: int | None = None,
     texts: Any = None,
     reference_texts: Any = None,
+    caption_share: float = CAPTION_SHARE,
 ) -> np.ndarray:
     """Return how far a picture lies from those of rows with such captions, together with the rows nearest to it.
 
@@ -41,8 +42,9 @@ def conditional_sparsity(
     and so on up to 32, in units of what is usual (`Levels`): a poisoned row that the model did not learn stands out
     alone, learned ones with their group.
 
-    It needs no second model and no poison rate. Clean pairs whose picture and caption have nothing to do with each
-    other score high as well.
+    It needs no second model and, up to 1 %, no poison rate. From about 3 % on, poisoned rows are half of those with
+    like captions, and the median is theirs: take a larger `caption_share` then. Clean pairs whose picture and caption
+    have nothing to do with each other score high as well.
 
     Args:
         features: Image embeddings in the suspected model, (N, D).
@@ -51,18 +53,22 @@ def conditional_sparsity(
         texts: Caption embeddings of the same rows in the suspected model, (N, D2).
         reference_texts: Those of the rows that the reference was drawn from; `texts` by default, where the reference
             was drawn from the searched features.
+        caption_share: Share of the compared rows whose captions are taken for like a row's own, in (0, 1): 1/2 for a
+            set that may be poisoned by 5 %, at the cost of what is rarer.
 
     Returns:
         (N,), float64, in units of the reference's deviation; higher is more suspicious.
 
     Raises:
         ValueError: If `texts` is missing or has another number of rows than the features, `reference_texts` is missing
-            or too short for the reference, k is out of range, or a matrix is not finite.
+            or too short for the reference, k or `caption_share` is out of range, or a matrix is not finite.
 
     Reference:
         Ours.
     """
     features = matrix(features)
+    if not 0 < caption_share < 1:
+        raise ValueError(f"Expected `caption_share` in (0, 1), but got {caption_share}.")
     if texts is None or len(texts) != len(features):
         got = None if texts is None else len(texts)
         raise ValueError(f"Expected `texts`, a caption embedding for each of {len(features)} rows, but got {got}.")
@@ -70,7 +76,7 @@ def conditional_sparsity(
     drawn_from = aligned_with(reference, features, texts, reference_texts, "texts")
     k = min(max(LEVELS), len(reference) - 1) if k is None else k
     check_k(k, reference)
-    compared = _Compared(reference, drawn_from)
+    compared = _Compared(reference, drawn_from, caption_share)
     levels = Levels(compared.at_points, reference.table(k).positions, LEVELS, COUNTED)
     mine = reference.share(len(features))
     scores = np.empty(mine.stop - mine.start)
@@ -85,13 +91,13 @@ def conditional_sparsity(
 class _Compared:
     """The pictures that every row is compared with, and their captions: those of a random part of the reference."""
 
-    def __init__(self, reference: Reference, texts: np.ndarray):
+    def __init__(self, reference: Reference, texts: np.ndarray, share: float):
         count = min(MOST_COMPARED, len(reference))
         chosen = torch.from_numpy(np.random.default_rng(len(reference)).permutation(len(reference))[:count])
         self.reference, self.texts = reference, texts[reference.rows]  # (m, D2)
         self.images = reference.points[chosen.to(reference.points.device)]  # (count, D)
         self.captions = self._unit(self.texts[chosen.numpy()])  # (count, D2)
-        self.near = max(1, round(count * CAPTION_SHARE))
+        self.near = max(1, round(count * share))
         place = torch.full((len(reference) + 1,), -1)  # the last is that of rows outside the reference, at -1
         place[chosen] = torch.arange(count)
         self.place = place.to(reference.points.device)

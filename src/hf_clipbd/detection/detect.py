@@ -67,6 +67,12 @@ OF_REFERENCE: dict[str, tuple[str, ...]] = {
 }
 """Name -> keywords of that detector which have a row for each of the rows that a given reference was drawn from."""
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "conditional_sparsity": ("caption_share",),
+    "combined": ("caption_share",),
+}
+"""Name -> keywords of that detector which are settings of its own."""
+
 WITHOUT_REFERENCE = ("clip_score", "cognitive_distillation")
 """Detectors that compare rows with no others."""
 
@@ -204,7 +210,8 @@ def detect_all(
         precision: As there.
         distributed: As there.
         **given: What has a row for each of the features, `texts`, `others` and `masks`, and for each row that a given
-            reference was drawn from, `reference_texts` and `reference_others`; each detector gets what it takes.
+            reference was drawn from, `reference_texts` and `reference_others`; settings of single detectors, such as
+            `caption_share`. Each detector gets what it takes.
 
     Returns:
         Name -> scores (N,).
@@ -219,7 +226,7 @@ def detect_all(
     known = {name: value for name, value in given.items() if value is not None}
     found = {}
     for name in detectors:
-        taken = {*ALIGNED.get(name, ()), *OF_REFERENCE.get(name, ())}
+        taken = {one for table in (ALIGNED, OF_REFERENCE, CHOICES) for one in table.get(name, ())}
         options = {key: value for key, value in known.items() if key in taken}
         options |= {} if name in WITHOUT_REFERENCE else compared
         found[name] = detect(features, name, **common, **options)

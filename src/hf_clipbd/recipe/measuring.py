@@ -91,7 +91,10 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     }
     options = config.detect
     names = ("detectors", "k", "reference", "rates", "draws", "map_points")
-    settings = {name: getattr(options, name) for name in (*names, *(["distilled"] if options.distilled else []))}
+    settings = {
+        name: getattr(options, name)
+        for name in (*names, *(one for one in ("distilled", "caption_share") if getattr(options, one)))
+    }
     settings |= revisions(options.detectors)
     second = None
     if options.second is not None:

@@ -114,6 +114,10 @@ class DetectConfig:
     )
     k: int | None = _option(None, "Neighbours; each detector's default where left out.")
     reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
+    caption_share: float | None = _option(
+        None,
+        "For `conditional_sparsity` and `combined`: share of captions taken for alike, 0.5 where poison may be 5 %.",
+    )
     second: str | None = _option(None, "For `disagreement` and `combined`: `clean`, a folder or a Hub id.")
     distilled: int | None = _option(
         None, "Rows that `cognitive_distillation` looks at, those that the first detector ranks highest; default all."
@@ -124,6 +128,8 @@ class DetectConfig:
     map_points: int = _option(2000, "Rows of the embedding map.")
 
     def __post_init__(self):
+        if self.caption_share is not None and not 0 < self.caption_share < 1:
+            raise ValueError(f"`caption_share` is in (0, 1), but got {self.caption_share}.")
         if self.distilled is None:
             return
         if "cognitive_distillation" not in self.detectors:

@@ -64,7 +64,7 @@ def search(
     given = dict(compared or {})
     if given.get("reference") is None:
         given |= {"m": options.reference, **scoring_place()}
-    score = functools.partial(detect_all, k=options.k, **given)
+    score = functools.partial(detect_all, k=options.k, caption_share=options.caption_share, **given)
     aligned = {"texts": features["text"]} | ({"others": features["second"]} if "second" in features else {})
     readable = np.ones(len(pairs), dtype=bool)
     readable[list(unreadable or {})] = False
