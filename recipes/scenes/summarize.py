@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from hf_clipbd.detection import recorded_name
 from hf_clipbd.report.results_cells import markdown, spread
 from hf_clipbd.schema import EvalReport, RunRecord
 
@@ -34,14 +35,16 @@ def evaluation_rows(runs: list[Path], shown: list[int]) -> Iterable[list[str]]:
 
 def detection_rows(runs: list[Path]) -> Iterable[list[str]]:
     """Yield one row a detector and poison rate: their names, then AUROC and recall."""
-    found = [RunRecord.load(run / "detect").metrics for run in runs]
+    records = [RunRecord.load(run / "detect") for run in runs]
+    found = [record.metrics for record in records]
     for detector in found[0]["detectors"]:
+        name = " and ".join(dict.fromkeys(recorded_name(detector, record.config) for record in records))
         trained = [one["detectors"][detector] for one in found]
-        yield [detector, "as trained", *(spread([one[figure] for one in trained]) for figure in ("auroc", "recall"))]
+        yield [name, "as trained", *(spread([one[figure] for one in trained]) for figure in ("auroc", "recall"))]
         for rate in found[0]["rates"]:
             thinned = [one["rates"][rate][detector] for one in found]
             shown = (spread([one[figure] for one in thinned]) for figure in ("auroc", "recall"))
-            yield [detector, f"{100 * float(rate):g} % (thinned)", *shown]
+            yield [name, f"{100 * float(rate):g} % (thinned)", *shown]
 
 
 def main(arguments: list[str]) -> int:
