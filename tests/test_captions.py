@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from hf_clipbd.captions import (
     counterfactual_whole,
     eda,
     factual_caption,
+    inflection,
     parse,
     parser_named,
     sub_captions,
@@ -35,6 +37,7 @@ from hf_clipbd.captions.parser import MAX_TOKENS
 from hf_clipbd.captions.prepositions import contrary
 from hf_clipbd.captions.sub_captions import counterfactual_parts, factual_parts
 from hf_clipbd.captions.tokens import tokenize
+from hf_clipbd.data.articles import article
 
 
 LABELS = [
@@ -181,6 +184,8 @@ def test_agreement_can_fail() -> None:
          ("large striped red", "banana", "to the left of", "small blue", "cup")),
         ("look at three crabs", ("", "crabs", "", "", "")),
         ("banana", ("", "banana", "", "", "")),
+        ("A dog stands in a body of water", ("", "dog", "stands in", "", "water")),
+        ("two bodies of water near a road", ("", "water", "near", "", "road")),
     ],
 )  # fmt: skip
 def test_parses(caption: str, expected: tuple[str, ...]) -> None:
@@ -346,6 +351,13 @@ def test_factual_keeps_words_of_the_caption_in_the_templates_order() -> None:
         ("a man with no shirt is playing tennis", "man playing tennis"),  # another clause than the relation's
         ("a dog runs on grass , not on snow", "dog runs on grass"),
         ("gone but not forgotten , this house was a school", "house was school"),
+        ("None of the dogs are running on the grass", "none of the dogs"),
+        ("the cat isnt on the mat", "cat"),
+        ("the cat isn ' t on the mat", "cat"),
+        ("they cant see the road", "they"),
+        ("a dog is nowhere near the water", "dog"),
+        ("the cat is nowhere to be seen", "cat"),
+        ("people in the middle of nowhere jump over a rock", "people jump over rock"),
     ],
 )
 def test_a_sub_caption_never_asserts_what_the_caption_denies(caption: str, expected: str) -> None:
@@ -484,6 +496,32 @@ def test_drawn_prepositions_are_false_of_the_picture() -> None:
         assert len(found) > 15 and not found & true
 
 
+@pytest.mark.parametrize(
+    ("caption", "seed", "old"),
+    [
+        ("A man is playing a guitar on stage .", 2859, "playing"),
+        ("The woman in glasses is wearing a black headdress .", 10109, "wearing"),
+    ],
+)
+def test_no_inflected_replacement_is_a_synonym(caption: str, seed: int, old: str) -> None:
+    """Of "wearing" the verb "erode" is none, but "eroding" is."""
+    parts, operation = counterfactual_parts(caption, seed)
+    assert operation == "relation" and not related(parts.relation.split()[0], old)
+    replace = sub_captions._Replacer(sub_captions._draws(0, caption), (0.0, 1.0))
+    with pytest.raises(ValueError, match="no form or synonym"):
+        replace.word(["erode"], ["wearing"], partial(inflect_verb, form="vg"))
+
+
+def test_no_preposition_holds_the_one_that_it_replaces() -> None:
+    captions = {"a dog in a field": "in", "a cover of a book": "of", "a path to the house": "to"}
+    for caption, said in captions.items():
+        drawn = [counterfactual_parts(caption, seed) for seed in range(400)]
+        found = {parts.relation for parts, operation in drawn if operation == "relation"}
+        assert len(found) > 8 and not any(said in relation.split() for relation in found)
+    drawn = {counterfactual_parts("a cup to the left of a box", seed)[0].relation for seed in range(400)}
+    assert "to the right of" in drawn  # small words may be shared
+
+
 def test_rarity_chooses_a_share_of_the_repositories() -> None:
     nouns = lexicon().nouns
     for rarity, allowed in (((0.0, 0.1), set(nouns[:300])), ((0.9, 1.0), set(nouns[2700:]))):
@@ -510,6 +548,7 @@ def test_a_whole_caption_differs_in_the_replaced_words_alone() -> None:
     for row in range(200):
         before, (after, operation) = factual_parts(caption), counterfactual_parts(caption, seed=(4, row))
         false = counterfactual_whole(caption, seed=(4, row)).split()
+        false = ["a" if word == "an" else word for word in false]  # as the replacement asks for
         seen[operation] += 1
         places = {"adjectives": [3, 10], "nouns": [4, 11], "relation": [6, 8]}[operation]
         kept = [word for i, word in enumerate(true) if i not in places]
@@ -521,6 +560,18 @@ def test_a_whole_caption_differs_in_the_replaced_words_alone() -> None:
     assert set(seen) == {"adjectives", "nouns", "relation"}
     for text in ("", "!!", "🍌"):
         assert counterfactual_whole(text) == whole_caption(text)
+
+
+def test_articles_go_with_the_words_that_replace() -> None:
+    for caption in ("a dog in an orange hat chases an owl", "a group of people waiting outside a fenced in area"):
+        seen = set()
+        for row in range(300):
+            words = counterfactual_whole(caption, row).split()
+            seen |= {pair for pair in pairwise(words) if pair[0] in ("a", "an")}
+        assert all(said == article(word) for said, word in seen) and len({said for said, _ in seen}) == 2
+    assert "a owl" in counterfactual_whole("a owl on a tree", seed=(0, 1))  # the caption's own word keeps its own
+    words = (*lexicon().words(), *map(plural, lexicon().nouns))
+    assert [word for word in words if inflection.article(word) != article(word)] == []
 
 
 def test_seeds() -> None:

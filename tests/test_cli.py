@@ -82,6 +82,24 @@ def test_help_of_every_subcommand_comes_without_torch():
         ("train {work}/poison --model {work}/none --out {out}", "{work}/none"),
         ("train {work}/poison --model {work}/clean --out {out} --lerning_rate 3", "did you mean `learning_rate`"),
         ("train {work}/poison --model {work}/clean --out {out} stray", "stray"),
+        ("train {work}/poison --model {work}/clean --out {out} --lr 3", "`lr`; did you mean `learning_rate`?"),
+        ("train {work}/poison --out {out} --epochs 3", "did you mean `num_train_epochs`?"),
+        ("train {work}/poison --out {out} --batch_size 3", "did you mean `per_device_train_batch_size`?"),
+        ("defend {work}/victim --defense ft --data scenes --out {out} --wd 3", "did you mean `weight_decay`?"),
+        ("train {work}/poison --out {out} --num_train_epochs 0", "`num_train_epochs` above 0, or `max_steps`"),
+        ("train {work}/poison --out {out} --num_train_epochs -1 --dry_run", "but got -1"),
+        ("train {work}/poison --out {out} --trigger {work}/poison/trigger", "`--trigger` needs. Pass --test"),
+        ("defend scenes --defense ft --data scenes --out {out} --test_split a --dry_run", "`--test_split` needs"),
+        ("poison scenes --count 3 --out {out} --captions no.txt --dry_run", "there is no file `no.txt`"),
+        ("detect {work}/poison --model scenes --out {out} --remove 5 --dry_run", "(0, 1), but got 5"),
+        ("detect {work}/poison --model no/model --out {out} --remove 1", "(0, 1), but got 1"),
+        ("detect {work}/poison --model no/model --out {out} --shown -1", "`shown`, rows on the page, of at least 0"),
+        ("detect {work}/poison --model no/model --out {out} --rates 0.1 2", "rates in (0, 1), but got 2"),
+        ("detect {work}/poison --model no/model --out {out} --k 100", "`k` in [1, 63] for 64 reference rows"),
+        ("detect {work}/poison --model scenes --out {out} --k 100 --dry_run", "`k` in [1, 63]"),
+        ("detect {work}/poison --model no/model --out {out} --reference 9 --k 9", "`k` in [1, 8] for 9"),
+        ("detect {work}/poison --model scenes --out {out} --reference 65 --dry_run", "`reference` in [3, 64]"),
+        ("detect {work}/poison --model no/model --out {out} --n 1", "at least 3 rows to search, but got 1"),
         ("defend {work}/victim --defense cleanclp --data scenes --out {out}", "did you mean `cleanclip`"),
         ("evaluate {work}/victim --data {work}/poison", "`label`"),
         ("evaluate {work}/victim --data scenes --n 60 --size 32 --trigger {work}/clean", "attack.json"),
@@ -89,7 +107,7 @@ def test_help_of_every_subcommand_comes_without_torch():
         ("report {work}", "`config.yaml`"),
         ("card {work}", "`config.yaml`"),
         ("push {work} --repo_id a/b", "`config.yaml`"),
-        ("verify {work}/clean", "README.md"),
+        ("verify {work}/clean", "published model, which has a `README.md`, but `{work}/clean` has neither"),
     ],
 )
 def test_an_error_is_one_line_and_status_2(work, tmp_path, capsys, arguments, says):
@@ -106,6 +124,21 @@ def test_wrong_usage_is_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
     assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("poison a --count 5 --outt p1", "required: --out; by `--outt` did you mean `--out`? See"),
+        ("poison a --cuont 5 --out p1", "by `--cuont` did you mean `--count`?"),
+        ("poison a --count 5 --attack.place corner", "required: --out. See"),
+        ("detect a --modle=b --out c", "by `--modle` did you mean `--model`?"),
+    ],
+)
+def test_a_missing_flag_that_was_misspelt_is_named(capsys, arguments, says):
+    with pytest.raises(SystemExit):
+        main(arguments.split())
+    assert says in capsys.readouterr().err
 
 
 def test_traceback_on_request(tmp_path):

@@ -104,6 +104,17 @@ def test_training_names_the_row_or_leaves_it_out(work, gaps, tmp_path, capsys):
     assert main([*line.split(), "--streaming", "--max_steps", "1", "--on_error", "skip"]) == 2
 
 
+def test_streamed_training_names_a_row_by_its_caption(work, tmp_path, capsys):
+    """No row of a stream has a number, and `--on_error skip` is refused there."""
+    PIL.Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    lines = ["image\tcaption", *(f"{'' if row == 5 else '0.png'}\ta cup number {row}" for row in range(8))]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    line = f"train {tmp_path}/pairs.tsv --model {work}/model --out {tmp_path}/v --streaming --max_steps 1"
+    assert main([*line.split(), "--per_device_train_batch_size", "8"]) == 2
+    error = capsys.readouterr().err
+    assert 'The row "a cup number 5": Expected an image, but the row has none. Leave such rows out' in error
+
+
 def test_what_a_poisoning_skips_can_be_left_out_of_a_training(work, gaps, tmp_path):
     poison = f"poison {gaps} --count 3 --size 32 --attack.patch_size 4 --on_error skip --out {tmp_path}/p"
     assert main(poison.split()) == 0
@@ -112,3 +123,11 @@ def test_what_a_poisoning_skips_can_be_left_out_of_a_training(work, gaps, tmp_pa
     )
     assert main([*train.split(), "--on_error", "skip"]) == 0
     assert datasets.load_from_disk(str(tmp_path / "p" / "dataset")).num_rows == 36
+
+
+def test_a_command_names_its_flag_and_not_the_argument_of_python(gaps, tmp_path, capsys):
+    for more in (["--count", "36"], ["--rate", "1", "--streaming"]):
+        line = f"poison {gaps} --size 32 --attack.patch_size 4 --out {tmp_path}/p"
+        assert main([*line.split(), *more]) == 2
+        said = capsys.readouterr().err
+        assert "Or pass `--on_error skip`." in said and 'on_error="skip"' not in said

@@ -17,9 +17,10 @@ from hf_clipbd.data.sources import lone_split
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe import assess, single
-from hf_clipbd.recipe.own_data import Data
+from hf_clipbd.recipe.own_data import Data, keep_framings
 from hf_clipbd.recipe.own_triggers import load_triggers
 from hf_clipbd.schema import RunRecord
+from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 
 N = 48
@@ -149,6 +150,41 @@ def test_a_search_frames_every_row_as_the_poisoned_ones_are(work, tmp_path, monk
     retrain = f"train {found}/filtered --model {work}/model --out {tmp_path / 'again'} {TRAINING}"
     assert main(retrain.split()) == 0
     assert RunRecord.load(tmp_path / "again").config["canvas"] == [32, "squash"]
+
+
+@pytest.mark.parametrize(("of_data", "of_trigger"), [("squash", None), (None, "squash"), ("squash", "squash")])
+def test_a_training_is_measured_on_the_framing_that_it_trains_on(of_data, of_trigger, work, tmp_path, monkeypatch):
+    seen, pairs, triggers = {}, work / "pairs.parquet", ()
+
+    def look(stage, trainer, config, load, pairs, evaluator, canvas):
+        measured = evaluator(load()[1])
+        seen.update(trained=canvas, measured=measured and measured.task.canvas)
+        return stage
+
+    def stage(*triggers, probed=True):
+        probe = single.Probe(Data(str(work / "labelled.parquet")), triggers) if probed else None
+        given = CLIPTrainer, CLIPTrainingConfig("unused", use_cpu=True), probe, None, tmp_path / "out"
+        return single.train_model(str(work / "model"), Data(str(pairs)), *given)
+
+    def trigger(name, kind=BadNets, mode="center_crop"):
+        kind(target="cup", canvas=Canvas(32, mode)).save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(single, "train_into", look)
+    if of_data:
+        pairs = tmp_path / "kept"
+        datasets.Dataset.from_parquet(str(work / "pairs.parquet")).save_to_disk(str(pairs))
+        keep_framings([Canvas(32, of_data)], pairs)
+    if of_trigger:
+        triggers = (trigger("squashed", mode=of_trigger),)
+    text = trigger("text", TextTrigger)  # stamps no picture, so that its canvas is no framing
+    for given in (triggers, (*triggers, text)):
+        assert stage(*given).config["canvas"] == [32, "squash"]
+        assert seen == dict.fromkeys(("trained", "measured"), Canvas(32, "squash"))
+    with pytest.raises(ValueError, match="one framing.*center_crop.*squash"):
+        stage(*triggers, trigger("cropped"))
+    alone = [stage(text).config["canvas"], stage(probed=False).config["canvas"]]
+    assert alone == [[32, "squash" if of_data else "center_crop"]] * 2
 
 
 def test_captions_made_of_labels_are_said_and_rank_nothing(work, tmp_path, capsys):

@@ -16,7 +16,7 @@ from hf_clipbd.captions import counterfactual_caption
 from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.pairs import PairViews, same_caption, same_image
-from hf_clipbd.defenses import DEFENSES, OBJECTIVES, cleanclip, par, safeclip
+from hf_clipbd.defenses import DEFENSES, OBJECTIVES, cleanclip, par, roclip, safeclip
 from hf_clipbd.defenses.cleanerclip import CleanerCLIPConfig, CleanerCLIPTrainer, has_factual
 from hf_clipbd.defenses.par import perturbed
 from hf_clipbd.defenses.retrain import least_suspicious
@@ -279,6 +279,8 @@ def test_terms_are_finite_scalars_that_sum_to_the_loss(name, build):
         ("roclip", {"match_unit": "week"}),
         ("roclip", {"pool_size": 0}),
         ("safeclip", {"safe_growth": 2.0}),
+        ("safeclip", {"warmup_epochs": 3}),
+        ("safeclip", {"num_train_epochs": 1}),
         ("retrain", {"drop_share": 1.0}),
     ],
 )
@@ -525,6 +527,20 @@ def test_roclip_matches_images_with_captions_that_came_before(build):
     images = views.images["image"]
     expected = clip_loss(images, nearest_rows(images, trainer.pool.double()), views.scale).item()
     assert trainer.loss_terms(views)["matched"].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("share", "asked", "n"), [(0.02, None, 8), (0.5, None, 24), (0.5, 5, 5), (0.5, 99, 48)])
+def test_the_pool_of_roclip_is_a_share_of_the_rows_and_at_least_a_batch(share, asked, n, build, monkeypatch):
+    assert (DEFENSES["roclip"].config("unused", use_cpu=True).pool_size, roclip.POOL_SHARE) == (None, 0.02)
+    monkeypatch.setattr(roclip, "POOL_SHARE", share)
+    trainer = build("roclip", pool_size=asked)
+    trainer.begin_epoch(0)
+    assert len(trainer.pool) == n
+
+
+def test_the_warm_up_of_safeclip_is_told_by_epochs_alone():
+    config = DEFENSES["safeclip"].config("unused", use_cpu=True, warmup_epochs=3, num_train_epochs=1, max_steps=9)
+    assert config.warmup_epochs == 3  # of steps nobody knows yet how many epochs they are
 
 
 def test_the_pool_of_roclip_is_drawn_by_the_seed(build):

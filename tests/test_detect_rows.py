@@ -144,7 +144,7 @@ def test_a_row_that_was_mended_is_embedded(broken, tiny_pairs, tiny_model, tiny_
 
 
 def files_of(cache):
-    return {path.name: path.read_bytes() for path in cache.glob("*/*") if path.name != "state.json"}
+    return {path.name: path.read_bytes() for path in cache.rglob("*.np*")}
 
 
 def test_stopped_anywhere_the_cache_ends_the_same(broken, tiny_model, tiny_processor, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_stopped_anywhere_the_cache_ends_the_same(broken, tiny_model, tiny_proce
         return write
 
     monkeypatch.setattr(Shards, "keep", stopping(real_keep))
-    monkeypatch.setattr("hf_clipbd.recipe.shards.write_json", stopping(write_json))
+    monkeypatch.setattr("hf_clipbd.recipe.joined.write_json", stopping(write_json))
     for stop in range(11):  # five shards, five moves, the end
         writes, cache = itertools.count(), tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
@@ -194,9 +194,10 @@ def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, tm
     for name in ("killed", "whole"):
         assert started(name, -1).returncode == 0
     for name in ("killed", "two"):
-        arrays, found = (sorted((tmp_path / one / "cache").glob("*/*.npy")) for one in ("whole", name))
+        arrays, found = (sorted((tmp_path / one / "cache").glob("*/*/*.npy")) for one in ("whole", name))
         assert [path.name for path in found] == [path.name for path in arrays]
         assert sorted(path.name for path in found[0].parent.iterdir() if path not in found) == ["state.json"]
+        assert [*found[0].parent.parent.iterdir()] == [found[0].parent]
         for one, other in zip(arrays, found, strict=True):
             assert one.read_bytes() == other.read_bytes(), (name, one.name)
         np.testing.assert_array_equal(scores_of(tmp_path / name / "out"), scores_of(tmp_path / "whole/out"))
@@ -220,27 +221,66 @@ def test_jobs_that_share_a_folder_join_and_open_it_in_turn(tmp_path, monkeypatch
     other = FolderLock(folder, name=LOCK)
     assert other.take()
     done: list[str] = []
-    threads = [threading.Thread(target=lambda: (first.join(), done.append("joined")))]
+    threads = [threading.Thread(target=lambda: (first.join(digests), done.append("joined")))]
     with other:
         threads[0].start()
         threads[0].join(0.3)
-        assert not done and len(list(folder.glob("part-*.npz"))) == 2 and not (folder / "state.json").exists()
+        assert not done and len(list(folder.glob("part-*.npz"))) == 2 and not [*folder.glob("*/state.json")]
     threads[0].join(30)
     assert done == ["joined"]
-    second.join()
+    second.join(digests)
     assert other.take()
-    threads.append(threading.Thread(target=lambda: done.append(second.open()[0]["image"].tolist())))
+    threads.append(threading.Thread(target=lambda: done.append(second.open(digests)[0]["image"].tolist())))
     with other:
         threads[1].start()
         threads[1].join(0.3)
         assert len(done) == 1
         with monkeypatch.context() as patch:
             patch.setattr(os, "access", lambda *_: False)  # a folder that may only be read is open to all
-            assert np.array_equal(first.open()[0]["image"], rows)
+            assert np.array_equal(first.open(digests)[0]["image"], rows)
     threads[1].join(30)
-    assert done[1] == rows.tolist() and sorted(path.name for path in folder.iterdir()) == [
-        "image.npy", "picture.npy", "state.json"
-    ]  # fmt: skip
+    (own,) = folder.iterdir()
+    assert done[1] == rows.tolist()
+    assert sorted(path.name for path in own.iterdir()) == ["image.npy", "picture.npy", "state.json"]
+
+
+def test_two_datasets_of_one_first_shard_have_each_its_own_rows(
+    tiny_model, tiny_processor, tiny_pairs, tmp_path, monkeypatch
+):
+    """A clean set and its poisoned version, held at once; what they share is embedded once."""
+    monkeypatch.setattr(embeddings, "SHARD_ROWS", 10)
+    given, real, calls = (tiny_model, tiny_processor), embeddings.embed_dataset, []
+    monkeypatch.setattr(embeddings, "embed_dataset", lambda *a, **b: calls.append(len(a[2])) or real(*a, **b))
+    other = tiny_pairs.select([*range(20), *range(29, 19, -1), *range(30, 40), *range(47, 39, -1)])
+    one = cached_embeddings(*given, tiny_pairs, tmp_path)
+    two = cached_embeddings(*given, other, tmp_path)
+    again = cached_embeddings(*given, tiny_pairs, tmp_path)
+    assert calls == [10, 10, 10, 10, 8, 10, 8]
+    for rows, found in ((tiny_pairs, one), (other, two), (tiny_pairs, again)):
+        expected = real(*given, rows)
+        for name in ("image", "text"):
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_jobs_on_two_datasets_in_one_folder_take_nothing_from_each_other(tmp_path):
+    """The second is joined while the first, which wrote what they share, is about to be, and the other way round."""
+
+    def block(start):
+        return {"image": np.full((5, 2), start, np.float32), "picture": np.arange(5) + start}
+
+    for order in (0, 1):
+        folder, contents = tmp_path / str(order), {"a": 0, "b": 10, "c": 20}
+        first, second = (Shards(folder, 10, 5, ("image",)) for _ in range(2))
+        jobs = [(first, ["a", "b"]), (second, ["a", "c"])]
+        for job, digests in jobs:
+            for shard, digest in enumerate(digests):
+                if job.problems(shard, digest) is None:
+                    job.keep(shard, digest, block(contents[digest]), {})
+        for job, digests in jobs[:: (1, -1)[order]]:
+            job.join(digests)
+        for job, digests in jobs:
+            assert job.open(digests)[0]["image"][:, 0].tolist() == 5 * [contents["a"]] + 5 * [contents[digests[1]]]
+        assert not list(folder.glob("part-*"))
 
 
 def test_a_shard_that_another_job_has_just_joined_is_no_error(tmp_path, monkeypatch):
@@ -347,6 +387,17 @@ def test_a_clean_reference_for_every_detector(sources, tiny_pairs, model, tmp_pa
     assert "Expected no clean reference" in capsys.readouterr().err
     assert detect(sources / "saved", model, tmp_path / "x", "--clean_reference", tmp_path / "none") == 2
     assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_a_clean_reference_that_begins_as_the_searched_rows_do(model, tiny_pairs, tmp_path, monkeypatch):
+    """As a clean set and its poisoned version may; the cache keeps them apart."""
+    tiny_pairs.to_parquet(tmp_path / "searched.parquet")
+    tiny_pairs.select([*range(16), *range(47, 15, -1)]).to_parquet(tmp_path / "clean.parquet")
+    for name in ("shared", "own"):
+        monkeypatch.setattr(embeddings, "SHARD_ROWS", {"shared": 16, "own": 48}[name])
+        options = ["--clean_reference", tmp_path / "clean.parquet", "--no_filtered"]
+        assert detect(tmp_path / "searched.parquet", model, tmp_path / name / "out", *options) == 0
+    np.testing.assert_allclose(scores_of(tmp_path / "shared/out"), scores_of(tmp_path / "own/out"), atol=1e-4)
 
 
 def test_a_clean_reference_by_hand(tiny_model, tiny_processor, tiny_pairs, sources, tmp_path):

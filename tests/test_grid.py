@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import PIL.Image
 import pytest
@@ -224,6 +225,25 @@ def test_a_grid_leaves_records_and_runs_each_cell_once(poisoned_run, tmp_path, m
     assert planned["ft"].state == "finished" and planned["ft"].steps == 8
     run_grid(grid_from(sections))
     assert placed == ["cells/cleanerclip,learning_rate=0.0001", "cells/cleanerclip"]
+
+
+def test_other_ks_measure_a_grid_again(poisoned_run, monkeypatch):
+    from hf_clipbd.recipe import grid as grids
+    from hf_clipbd.recipe.stage import Stage
+
+    monkeypatch.setattr(Stage, "run_once", lambda stage, work: stage)
+    monkeypatch.setattr(grids, "train_into", lambda stage, *_, **__: stage)
+    grid, config = grid_from(values([poisoned_run])), grids.finished_run(poisoned_run)
+
+    def stages(*ks):
+        run = grids._GridRun(grid, replace(config, evaluate=replace(config.evaluate, ks=list(ks))))
+        return run.baseline(), run.train(grid.cells[0])
+
+    usual, again, fewer = stages(1, 3, 5, 10), stages(10, 5, 3, 1, 99), stages(1, 3)
+    for one, same, other in zip(usual, again, fewer, strict=True):
+        assert one.key == same.key != other.key
+    assert usual[0].config == {} and set(usual[1].config["measured"]) == {"validation_images", "prompts"}
+    assert fewer[0].config == {"ks": [1, 3]} and fewer[1].config["measured"]["ks"] == [1, 3]
 
 
 def test_a_grid_is_planned_without_writing(poisoned_run, tmp_path, capsys):

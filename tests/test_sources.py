@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -217,6 +218,16 @@ def test_captions_and_poison_captions_of_a_class_have_the_same_article():
     assert articles == ["an", "an", "an", "a", "a", "an", "a"]
 
 
+@pytest.mark.parametrize("label", [-1, None, 2])
+def test_a_label_of_no_class_is_named_with_its_row(label, pairs):
+    """Test splits of the Hub that are not labelled hold -1."""
+    with pytest.raises(ValueError, match=rf"label from 0 to 1 in row 5, but got {label}.*`dataset\.filter"):
+        LabelCaptioner(["warm", "cold"])(label, row=5)
+    unlabelled = pairs.cast_column("label", datasets.Value("int64")).select_columns(["image", "label"])
+    kept = unlabelled.filter(lambda label: label in range(1), input_columns="label")  # as it advises
+    assert len(caption_labels(kept, LabelCaptioner(["warm"]))) == 1
+
+
 @pytest.mark.parametrize("template", ["a photo", "a {label} {place}", "a {} {label}"])
 def test_a_wrong_template_is_named(template):
     with pytest.raises(ValueError, match="label.*but got"):
@@ -407,6 +418,18 @@ def test_columns_are_found_by_name_and_type(pairs):
         find_column(two, "image")
     with pytest.raises(ValueError, match="found none among"):
         find_column(pairs.remove_columns("image"), "image")
+
+
+@pytest.mark.parametrize("sign", [";", "|"])
+def test_a_table_with_another_separator_is_told_which(sign, tmp_path):
+    lines = ["image,caption,label", "0.png,a cup,3"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines).replace(",", sign))
+    rows = load_source(tmp_path / "pairs.csv")
+    separates = f"line that '{re.escape(sign)}' separates: put commas"
+    with pytest.raises(ValueError, match=f"found none among.*{separates}"):
+        find_column(rows, "image")
+    with pytest.raises(ValueError, match=f"a column `image`.*{separates}"):
+        pick_columns(rows, image="image")
 
 
 def test_captions_are_texts(pairs):

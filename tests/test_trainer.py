@@ -133,6 +133,41 @@ def test_evaluator_is_called_each_epoch_and_logged(tiny_model_copy, tiny_process
     assert [epoch["eval_ba1"] for epoch in trainer.history()] == [0.25, 0.5]
 
 
+def test_an_evaluator_gets_the_model_in_evaluation_mode(tiny_model_copy, tiny_processor, tiny_pairs, tmp_path):
+    modes = []
+
+    def buffers(evaluator):
+        args = arguments(tmp_path, eval_strategy="epoch", num_train_epochs=1, save_strategy="no")
+        model = tiny_model_copy()
+        CLIPTrainer(model, args, tiny_pairs, tiny_processor, evaluator=evaluator, canvas=Canvas(32)).train()
+        return dict(model.named_buffers()), model
+
+    def forward(model):
+        modes.append({module.training for module in model.modules()})
+        with torch.no_grad():
+            model.get_image_features(pixel_values=torch.zeros(4, 3, 32, 32))
+        return {"ba1": 0.5}
+
+    expected, _ = buffers(lambda model: {"ba1": 0.5})
+    found, model = buffers(forward)
+    assert modes == [{False}] and all(module.training for module in model.modules())
+    assert any("running" in name for name in found)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_modes_are_those_of_before_where_an_evaluator_fails(tiny_model_copy, tiny_processor, tiny_pairs, tmp_path):
+    def fails(model):
+        raise KeyError("no pictures")
+
+    args = arguments(tmp_path, eval_strategy="epoch")
+    trainer = CLIPTrainer(tiny_model_copy(), args, tiny_pairs, tiny_processor, evaluator=fails, canvas=Canvas(32))
+    trainer.model.train()
+    frozen = trainer.model.get_submodule("text_model").eval()
+    with pytest.raises(KeyError, match="no pictures"):
+        trainer.evaluate()
+    assert trainer.model.training and not frozen.training
+
+
 def test_logit_scale_never_passes_one_hundred(tiny_model_copy, tiny_processor, tiny_pairs, tmp_path):
     model = tiny_model_copy()
     model.logit_scale.data.fill_(4.7)

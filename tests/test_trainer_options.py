@@ -65,6 +65,16 @@ def test_the_best_model_goes_by_benign_accuracy_unless_it_is_told():
     assert args.metric_for_best_model == "ba1" and args.greater_is_better is True
 
 
+@pytest.mark.parametrize("options", [dict(load_best_model_at_end=True), dict(early_stopping_patience=2)])
+def test_of_success_rates_the_lowest_is_the_best(options):
+    def greater(metric, **others):
+        settings = dict(use_cpu=True, eval_strategy="epoch", metric_for_best_model=metric, **options, **others)
+        return CLIPTrainingConfig(**settings).greater_is_better
+
+    assert greater("asr1_badnets") is greater("eval_asr10_sig") is False
+    assert greater("ba1") is greater("eval_ra1_badnets") is greater("asr1_sig", greater_is_better=True) is True
+
+
 # -- a choice among epochs --------------------------------------------------------------------------------------------
 
 
@@ -87,11 +97,11 @@ def test_a_choice_among_epochs_looks_at_no_image_that_is_reported_on(options, mo
     assert len(rows) == 10 and (seen.isdisjoint(tested) if options else seen <= tested)
 
 
-@pytest.mark.parametrize("metric", ["asr1_badnets", "eval_asr1_badnets"])
+@pytest.mark.parametrize("metric", ["asr1_badnets", "eval_asr1_badnets", "ra1_badnets", "eval_ra10_badnets"])
 @pytest.mark.parametrize("options", CHOOSING)
-def test_a_choice_by_the_attacks_success_is_refused(metric, options):
+def test_a_choice_by_what_takes_the_trigger_is_refused(metric, options):
     training = CLIPTrainingConfig(use_cpu=True, eval_strategy="epoch", metric_for_best_model=metric, **options)
-    with pytest.raises(ConfigError, match="known without the trigger.*asr1_badnets.*`ba1`"):
+    with pytest.raises(ConfigError, match=f"known without the trigger.*{metric}.*`ba1`"):
         epochs.chooses(training)
 
 

@@ -5,12 +5,14 @@ import copy
 import itertools
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -536,6 +538,30 @@ def test_workers_divide_the_shards_of_a_stream(stream, caplog):
 def test_what_a_stream_cannot_do_is_refused_at_once(changes, says, tiny_vit, tiny_processor, stream, tmp_path):
     with pytest.raises(ValueError, match=says):
         build(tiny_vit, tiny_processor, stream, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("picture", "caption", "says"),
+    [
+        (None, "a cup", r'^The row "a cup": Expected an image, but the row has none\. Leave'),
+        (b"<html>", "a\ncup " * 20, r'^The row "(a cup ){10}\.\.\.": Expected an image that can be decoded'),
+        (b"<html>", None, "Expected a text as the caption of a row of the stream"),
+    ],
+    ids=["no picture", "no readable picture", "no caption"],
+)
+def test_a_gap_in_a_stream_is_named_by_its_caption_and_can_be_left_out(picture, caption, says, tiny_pairs):
+    plain = datasets.Image(decode=False)
+    rows = tiny_pairs.cast_column("image", plain).to_list()
+    rows[3] = {"image": picture and {"bytes": picture, "path": None}, "caption": caption}
+    gappy = datasets.Dataset.from_list(rows, features=tiny_pairs.features).to_iterable_dataset()
+    with pytest.raises((ValueError, TypeError), match=says) as error:
+        next(iter(PairStream(gappy, PLAIN_VIEWS, Canvas(32), shuffle_buffer=0).loader(8, 0, 1, 0, collate_fn=list)))
+    advice = r"`dataset\.filter`.*`dataset\.cast_column\('image', datasets\.Image\(decode=False\)\)`"
+    assert re.search(advice, str(error.value))
+    kept = gappy.cast_column("image", plain).filter(
+        lambda row: row["image"] is not None and row["image"]["bytes"] != b"<html>"
+    )
+    assert len(set(sum(batches_of(PairStream(kept, PLAIN_VIEWS, Canvas(32)), 5), []))) == 40
 
 
 def test_a_stream_shorter_than_a_batch_is_an_error(tiny_vit, tiny_processor, stream, tmp_path):

@@ -272,6 +272,25 @@ def test_another_trigger_or_other_pictures_to_measure_on_train_again(
     assert set(stage(probed=False).inputs) == {"model", "processor", "data"}
 
 
+def test_a_stream_is_another_one_with_other_workers(tiny_model, tiny_processor, tiny_pairs, tmp_path, monkeypatch):
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    for part in range(2):
+        tiny_pairs.shard(2, part).to_parquet(tmp_path / "pairs" / f"{part}.parquet")
+    monkeypatch.setattr(single, "train_into", lambda stage, *_: stage)
+
+    def stage(workers, streaming=True):
+        config = CLIPTrainingConfig("unused", use_cpu=True, max_steps=4, dataloader_num_workers=workers)
+        data = single.Data(str(tmp_path / "pairs"))
+        given = data, CLIPTrainer, config, None, None, tmp_path / "out", streaming
+        return single.train_model(str(tmp_path / "model"), *given)
+
+    none, one, two, nine = (stage(workers) for workers in (0, 1, 2, 9))
+    assert len({none.key, one.key, two.key}) == 3 and two.key == nine.key  # of two shards, which two workers read
+    assert "dataloader_num_workers" not in none.config and two.config["dataloader_num_workers"] == 2
+    assert stage(0, streaming=False).key == stage(2, streaming=False).key
+
+
 def test_a_gpu_out_of_memory_is_told_what_helps(capsys):
     def act(arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore of it.")

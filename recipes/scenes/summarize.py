@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from hf_clipbd.detection import recorded_name
+from hf_clipbd.detection.revisions import recorded_name
 from hf_clipbd.report.results_cells import markdown, spread
 from hf_clipbd.schema import EvalReport, RunRecord
 

@@ -118,16 +118,22 @@ def logit_bias(model: nn.Module) -> Tensor | None:
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into evaluation mode without gradients for the block, and give its device."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into evaluation mode for the block, and each of its modules into its own mode again after it."""
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
+        yield
     finally:
         for module in in_training:
             module.training = True
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[torch.device]:
+    """Put `model` into evaluation mode without gradients for the block, and give its device."""
+    with evaluation_mode(model), torch.inference_mode():
+        yield next(model.parameters()).device
 
 
 def tokenize(processor: Any, texts: Iterable[str], model: nn.Module | None = None) -> dict[str, Tensor]:

@@ -43,7 +43,8 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
             `PairStream` for what differs.
         processing_class: The model's processor; saved beside the model.
         evaluator: Called with the model at each evaluation; returns figures such as `{"ba1": 0.9}`, which are logged
-            as `eval_ba1` and are available to `metric_for_best_model`. It is called on every process.
+            as `eval_ba1` and are available to `metric_for_best_model`. It is called on every process, with the model
+            in evaluation mode, which ends with the call; gradients are not turned off.
         canvas: Geometry of the images; the processor's size by default.
         publisher: What `push_to_hub` pushes with, `hf_clipbd.hub.TrainedPublisher()`.
         **kwargs: Passed to `transformers.Trainer`.
@@ -252,7 +253,9 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
         if self.evaluator is None:
             raise ValueError("Expected a trainer with an `evaluator`, but it has none. Pass evaluator= to it.")
         started = time.perf_counter()
-        figures = self.evaluator(self.accelerator.unwrap_model(self.model))
+        model = self.accelerator.unwrap_model(self.model)
+        with features.evaluation_mode(model):
+            figures = self.evaluator(model)
         self.evaluation_seconds += time.perf_counter() - started
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)

@@ -10,6 +10,7 @@ from .words import ADVERBS, CLAUSE_MARKS, DETERMINERS, NEGATIONS
 
 NO = "no"
 DENIALS = NEGATIONS | {NO}
+NOWHERE = ("nowhere near", "nowhere to")  # a house in the middle of nowhere is there
 
 
 def denies(relation: str) -> bool:
@@ -23,10 +24,15 @@ def denies(relation: str) -> bool:
 
 
 def _negation_before(tokens: Sequence[str], start: int) -> int | None:
-    """Return where a negation stands before token `start`, with only determiners and adverbs between, or None."""
+    """Return where a negation stands before token `start`, with only determiners and adverbs between, or None.
+
+    The "of" of "none of the dogs" may stand between, too.
+    """
     for i in range(start - 1, -1, -1):
         if tokens[i] in DENIALS:
             return i
+        if tokens[i] == "of" and tokens[i - 1 : i] == ("none",):
+            return i - 1
         if tokens[i] not in DETERMINERS and tokens[i] not in ADVERBS:
             return None
     return None
@@ -47,9 +53,11 @@ def affirmed(parsed: Parse) -> Parse:
         ('tree', 'with no', 'leaves')
         >>> affirmed(parse("a man not wearing a shirt")).relation, affirmed(parse("no big dog barks")).subject
         ('', 'no big dog')
+        >>> affirmed(parse("none of the dogs are wet")).subject, affirmed(parse("a dog nowhere near water")).relation
+        ('none of the dogs', '')
     """
     tokens = parsed.tokens
-    if not parsed.subject_at or DENIALS.isdisjoint(tokens):
+    if not parsed.subject_at or (DENIALS | {"nowhere"}).isdisjoint(tokens):
         return parsed
     head, last = parsed.subject_at[0], parsed.subject_at[-1]
     before = tuple(i for i in parsed.subject_adjectives_at if i < head)
@@ -62,6 +70,7 @@ def affirmed(parsed: Parse) -> Parse:
     said = tuple(i for i in parsed.subject_adjectives_at if i > last)
     followers = {*parsed.relation_at, *said, *(i for i, token in enumerate(tokens) if token == "one")}  # "no one"
     negations = [i for i, token in enumerate(tokens) if token in NEGATIONS or token == NO and i + 1 in followers]
+    negations += [i for i in range(len(tokens)) if " ".join(tokens[i : i + 2]) in NOWHERE]
     kept = tuple(i for i in before if _negation_before(tokens, i) is None)
     kept += tuple(i for i in said if not any(last < negation < i for negation in negations))
     parsed = replace(parsed, subject_adjectives_at=kept, subject_adjectives=tuple(tokens[i] for i in kept))

@@ -89,6 +89,17 @@ def prepositions_in(relation: str) -> set[str]:
     return {preposition for preposition in _first() if f" {preposition} " in padded}
 
 
+def longest(prepositions: set[str]) -> set[str]:
+    """Return those of `prepositions` that are no part of another of them.
+
+    Example:
+        >>> longest({"in", "in front of"})
+        {'in front of'}
+    """
+    nested = {one for one in prepositions for other in prepositions - {one} if f" {one} " in f" {other} "}
+    return prepositions - nested
+
+
 @lru_cache(maxsize=8192)
 def contrary(relation: str) -> tuple[tuple[str, ...], ...]:
     """Return the groups of prepositions that make `relation` false in the place of its own.
@@ -103,9 +114,8 @@ def contrary(relation: str) -> tuple[tuple[str, ...], ...]:
     """
     meaning = relation.replace("with no", "without")
     found, first = prepositions_in(meaning), _first()
-    nested = {one for one in found for other in found if one != other and f" {one} " in f" {other} "}
     words = set(meaning.split()).difference(*(preposition.split() for preposition in found))
-    said = {first[preposition] for preposition in found - nested} | {_ALSO[word] for word in words if word in _ALSO}
+    said = {first[preposition] for preposition in longest(found)} | {_ALSO[word] for word in words if word in _ALSO}
     said = said or words & {"of", "as"}
     true = said.union(*(_together().get(preposition, ()) for preposition in said))
     others = [group for group in lexicon().prepositions if (found | prepositions_in(relation)).isdisjoint(group)]

@@ -3,6 +3,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from operator import index
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from .denial import affirmed, denies
 from .inflection import inflect_verb, plural
 from .lexicon import lemmas, lexicon, senses
 from .parser import Parse, parse
-from .prepositions import contrary, prepositions_in
+from .prepositions import contrary, longest, prepositions_in
 from .vocabulary import look_up
 from .words import DEPENDENT_PARTICIPLES
 
@@ -121,14 +122,19 @@ class _Replacer:
     def __init__(self, draws: Iterator[int], rarity: tuple[float, float]):
         self.draws, self.rarity = draws, rarity
 
-    def word(self, repository: Sequence[str], avoid: Sequence[str]) -> str:
-        """Return a word from the chosen share of `repository` that is no form or synonym of any word in `avoid`."""
+    def word(self, repository: Sequence[str], avoid: Sequence[str], inflect: Callable[[str], str] = str) -> str:
+        """Return a word from the chosen share of `repository`, inflected.
+
+        Neither the word nor what it becomes is a form or synonym of any in `avoid`: "perform" is none of "playing",
+        but "performing" is.
+        """
         start, stop = (int(share * len(repository)) for share in self.rarity)
         forbidden = [senses(word) for word in avoid]
         for _ in range(TRIES):
             word = repository[start + next(self.draws) % max(1, stop - start)]
-            if all(known.isdisjoint(lemmas(word)) for known in forbidden):
-                return word
+            inflected = inflect(word)
+            if all(known.isdisjoint(lemmas(word) | lemmas(inflected)) for known in forbidden):
+                return inflected
         raise ValueError(
             f"Expected a replacement among the words {start} to {stop} of a repository that is no form or synonym of "
             f"{list(avoid)}, but {TRIES} draws gave none. Widen `rarity`, which is {self.rarity}."
@@ -144,9 +150,8 @@ class _Replacer:
 
     def noun(self, noun: str, avoid: Sequence[str]) -> str:
         """Return another noun of the same number."""
-        word = self.word(lexicon().nouns, (*noun.split(), *avoid))
         last = look_up(noun.split()[-1])
-        return plural(word) if last.plural > last.noun else word
+        return self.word(lexicon().nouns, (*noun.split(), *avoid), plural if last.plural > last.noun else str)
 
     def relation(self, parsed: Parse) -> str:
         """Return another verb in the same form, another preposition, or both, as the relation has them."""
@@ -154,19 +159,23 @@ class _Replacer:
         verb, kind = "", parsed.relation_form
         if kind:
             form = FORMS.get(kind) or next((AUXILIARY_FORMS[word] for word in words if word in AUXILIARY_FORMS), "vs")
-            verb = inflect_verb(self.word(lexicon().verbs, words), form)
+            verb = self.word(lexicon().verbs, words, partial(inflect_verb, form=form))
         if kind and not prepositions_in(parsed.relation):
             return verb
         return f"{verb} {self.preposition(parsed.relation)}".strip()
 
     def preposition(self, relation: str) -> str:
-        """Return a preposition that cannot well be true together with those of `relation`, nor share a meaning."""
+        """Return a preposition that cannot well be true together with those of `relation`, nor share a meaning.
+
+        It holds none of them either: "in front of" does not replace "in".
+        """
         groups, present = contrary(relation), prepositions_in(relation)
         forbidden = present.union(*map(senses, present))  # WordNet has some as adverbs: "on" and "along"
+        said = longest(present) or {"of"} & set(relation.split())
         for _ in range(TRIES if groups else 0):
             group = groups[next(self.draws) % len(groups)]
             preposition = group[next(self.draws) % len(group)]
-            if preposition not in forbidden:
+            if preposition not in forbidden and not any(f" {one} " in f" {preposition} " for one in said):
                 return preposition
         raise ValueError(f"Expected a preposition of another meaning than {sorted(present)}, but there is none.")
 

@@ -5,7 +5,7 @@ import html
 import re
 
 from .lexicon import lexicon
-from .words import HYPHEN_ENDINGS, HYPHEN_STARTS
+from .words import HYPHEN_ENDINGS, HYPHEN_STARTS, NEGATIONS
 
 
 MARKUP = re.compile(r"<[a-zA-Z/!][^<>]*>")
@@ -43,7 +43,9 @@ def tokenize(caption: str) -> list[str]:
     for token in found:
         if token == "s" and words and words[-1].isalpha():
             token = "'s"  # web captions that lost their apostrophes: "a man s hands"
-        if len(words) > 1 and words[-1] == "-" and _joins(words[-2].rsplit("-", 1)[-1], token):
+        if token == "t" and words and f"{words[-1]}'t" in NEGATIONS:
+            words[-1] += "'t"  # "isn ' t", "don t"
+        elif len(words) > 1 and words[-1] == "-" and _joins(words[-2].rsplit("-", 1)[-1], token):
             words[-2:] = [f"{words[-2]}-{token}"]
         else:
             words.append(token)

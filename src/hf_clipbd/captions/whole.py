@@ -2,8 +2,10 @@
 """Whole captions in the place of sub-captions: nothing is left out, one part is made false."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from .denial import affirmed
+from .inflection import article
 from .parser import parse
 from .sub_captions import ALL, Parser, counterfactual_parts, factual_parts, kept_adjectives
 
@@ -27,7 +29,8 @@ def counterfactual_whole(
 ) -> str:
     """Return `whole_caption` with the part replaced that `counterfactual_caption` replaces, by the same words.
 
-    Adjectives, determiners and everything after the object, which sub-captions leave out, stay as they are.
+    Adjectives, determiners and everything after the object, which sub-captions leave out, stay as they are, but for
+    an "a" or "an" that another word now follows, which becomes the one that is said before that word.
 
     Args:
         caption: Text of any kind and length.
@@ -65,4 +68,7 @@ def counterfactual_whole(
             words[at[0]] = after
             for i in at[1:]:
                 words[i] = ""
+    for i, following in pairwise(i for i, word in enumerate(words) if word):
+        if words[i] in ("a", "an") and words[following] != parsed.tokens[i + 1]:
+            words[i] = article(words[following])
     return " ".join(filter(None, words))

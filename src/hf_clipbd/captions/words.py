@@ -18,11 +18,11 @@ PRONOUNS = _set(
     "i you he she it we they him them me us someone somebody something everyone everybody everything nobody "
     "anyone anything nothing himself herself itself themselves myself yourself"
 )
-BE = _set("is are was were be been being am 're 'm isn't aren't wasn't weren't ain't")
-HAVE = _set("has have had having does do did 've hasn't haven't hadn't")
+BE = _set("is are was were be been being am 're 'm isn't aren't wasn't weren't ain't isnt arent wasnt werent")
+HAVE = _set("has have had having does do did 've hasn't haven't hadn't hasnt havent")
 MODALS = _set(
     "can could will would may might must should shall 'll 'd don't doesn't didn't can't cannot couldn't won't "
-    "wouldn't shouldn't dont doesnt didnt"
+    "wouldn't shouldn't dont doesnt didnt cant couldnt wont wouldnt shouldnt"
 )
 PREPOSITIONS = _set(
     "in on at by with of from for into onto over under near behind beside besides between above below around "
@@ -47,7 +47,7 @@ ADVERBS = _set(
 NEGATIONS = _set(
     "not never n't nothing nobody none neither nor hardly scarcely rarely seldom cannot isn't aren't wasn't "
     "weren't ain't hasn't haven't hadn't don't doesn't didn't can't couldn't won't wouldn't shouldn't dont doesnt "
-    "didnt"
+    "didnt isnt arent wasnt werent hasnt havent cant couldnt wont wouldnt shouldnt"
 )
 CLAUSE_MARKS = frozenset(",;:()|/.!?–—-")
 
@@ -67,12 +67,12 @@ PLACE_NOUNS = _set(
     "background foreground heart"
 )
 
-# Collectives stand for what follows their "of": a group of people is people, a pile of leaves is leaves.
+# Collectives stand for what follows their "of": a group of people is people, a body of water is water.
 COLLECTIVES = _set(
     "group groups pair pairs couple bunch crowds lot lots piece pieces set sets number variety collection series "
     "row rows herd flock line lines pile piles stack stacks selection range array load bit slice gang handful "
     "cluster assortment majority pack team duo trio type types kind kinds sort dozens hundreds thousands plenty "
-    "rest mix"
+    "rest mix body bodies"
 )
 # Pictures stand for what they show, when they are the subject: a close-up of a dog is a dog.
 PICTURES = _set(

@@ -62,7 +62,7 @@ def flags_of(options: argparse.Namespace, extra: list[str], example: str, keys: 
     Raises:
         ConfigError: If anything else is among them; the nearest key or flag of the command is named.
     """
-    from hf_clipbd.recipe.sections import ConfigError, check_keys, read_flags
+    from hf_clipbd.recipe.sections import SYNONYMS, ConfigError, check_keys, read_flags
 
     positional, flags = read_flags(extra)
     if positional:
@@ -70,7 +70,7 @@ def flags_of(options: argparse.Namespace, extra: list[str], example: str, keys: 
     keys, own = set(keys), options.parser.flags()
     for key in flags:
         nearest = difflib.get_close_matches(key, [*own, *keys], n=1)
-        if key not in keys and nearest and nearest[0] in own:
+        if key not in keys and SYNONYMS.get(key) not in keys and nearest and nearest[0] in own:
             raise ConfigError(f"Unknown flag `--{key}`; did you mean `{own[nearest[0]]}`?")
     check_keys(flags, keys, "")
     return flags
@@ -109,13 +109,14 @@ def _poison(options: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
-def check_measured(flags: Mapping[str, Any], test: str | None) -> None:
-    """Raise `ConfigError` where evaluations are asked for and no images that they could measure on."""
+def check_measured(flags: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Raise `ConfigError` where the keys or the arguments ask for measurements and name no images to measure on."""
     from hf_clipbd.recipe.sections import ConfigError
 
     off = (None, False, "no", "none", "null", "false")
     asked = [name for name in ("early_stopping_patience", "eval_strategy") if flags.get(name) not in off]
-    if asked and test is None:
+    asked += [name for name in ("trigger", "test_split") if getattr(options, name)]
+    if asked and options.test is None:
         raise ConfigError(f"Expected labelled images to measure on, which `--{asked[0]}` needs. Pass --test IMAGES.")
 
 
@@ -138,7 +139,7 @@ def _train_with(options: argparse.Namespace, extra: list[str], defense: str, mod
         if DEFENSES[defense].needs:
             stages = ", ".join(DEFENSES[defense].needs)
             raise ValueError(f"Expected a defence of its own, but `{defense}` needs {stages}. Use `hf-clipbd run`.")
-        check_measured(flags, options.test)
+        check_measured(flags, options)
         given = {"seed": options.seed, "eval_strategy": "epoch" if options.test else "no", "disable_tqdm": "false"}
         trainer, config = DEFENSES[defense].trainer, parse_section(DEFENSES[defense].config, {**given, **flags}, "")
         check_places(config)
@@ -236,11 +237,12 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
 
         from hf_clipbd.cli.results import after_detect, record_values
         from hf_clipbd.detection import DETECTORS
+        from hf_clipbd.recipe.basis import Basis, check_search
         from hf_clipbd.recipe.embeddings import default_cache
         from hf_clipbd.recipe.options import DetectConfig
         from hf_clipbd.recipe.sections import check_names
         from hf_clipbd.recipe.shown import record_lines
-        from hf_clipbd.recipe.single import Basis, check_search, detect_in
+        from hf_clipbd.recipe.single import detect_in
         from hf_clipbd.recipe.suspects import Review
 
         data = data_of(options, options.dataset, "train")

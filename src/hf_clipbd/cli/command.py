@@ -4,7 +4,7 @@
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from hf_clipbd.cli.parser import Listed, build_parser
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hf_clipbd.cli.actions import ACTIONS
 
     name = f"hf-clipbd {options.command}"
-    return _guarded(name, lambda: ACTIONS[options.command](options, extra), options.traceback)
+    return _guarded(name, lambda: ACTIONS[options.command](options, extra), options.traceback, options.parser.flags())
 
 
 def script(name: str, text: str, act: Callable[[list[str]], int], arguments: Sequence[str]) -> int:
@@ -59,14 +59,24 @@ def script(name: str, text: str, act: Callable[[list[str]], int], arguments: Seq
     return _guarded(name, lambda: act(given), len(given) < len(arguments))
 
 
-def _guarded(name: str, act: Callable[[], int], traceback: bool) -> int:
-    """Return what `act` returns, or 2 after one line on standard error for what is wrong with input, data or files."""
+def _guarded(name: str, act: Callable[[], int], traceback: bool, flags: Collection[str] = ()) -> int:
+    """Return what `act` returns, or 2 after one line on standard error for what is wrong with input, data or files.
+
+    Args:
+        name: Goes before the line.
+        act: What is done.
+        traceback: Let errors through.
+        flags: The command's own flags: an argument of Python's that a message names is told as a flag.
+    """
     try:
         return act()
     except (ValueError, TypeError, OSError, ImportError, EOFError, tarfile.TarError) as error:
         if traceback:
             raise
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        says = " ".join(str(error).split())
+        if "on_error" in flags:
+            says = says.replace('on_error="skip"', "`--on_error skip`")
+        print(f"{name}: {says}", file=sys.stderr)
         return WRONG
     except RuntimeError as error:
         if traceback or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name

@@ -3,6 +3,8 @@
 
 import argparse
 import difflib
+import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -43,10 +45,30 @@ class Listing(argparse.Action):
 class CommandParser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
+    given: Sequence[str] = ()
+    """The command line that is parsed."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse what is known, as `argparse` does."""
+        self.given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        """Leave with status 2 after one line on standard error."""
+        """Leave with status 2 after one line on standard error, which names a misspelt flag where one is missing."""
+        if "required" in message:
+            message += self._misspelt(re.findall(r"--\w[\w-]*", message))
         end = "" if message.endswith(("?", ".")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end} See `{self.prog} --help`.\n")
+
+    def _misspelt(self, missing: Sequence[str]) -> str:
+        """Return which unknown flag may be one of those that are missing, "" for none."""
+        known = {option for action in self._actions for option in action.option_strings}
+        flags = [argument.split("=")[0] for argument in self.given if argument.startswith("--")]
+        for flag in flags:
+            close = difflib.get_close_matches(flag, missing, n=1)
+            if flag not in known and close:
+                return f"; by `{flag}` did you mean `{close[0]}`?"
+        return ""
 
     def group(self, title: str) -> argparse._ArgumentGroup:
         """Return the group of options of this title, made where it is not there yet."""

@@ -12,8 +12,9 @@ from hf_clipbd.cli.console import Console
 
 if TYPE_CHECKING:
     from hf_clipbd.attacks import Share
+    from hf_clipbd.recipe.basis import Basis
     from hf_clipbd.recipe.options import DetectConfig
-    from hf_clipbd.recipe.single import Basis, Data
+    from hf_clipbd.recipe.single import Data
     from hf_clipbd.recipe.suspects import Review
     from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
@@ -179,9 +180,14 @@ def plan_training(
 
 
 def plan_detect(data: "Data", options: "DetectConfig", review: "Review", basis: "Basis", out: Path) -> list[Planned]:
-    """Return the plan of `hf-clipbd detect`."""
+    """Return the plan of `hf-clipbd detect`; raises as `check_sizes`, where rows are counted."""
+    from hf_clipbd.recipe.basis import check_sizes, search_settings
+
     rows = count_rows(data)
-    state, why = state_of(out, {"kind": "detect", **asdict(options), **asdict(review), **basis.settings()}, data.seed)
+    if rows is not None:
+        check_sizes(options, rows, rows if basis.clean is None else count_rows(basis.clean))
+    expected = {"kind": "detect", **search_settings(options), **asdict(review), **basis.settings()}
+    state, why = state_of(out, expected, data.seed)
     removed = f"about {round(review.remove * rows)} rows" if rows is not None else f"a share of {review.remove:g}"
     looked_at = {} if options.distilled is None else {"cognitive_distillation": f" of {options.distilled} rows"}
     about = f"{', '.join(name + looked_at.get(name, '') for name in options.detectors)}; {removed} filtered out"

@@ -54,7 +54,10 @@ def find_column(rows: Rows, what: str, given: str | None = None) -> str | None:
     if not named:
         if what == CAPTION:
             return None
-        raise ValueError(f"Expected a column of images, but found none among {list(features)}. Set `image_column`.")
+        raise ValueError(
+            f"Expected a column of images, but found none among {list(features)}. {_separator_of(list(features))}"
+            f"Set `image_column`."
+        )
     if named[0] != what:
         logger.info("column `%s` is taken as the %s", named[0], what)
     return named[0]
@@ -79,9 +82,9 @@ def pick_columns(rows: Rows, **columns: str) -> Any:
     for ours, theirs in columns.items():
         if theirs not in names:
             near = difflib.get_close_matches(theirs, names, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            hint = _separator_of(names) or (f"Did you mean `{near[0]}`? " if near else "")
             raise ValueError(
-                f"Expected a column `{theirs}` ({ours}), but the dataset has {names}.{hint} Set `{ours}_column`."
+                f"Expected a column `{theirs}` ({ours}), but the dataset has {names}. {hint}Set `{ours}_column`."
             )
     rows = rows.select_columns(list(columns.values()))
     feature = rows.features[columns[IMAGE]] if IMAGE in columns else None
@@ -96,6 +99,17 @@ def pick_columns(rows: Rows, **columns: str) -> Any:
     if CAPTION in columns:
         rows = _texts(rows)
     return rows
+
+
+def _separator_of(names: list[str]) -> str:
+    """Return a hint where all names are in one, for instance of a CSV of `image;caption`; else ""."""
+    found = [sign for sign in (";", "|", "\t", ",") if len(names) == 1 and sign in names[0]]
+    if not found:
+        return ""
+    return (
+        f"This one column is a line that {found[0]!r} separates: put commas between the cells of a `.csv` and tabs "
+        f"between those of a `.tsv`. "
+    )
 
 
 def _texts(rows: Rows) -> Rows:

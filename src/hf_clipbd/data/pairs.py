@@ -148,18 +148,37 @@ def draw_views(
     image: Any,
     caption: str,
     decode: Callable[[Any], PIL.Image.Image],
+    name: str = "",
+    advice: str = _ADVICE,
 ) -> dict[str, Any]:
     """Return one draw of one row: `row`, `images` uint8 (V, H, W, 3) and `texts`, a list of T captions.
+
+    Args:
+        plan: The views.
+        canvas: Geometry of the images.
+        seed: Seed of the draws.
+        key: Which draw of which row.
+        image: What `decode` makes a picture of, or None.
+        caption: The row's caption.
+        decode: Makes a picture of `image`.
+        name: What errors call the row; its number in the dataset where it is left out.
+        advice: What errors say can be done.
 
     Raises:
         TypeError: If the caption is no text.
         ValueError: If the row has no image, or one that `decode` or the canvas cannot read.
     """
+    name = name or f"row {key.row}"
     if not isinstance(caption, str):
-        raise TypeError(_no_text(key.row, caption))
+        raise TypeError(_no_text(name, caption, advice))
     draw = (seed, key.epoch, key.row)
     texts = {**plan.texts, **((plan.subset_texts or {}) if key.subset else {})}
-    image = _framed(canvas, image, decode, key.row)
+    if image is None:
+        raise ValueError(_no_image(name, advice))
+    try:
+        image = canvas(decode(image))
+    except (TypeError, *UNREADABLE) as error:
+        raise ValueError(f"{name[0].upper()}{name[1:]}: {reason(error)} {advice}") from error
     return {
         "row": key.row,
         "images": np.stack([np.asarray(view(image, draw)) for view in plan.images.values()]),
@@ -167,21 +186,12 @@ def draw_views(
     }
 
 
-def _framed(canvas: Canvas, image: Any, decode: Callable[[Any], PIL.Image.Image], row: int) -> PIL.Image.Image:
-    if image is None:
-        raise ValueError(_no_image(row))
-    try:
-        return canvas(decode(image))
-    except (TypeError, *UNREADABLE) as error:
-        raise ValueError(f"Row {row}: {reason(error)} {_ADVICE}") from error
+def _no_text(name: str, caption: Any, advice: str = _ADVICE) -> str:
+    return f"Expected a text as the caption of {name}, but got {type(caption).__name__}. {advice}"
 
 
-def _no_text(row: int, caption: Any) -> str:
-    return f"Expected a text as the caption of row {row}, but got {type(caption).__name__}. {_ADVICE}"
-
-
-def _no_image(row: int) -> str:
-    return f"Row {row}: Expected an image, but the row has none. {_ADVICE}"
+def _no_image(name: str, advice: str = _ADVICE) -> str:
+    return f"{name[0].upper()}{name[1:]}: Expected an image, but the row has none. {advice}"
 
 
 def _check_filled(rows: datasets.Dataset, image_column: str) -> None:
@@ -195,7 +205,7 @@ def _check_filled(rows: datasets.Dataset, image_column: str) -> None:
     for table in rows.with_format("arrow").iter(_LOOKED_AT):
         for name in rows.column_names:
             if len(found := np.flatnonzero(_gaps(table.column(name)))):
-                row = start + int(found[0])
+                row = f"row {start + int(found[0])}"
                 raise ValueError(_no_image(row)) if name == image_column else TypeError(_no_text(row, None))
         start += table.num_rows
 

@@ -260,7 +260,17 @@ class LabelCaptioner:
                 raise ValueError(f"Expected a template with {{label}}, but got {template!r}.")
 
     def __call__(self, label: int, row: int) -> str:
-        """Return the caption of row `row`, which shows class `label`."""
+        """Return the caption of row `row`, which shows class `label`.
+
+        Raises:
+            ValueError: If there is no such class; splits without labels often hold -1 or None.
+        """
+        n = len(self.class_names)
+        if label is None or not 0 <= label < n:
+            raise ValueError(
+                f"Expected a label from 0 to {n - 1} in row {row}, but got {label}. Leave rows without a label out, "
+                f"for instance with `dataset.filter(lambda label: label in range({n}), input_columns='{LABEL}')`."
+            )
         rng = np.random.default_rng([self.seed, row])
         template = self.templates[rng.integers(len(self.templates))]
         drawn = {slot: words[rng.integers(len(words))] for slot, words in self.words.items() if words}

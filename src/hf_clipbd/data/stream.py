@@ -18,6 +18,13 @@ from hf_clipbd.data.undecoded import as_it_is
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = (
+    "Leave such rows out with `dataset.filter`, where the picture is broken after "
+    "`dataset.cast_column({image_column!r}, datasets.Image(decode=False))`, or train without streaming and with "
+    "`--on_error skip`."
+)
+_QUOTED = 60  # characters of a caption that an error quotes
+
 
 class PairStream(torch.utils.data.IterableDataset):
     """An endless run of batches of views, epoch after epoch, from a streaming dataset.
@@ -26,8 +33,8 @@ class PairStream(torch.utils.data.IterableDataset):
 
     - An epoch cannot be permuted: rows go through a shuffle buffer, refilled each epoch in an order drawn from (seed,
       epoch), and shards are shuffled. Neighbours in the stream stay neighbours within the buffer's length.
-    - A row has no number. Its draws come from (seed, epoch, content), a hash of caption and image file, which is also
-      what error messages name as its row. Two equal rows are drawn alike.
+    - A row has no number. Its draws come from (seed, epoch, content), a hash of caption and image file, which stands
+      for its number in a batch; errors about a row quote its caption. Two equal rows are drawn alike.
     - Every process reads the whole stream and decodes its own share of each global batch, so that two processes train
       as one does. Within a process, workers divide the shards among themselves, so batches depend on their number.
     - The stream begins again when it ends; the incomplete last batch is dropped. Only `max_steps` ends a training.
@@ -46,7 +53,9 @@ class PairStream(torch.utils.data.IterableDataset):
         shuffle_buffer: Rows in the shuffle buffer; 0 keeps the order of the stream.
 
     Raises:
-        ValueError: If a column is missing, the stream is empty or the plan draws a subset of an epoch.
+        ValueError: If a column is missing, the stream is empty or the plan draws a subset of an epoch; when rows are
+            drawn, if a row has no image, or one that cannot be read.
+        TypeError: If a row has no caption.
     """
 
     def __init__(
@@ -143,7 +152,8 @@ class PairStream(torch.utils.data.IterableDataset):
         image, caption = row[self.image_column], row[self.caption_column]
         key = PairKey(epoch, content_number(image, caption), subset)
         decode = datasets.Image().decode_example if isinstance(image, dict) else as_it_is
-        return draw_views(self.plan, self.canvas, self.seed, key, image, caption, decode)
+        name, advice = _name(caption), _ADVICE.format(image_column=self.image_column)
+        return draw_views(self.plan, self.canvas, self.seed, key, image, caption, decode, name, advice)
 
 
 def _whole(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
@@ -151,11 +161,19 @@ def _whole(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str,
         yield batch
 
 
-def content_number(image: dict[str, Any] | PIL.Image.Image, caption: str) -> int:
+def _name(caption: Any) -> str:
+    """Return what errors call a row: by the beginning of its caption, on one line."""
+    if not isinstance(caption, str):
+        return "a row of the stream"
+    said = " ".join(caption.split())
+    return f'the row "{said}"' if len(said) <= _QUOTED else f'the row "{said[:_QUOTED]}..."'
+
+
+def content_number(image: dict[str, Any] | PIL.Image.Image | None, caption: str) -> int:
     """Return a number of 63 bits that stands for a row of a stream: a hash of its caption and its image.
 
     Args:
-        image: The undecoded image of `datasets` (`bytes` and `path`), or a decoded one.
+        image: The undecoded image of `datasets` (`bytes` and `path`), a decoded one, or None for a row without.
         caption: The caption.
 
     Example:
@@ -165,6 +183,6 @@ def content_number(image: dict[str, Any] | PIL.Image.Image, caption: str) -> int
     digest = hashlib.blake2b(str(caption).encode(), digest_size=8)
     if isinstance(image, dict):
         digest.update(image["bytes"] if image.get("bytes") is not None else str(image.get("path")).encode())
-    else:
+    elif image is not None:
         digest.update(image.tobytes())
     return int.from_bytes(digest.digest()) >> 1

@@ -17,6 +17,7 @@ from hf_clipbd.trainer import CLIPTrainingConfig, Views
 
 
 POOL_STREAM = 4
+POOL_SHARE = 0.02
 
 
 @dataclass
@@ -24,22 +25,24 @@ class RoCLIPConfig(CLIPTrainingConfig):
     """Arguments of RoCLIP.
 
     Args:
-        pool_size: Captions in the pool; at most as many as there are rows.
+        pool_size: Captions in the pool; by default 2 % of the rows and at least one global batch. At most as many as
+            there are rows.
         match_every: K; epochs (or steps) 0, K, 2K, ... match with the pool, the others train on the pairs as they are.
         match_unit: `epoch` or `step`, what K counts.
     """
 
-    pool_size: int = field(default=10_000, metadata={"help": "Captions in the pool."})
+    pool_size: int | None = field(
+        default=None, metadata={"help": "Captions in the pool; 2 % of the rows by default, and a batch at least."}
+    )
     match_every: int = field(default=2, metadata={"help": "Match with the pool every so many epochs or steps."})
     match_unit: str = field(default="epoch", metadata={"help": "What `match_every` counts: epoch or step."})
 
     def __post_init__(self):
         super().__post_init__()
-        if self.pool_size < 1 or self.match_every < 1:
-            raise ValueError(
-                "Expected `pool_size` and `match_every` of at least 1, "
-                f"but got {self.pool_size} and {self.match_every}."
-            )
+        for name in ("pool_size", "match_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Expected `{name}` of at least 1, but got {value}.")
         if self.match_unit not in ("epoch", "step"):
             raise ValueError(f'Expected match_unit "epoch" or "step", but got {self.match_unit!r}.')
 
@@ -48,15 +51,15 @@ class RoCLIPTrainer(StatefulTrainer):
     """Trains with L_CLIP(A(x), A(t)), and every K-th epoch with L_CLIP(A(x), z_nn(x)).
 
     z_nn(x) is the embedding nearest to the image's in a pool of earlier captions. A poisoned image lies near the
-    captions of what it shows, and its own caption is seldom in the pool, so the pair is taken apart. The pool starts
-    with captions drawn at random from the training set; then every batch's captions enter after its loss has been
-    taken, and the oldest leave.
+    captions of what it shows, and its own caption is seldom in a pool that is small beside the training set, so the
+    pair is taken apart. The pool starts with captions drawn at random from the training set; then every batch's
+    captions enter after its loss has been taken, and the oldest leave.
 
     Reference:
         RoCLIP (Yang et al., arXiv 2303.06854): the pool, the matching by the image every few epochs, augmented images
         and texts throughout. **Reconstructed**: that pool and batch meet in the symmetric loss, that pool embeddings
         stay as they were when they entered, that the first epoch matches (a model that starts out trained would learn
-        the poison in it otherwise), and K by steps.
+        the poison in it otherwise), K by steps, and the pool as a share of the rows, 2 %.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -73,12 +76,16 @@ class RoCLIPTrainer(StatefulTrainer):
         if self.pool is not None:
             return
         rng = np.random.default_rng((self.train_dataset.seed, POOL_STREAM))
-        drawn = rng.permutation(len(self.rows))[: self.args.pool_size]
+        drawn = rng.permutation(len(self.rows))[: self._pool_size()]
         captions = self.rows.select(drawn)
         model = self.accelerator.unwrap_model(self.model)
         column = self.args.caption_column
         embedded = embed_dataset(model, self.processing_class, captions, image_column=None, caption_column=column)
         self.pool = torch.from_numpy(embedded["text"]).to(self.args.device)
+
+    def _pool_size(self) -> int:
+        batch = self._train_batch_size * self.accelerator.num_processes
+        return self.args.pool_size or max(batch, round(POOL_SHARE * len(self.rows)))
 
     def matches(self) -> bool:
         """Return whether the current step matches with the pool."""

@@ -25,7 +25,7 @@ class SafeCLIPConfig(CleanCLIPConfig):
     """Arguments of SafeCLIP.
 
     Args:
-        warmup_epochs: Epochs of in-modal terms alone before the pairs are divided.
+        warmup_epochs: Epochs of in-modal terms alone before the pairs are divided, fewer than there are in all.
         safe_probability: Posterior of the component of higher similarity from which on a pair is safe.
         safe_growth: By how much the safe share of the rows grows each epoch after the first division.
     """
@@ -40,6 +40,11 @@ class SafeCLIPConfig(CleanCLIPConfig):
             raise ValueError(
                 "Expected `warmup_epochs` of at least 0, `safe_probability` and `safe_growth` in [0, 1], "
                 f"but got {self.warmup_epochs}, {self.safe_probability} and {self.safe_growth}."
+            )
+        if self.max_steps <= 0 and self.warmup_epochs >= self.num_train_epochs:
+            raise ValueError(
+                "Expected `warmup_epochs` below `num_train_epochs`, since the image-text loss comes after them, but "
+                f"got {self.warmup_epochs} and {self.num_train_epochs:g}. Train for more epochs, or warm up for fewer."
             )
 
 

@@ -22,7 +22,6 @@ from hf_clipbd.detection.neighbors import default_k
 from hf_clipbd.detection.performance import detection_performance
 from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.references import References
-from hf_clipbd.detection.revisions import recorded_name, revisions
 from hf_clipbd.detection.rows import first_copies
 from hf_clipbd.detection.scan import Scan, scan
 from hf_clipbd.detection.shared import Shared
@@ -63,8 +62,6 @@ __all__ = [
     "multi_scale",
     "performance_at_rate",
     "performances_at_rate",
-    "recorded_name",
-    "revisions",
     "scan",
     "slof",
     "spectral_signature",

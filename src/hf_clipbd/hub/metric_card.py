@@ -5,7 +5,7 @@ import os
 
 from huggingface_hub import SpaceCard, SpaceCardData
 
-from hf_clipbd.detection import recorded_name
+from hf_clipbd.detection.revisions import recorded_name
 from hf_clipbd.hub.origin import Origin
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.templates import environment, method

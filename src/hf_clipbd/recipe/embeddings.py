@@ -35,10 +35,11 @@ def cached_embeddings(
     """Return the unit embeddings of every pair, from the cache where model, pictures and captions are the same.
 
     The folder's name is a hash of the model's weights, its tokenizer, the canvas, the number of rows and the first
-    shard; a shard of 4,096 rows is taken from it if a hash of its pictures' bytes and its captions is the recorded
-    one, and embedded again otherwise. So neither a renamed nor an overwritten dataset or model is taken for another,
-    and a job that was killed goes on at the shard where it was. Embeddings of images alone are taken from those with
-    texts, but not the other way round.
+    shard; a shard of 4,096 rows is taken from it if a hash of its pictures' bytes and its captions is a recorded one,
+    and embedded otherwise. So neither a renamed nor an overwritten dataset or model is taken for another, a job that
+    was killed goes on at the shard where it was, and a clean set and its poisoned version, held at once, have each
+    its own rows. Each version of a dataset leaves arrays of its own there; a dataset that has grown is embedded anew.
+    Embeddings of images alone are taken from those with texts, but not the other way round.
 
     Several processes embed a shard each in turn, and all of them have to call it; the main one puts the shards
     together. What comes out does not depend on how many there are.

@@ -20,11 +20,11 @@ def chooses(training: CLIPTrainingConfig | None) -> bool:
     """Return whether a training stops or keeps its best model by what is measured after each epoch.
 
     Raises:
-        ConfigError: If it goes by the attack's success, which a defender does not know.
+        ConfigError: If it goes by a figure on stamped images (ASR, RA), which a defender does not know.
     """
     if training is None or not (training.load_best_model_at_end or training.early_stopping_patience is not None):
         return False
-    if (training.metric_for_best_model or "").removeprefix("eval_").startswith("asr"):
+    if (training.metric_for_best_model or "").removeprefix("eval_").startswith(("asr", "ra")):
         raise ConfigError(
             "Expected a `metric_for_best_model` that is known without the trigger, but got "
             f"{training.metric_for_best_model!r}. Leave it out, which means `ba1`."

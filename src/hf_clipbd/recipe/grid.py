@@ -24,7 +24,7 @@ from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.training import load_trigger, train_into, training_stage_settings
 from hf_clipbd.recipe.world import World, data_fingerprint
 from hf_clipbd.run_folder import CONFIG_FILE
-from hf_clipbd.schema import EPOCH_KS, RunRecord, reachable
+from hf_clipbd.schema import EPOCH_KS, TOP_K, RunRecord, reachable
 
 
 logger = logging.getLogger(__name__)
@@ -83,11 +83,19 @@ class _GridRun:
         report = measure(self.config, self.world, model, processor).to_dict()
         return {"validation": validation["ba"], "report": report}
 
+    @property
+    def _other_ks(self) -> dict[str, list[int]]:
+        """The k that are reported, for the record, where they are not the usual ones."""
+        ks = self.world.ks
+        return {} if ks == reachable(TOP_K, len(self.world.class_names)) else {"ks": ks}
+
     def baseline(self) -> RunRecord:
         """Measure the victim (stage `<grid>/victim`), whose BA the choices are held against."""
         victim = self.config.output_dir / "victim"
         inputs = {"model": RunRecord.load(victim).key, **self.measured}
-        stage = Stage(self.config.output_dir, f"{self.options.name}/{BASELINE}", {}, self.config.seed, inputs)
+        stage = Stage(
+            self.config.output_dir, f"{self.options.name}/{BASELINE}", self._other_ks, self.config.seed, inputs
+        )
         return stage.run_once(lambda _: Outcome(self.figures(*load_dual_encoder(victim)), {}))
 
     def train(self, cell: Cell) -> RunRecord:
@@ -96,6 +104,7 @@ class _GridRun:
         start = start_of(self.config, cell.defense, training, self.world)
         settings = {"defense": cell.defense, **training_stage_settings(self.config, training, self.world)}
         settings["measured"] = {"validation_images": len(self.validation), "prompts": self.world.prompts}
+        settings["measured"] |= self._other_ks
         name = f"{self.options.name}/{cell.name}"
         return train_into(
             Stage(self.config.output_dir, name, settings, training.seed, {**start.inputs, **self.measured}),

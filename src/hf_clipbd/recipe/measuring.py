@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.detection import revisions
+from hf_clipbd.detection.revisions import revisions
 from hf_clipbd.evaluation import evaluate_zero_shot
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder

@@ -24,6 +24,7 @@ from hf_clipbd.attacks import (
     poison_stream,
     poison_with_many,
 )
+from hf_clipbd.attacks.base import CAPTIONS
 from hf_clipbd.attacks.pictures import read_picture
 from hf_clipbd.attacks.shares import check_target
 from hf_clipbd.data.canvas import Canvas
@@ -65,7 +66,8 @@ def make_attack(name: str, preset: str | None, parameters: Mapping[str, Any], wh
     A `pattern` or `picture` that is a file is read; `captions` that are a file are its lines.
 
     Raises:
-        ConfigError: If the name, the preset or a parameter is unknown, or the attack refuses a value.
+        ConfigError: If the name, the preset or a parameter is unknown, a file of captions is missing, or the attack
+            refuses a value.
     """
     check_names([name], ATTACKS, f"`{where}`" if where != "attack" else "--attack")
     kind = ATTACKS[name]
@@ -76,9 +78,13 @@ def make_attack(name: str, preset: str | None, parameters: Mapping[str, Any], wh
     for key in _PICTURES:
         if isinstance(values.get(key), str) and Path(values[key]).is_file():
             values[key] = np.asarray(read_picture(values[key]))
-    if isinstance(values.get("captions"), str) and Path(values["captions"]).is_file():
-        lines = Path(values["captions"]).read_text(encoding="utf-8").splitlines()
+    captions = values.get("captions")
+    if isinstance(captions, str) and Path(captions).is_file():
+        lines = Path(captions).read_text(encoding="utf-8").splitlines()
         values["captions"] = [line.strip() for line in lines if line.strip()]
+    elif isinstance(captions, str) and captions not in CAPTIONS:
+        names = ", ".join(f"`{name}`" for name in CAPTIONS)
+        raise ConfigError(f"Expected `captions` to be {names} or a file of them, but there is no file `{captions}`.")
     attack = call_with(kind, values, where)
     if isinstance(attack, BadCLIP) and attack.patch is None:
         raise ConfigError(

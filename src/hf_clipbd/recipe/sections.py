@@ -18,6 +18,19 @@ MOST_NAMES = 16
 """Names that a message lists where none is close; `TrainingArguments` alone has over a hundred."""
 
 
+SYNONYMS = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "wd": "weight_decay",
+    "warmup": "warmup_steps",
+    "steps": "max_steps",
+}
+"""What keys of transformers are called elsewhere, which is not how they are spelled."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be meant: an unknown key, a value of the wrong type, a contradiction."""
 
@@ -48,7 +61,8 @@ def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
     for key in values:
         if key not in known:
             path = f"{where}.{key}" if where else key
-            raise ConfigError(f"Unknown key `{path}`{nearest(key, known, where)}")
+            meant = SYNONYMS[key] if SYNONYMS.get(key) in known else key
+            raise ConfigError(f"Unknown key `{path}`{nearest(meant, {meant} & known or known, where)}")
 
 
 def check_names(values: Iterable[str], known: Iterable[str], what: str) -> None:

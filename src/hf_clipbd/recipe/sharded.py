@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from hf_clipbd.attacks import Attack
@@ -43,8 +44,10 @@ def computed_once(
 ) -> dict[str, np.ndarray]:
     """Return what `compute` makes of every row, from the cache where owner, pictures and captions are the same.
 
-    A shard is taken from the folder if a hash of its pictures' bytes and its captions is the recorded one and it has
-    every name, and computed again otherwise. So a job that was killed goes on at the shard where it was.
+    A shard is taken from the folder if a hash of its pictures' bytes and its captions is a recorded one and it has
+    every name, and computed otherwise. So a job that was killed goes on at the shard where it was, and of a dataset
+    that was changed only the changed shards are computed; it gets arrays of its own, beside those of the dataset as it
+    was, which whoever holds them keeps. A dataset of another number of rows is computed anew.
 
     Several processes compute a shard each in turn, and all of them have to call it; the main one puts the shards
     together. What comes out does not depend on how many there are.
@@ -52,8 +55,8 @@ def computed_once(
     Args:
         pairs: Rows (image, caption).
         cache: Folder of all caches, one that every process sees.
-        owner: What else the result depends on: the model, say; with the size and the first shard's content it names
-            the folder.
+        owner: What else the result depends on: the model and the number of rows, say; with the size and the first
+            shard's content it names the folder, in which the content of all shards names that of the arrays.
         size: Rows of a shard.
         names: The arrays that `compute` gives.
         compute: Called for the shards that are not there.
@@ -76,12 +79,13 @@ def computed_once(
     undecoded = pairs.select_columns([IMAGE, CAPTION]).cast_column(IMAGE, datasets.Image(decode=False))
     first = _content(undecoded, range(min(size, len(pairs))))
     shards = Shards(Path(cache) / content_key(*owner, size, first.digest), len(pairs), size, names)
-    _fill(shards, undecoded, first, compute, unreadable is None, desc)
-    PartialState().wait_for_everyone()
+    mine = _fill(shards, undecoded, first, compute, unreadable is None, desc)
+    every = dict(gather_object(list(mine.items())))  # when all processes are through
+    digests = [every[shard] for shard in range(len(shards))]
     if PartialState().is_main_process:
-        shards.join()
+        shards.join(digests)
     PartialState().wait_for_everyone()
-    found, problems = shards.open()
+    found, problems = shards.open(digests)
     if unreadable is not None:
         unreadable.update(problems)
     return found
@@ -94,8 +98,8 @@ def embedder(model: Any, processor: Any, canvas: Canvas, n: int) -> list[Any]:
 
 def _fill(
     shards: Shards, undecoded: datasets.Dataset, first: "_Content", compute: Compute, strict: bool, desc: str
-) -> None:
-    """Compute and write those of this process's shards that are not there as they are now.
+) -> dict[int, str]:
+    """Compute and write those of this process's shards that are not there as they are now, and return their hashes.
 
     Args:
         shards: The folder.
@@ -106,8 +110,10 @@ def _fill(
         desc: Label of the progress bar.
     """
     taken, mine = 0, _mine(shards, desc)
+    digests: dict[int, str] = {}
     for shard in mine:
         content = _content(undecoded, shards.rows(shard)) if shard else first
+        digests[shard] = content.digest
         problems = shards.problems(shard, content.digest)
         taken += problems is not None
         if problems is None:
@@ -119,6 +125,7 @@ def _fill(
             raise ValueError(f"Row {row}: {why} Or leave such rows out: `--on_error skip`.")
     if taken and PartialState().is_main_process:
         logger.info("%s: %d of %d shards were there already, in %s", desc, taken, len(mine), shards.folder)
+    return digests
 
 
 def _mine(shards: Shards, desc: str) -> tqdm:

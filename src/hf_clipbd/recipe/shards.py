@@ -4,25 +4,18 @@
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_clipbd.detection.rows import copies_of
+from hf_clipbd.recipe.joined import EMBEDDINGS, PICTURE, READABLE, STATE_FILE, Joined, Shard, names_of, rows_of
 from hf_clipbd.recipe.locks import FolderLock
-from hf_clipbd.schema import write_json
+from hf_clipbd.schema import content_key
 
 
-STATE_FILE = "state.json"
-EMBEDDINGS = ("image", "text")
-PICTURE = "picture"
-OF_PICTURES = ("image", "mask")
-"""Names of what copies of a picture share."""
-READABLE = "readable-"
-"""Goes before the names of the files without the rows that cannot be read."""
 LOCK = ".lock.json"
 STALE_AFTER = 120.0
 """Seconds without a sign of life after which a job on another machine counts as dead."""
@@ -31,14 +24,16 @@ _LOOK = 0.05
 
 
 class Shards:
-    """The folder of what one model makes of one dataset's rows: arrays of a row each, `NAME.npy`, and `picture.npy`.
+    """The folder of what one model makes of rows: shards that were computed, and arrays of whole datasets.
 
-    `part-*.npz` are shards that a process computed; `join` moves them into one array each, in which rows that cannot
-    be read are NaN. `state.json` has the hash, the unreadable rows and the names of each shard in the arrays, and
-    whether copies were given one value since. One folder may hold some shards with more names than others, so that
-    whoever asks for images alone is served by what was computed with texts, and not the other way round.
+    `part-*.npz` are shards that a process computed, known by their number and a hash of their content. `join` puts
+    those of one dataset into its own folder below, named by the hashes of all of them; see `Joined`. Datasets that
+    have a shard in common compute it once: what is no part any more is copied from the arrays of the other one, which
+    are never written to again. So each caller keeps its own rows, whatever else is joined meanwhile.
 
-    Several jobs may use a folder at once: each computes what it finds missing, and they join and open it in turn.
+    Some shards may have more names than others, so that whoever asks for images alone is served by what was computed
+    with texts, and not the other way round. Several jobs may use a folder at once: each computes what it finds
+    missing, and they join and open in turn.
 
     Args:
         folder: The folder.
@@ -49,7 +44,7 @@ class Shards:
 
     def __init__(self, folder: Path, n: int, size: int, names: Collection[str] = EMBEDDINGS):
         self.folder, self.n, self.size, self.names = folder, n, size, tuple(names)
-        self._state = self._read_state()
+        self._joined = self._all_joined()
 
     def __len__(self) -> int:
         return -(-self.n // self.size)
@@ -65,18 +60,14 @@ class Shards:
             shard: Number of the shard.
             digest: Hash of its content as it is now.
         """
-        part = self._part(shard)
         try:
-            told = _about(part)
+            told = _about(self._part(shard, digest))
         except FileNotFoundError:  # or another job has just joined it
             told = None
-        if told is not None and told["digest"] != digest:
-            part.unlink(missing_ok=True)  # of another content
-            told = None
-        for known in (self._state["shards"].get(str(shard)), told):
-            if known is not None and known["digest"] == digest and set(self.names) <= set(_names_of(known)):
-                return _rows_of(known["problems"])
-        return None
+        if told is not None and set(self.names) <= set(names_of(told)):
+            return rows_of(told["problems"])
+        there = self._holding(shard, digest)
+        return None if there is None else there.problems(shard)
 
     def keep(self, shard: int, digest: str, arrays: dict[str, np.ndarray], problems: dict[int, str]) -> None:
         """Write a shard.
@@ -88,37 +79,48 @@ class Shards:
             problems: Its unreadable rows, row number in the dataset -> reason.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._part(shard)
+        path = self._part(shard, digest)
         about = json.dumps({"digest": digest, "problems": problems, "names": sorted({*arrays} - {PICTURE})})
         partial = path.with_suffix(f".{os.getpid()}.partial")
         with partial.open("wb") as file:
             np.savez(file, about=about, **arrays)
         partial.replace(path)
 
-    def join(self) -> None:
-        """Move all written shards into the arrays, and give copies of a picture what its first row has.
+    def join(self, digests: Sequence[str]) -> None:
+        """Put the shards of a dataset into its arrays, and give copies of a picture what its first row has.
+
+        Args:
+            digests: Hash of each shard.
 
         Raises:
             ValueError: If no row can be read.
         """
         with self._turn():
-            self._state = self._read_state()  # another job on the same data may have been here since
-            parts = sorted(self.folder.glob("part-*.npz"))
-            if parts:
-                arrays = self._arrays(parts)
-                for path in parts:
-                    self._move(path, arrays)
-            if not self._state["finished"]:
-                self._finish()
+            self._joined = self._all_joined()  # another job may have been here since
+            own = self._own(digests)
+            missing = [shard for shard, digest in enumerate(digests) if self._lacks(own, shard, digest)]
+            if missing:
+                arrays = own.widened(self._load(shard, digests[shard]) for shard in missing)
+                for shard in missing:
+                    own.put(shard, self._load(shard, digests[shard]), arrays)
+                    self._part(shard, digests[shard]).unlink(missing_ok=True)
+            for part in {self._part(*one) for one in enumerate(digests)} & set(self.folder.glob("part-*.npz")):
+                part.unlink()  # of another job, which computed it too
+            if not own.state["finished"]:
+                own.finish()
 
-    def open(self) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-        """Return the arrays of the readable rows, memory-mapped, and the unreadable ones, row -> reason."""
+    def open(self, digests: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+        """Return the arrays of a dataset's readable rows, memory-mapped, and the unreadable ones, row -> reason.
+
+        Args:
+            digests: Hash of each shard; they have been joined.
+        """
         with self._turn():
-            self._state = self._read_state()
+            own = self._own(digests)
             problems: dict[int, str] = {}
             for shard in range(len(self)):
-                problems |= _rows_of(self._state["shards"][str(shard)]["problems"])
-            return self._open("r", self.names, READABLE if problems else ""), problems
+                problems |= own.problems(shard)
+            return own.open("r", self.names, READABLE if problems else ""), problems
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -132,118 +134,38 @@ class Shards:
         with lock:
             yield
 
-    def _part(self, shard: int) -> Path:
-        return self.folder / f"part-{shard:06d}.npz"
+    def _part(self, shard: int, digest: str) -> Path:
+        return self.folder / f"part-{shard:06d}-{digest}.npz"
 
-    def _arrays(self, parts: list[Path]) -> dict[str, np.ndarray]:
-        """Return the arrays, those made that are not there yet."""
-        widths: dict[str, int] = {}
-        for path in parts:
-            with np.load(path) as part:
-                readable = {name: part[name] for name in _names_of(_about(path)) if len(part[name])}
-                widths |= {name: array.shape[1] for name, array in readable.items()}
-        held = _held(self._state)
-        if not held and not widths:
-            row, why = next(iter(_about(parts[0])["problems"].items()))
-            raise ValueError(f"Expected rows that can be read, but none of {self.n} can. Row {row}: {why}")
-        new = {name: width for name, width in widths.items() if name not in held}
-        return self._open("r+", held) | self._create(self.n, new) if held else self._create(self.n, new, picture=True)
+    def _own(self, digests: Sequence[str]) -> Joined:
+        return Joined(self.folder / content_key(*digests), self.n, self.size)
 
-    def _create(
-        self, n: int, widths: dict[str, int], prefix: str = "", picture: bool = False
-    ) -> dict[str, np.ndarray]:
-        shapes: dict[str, tuple[tuple[int, ...], type]] = {
-            name: ((n, width), np.float32) for name, width in widths.items()
-        }
-        shapes |= {PICTURE: ((n,), np.int64)} if picture else {}
-        return {
-            name: np.lib.format.open_memmap(self._file(name, prefix), mode="w+", dtype=kind, shape=shape)
-            for name, (shape, kind) in shapes.items()
-        }
+    def _all_joined(self) -> list[Joined]:
+        """Return all arrays that there are; those of an older version lie in the folder itself."""
+        states = sorted([*self.folder.glob(STATE_FILE), *self.folder.glob(f"*/{STATE_FILE}")])
+        return [Joined(path.parent, self.n, self.size) for path in states]
 
-    def _file(self, name: str, prefix: str = "") -> Path:
-        return self.folder / f"{prefix}{name}.npy"
+    def _holding(self, shard: int, digest: str) -> Joined | None:
+        """Return arrays that have a shard with all names."""
+        return next((one for one in self._joined if one.has(shard, digest, self.names)), None)
 
-    def _open(self, mode: str, names: Collection[str], prefix: str = "") -> dict[str, np.ndarray]:
-        return {name: np.load(self._file(name, prefix), mmap_mode=mode) for name in (*names, PICTURE)}
+    def _lacks(self, own: Joined, shard: int, digest: str) -> bool:
+        """Return whether arrays have no such shard, or a part has more of it."""
+        part = self._part(shard, digest)
+        more = names_of(_about(part)) if part.exists() else ()
+        return not own.has(shard, digest, {*self.names, *more})
 
-    def _move(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
-        shard, about = int(path.stem.removeprefix("part-")), _about(path)
-        names = [name for name in _names_of(about) if name in arrays]
-        known = self._state["shards"].get(str(shard), {})
-        held = _names_of(known) if known.get("digest") == about["digest"] else ()
-        if set(names) <= set(held):
-            path.unlink()
-            return
-        rows = self.rows(shard)
-        readable = np.ones(len(rows), dtype=bool)
-        readable[[row - rows.start for row in _rows_of(about["problems"])]] = False
-        with np.load(path) as part:
-            for name in names:
-                block = np.full((len(rows), arrays[name].shape[1]), np.nan, dtype=np.float32)
-                if readable.any():
-                    block[readable] = part[name]
-                arrays[name][rows.start : rows.stop] = block
-            arrays[PICTURE][rows.start : rows.stop] = part[PICTURE]
-        for array in arrays.values():
-            array.flush()
-        self._state["finished"] = False
-        self._state["shards"][str(shard)] = {**about, "names": sorted({*held, *names})}
-        write_json(self.folder / STATE_FILE, self._state)
-        path.unlink()
-
-    def _finish(self) -> None:
-        for path in self.folder.glob(f"{READABLE}*.npy"):
-            path.unlink()
-        arrays = self._open("r+", _held(self._state))
-        if any(one["problems"] for one in self._state["shards"].values()):
-            arrays = self._without_unreadable(arrays)
-        for rows in copies_of(arrays[PICTURE])[1]:
-            for name in OF_PICTURES:
-                if name in arrays:
-                    arrays[name][rows[1:]] = arrays[name][rows[0]]
-        for array in arrays.values():
-            array.flush()
-        self._state["finished"] = True
-        write_json(self.folder / STATE_FILE, self._state)
-
-    def _without_unreadable(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        bad = [row for one in self._state["shards"].values() for row in _rows_of(one["problems"])]
-        readable = np.ones(self.n, dtype=bool)
-        readable[bad] = False
-        widths = {name: array.shape[1] for name, array in arrays.items() if name != PICTURE}
-        made, done = self._create(int(readable.sum()), widths, READABLE, picture=True), 0
-        for shard in range(len(self)):
-            rows = slice(self.rows(shard).start, self.rows(shard).stop)
-            count = int(readable[rows].sum())
-            for name, array in made.items():
-                array[done : done + count] = arrays[name][rows][readable[rows]]
-            done += count
-        return made
-
-    def _read_state(self) -> dict[str, Any]:
-        path = self.folder / STATE_FILE
-        if path.is_file():
-            state = json.loads(path.read_text(encoding="utf-8"))
-            if all(self._file(name).is_file() for name in (*_held(state), PICTURE)):
-                return state
-        return {"finished": False, "shards": {}}
+    def _load(self, shard: int, digest: str) -> Shard:
+        part = self._part(shard, digest)
+        if part.exists() and set(self.names) <= set(names_of(about := _about(part))):
+            with np.load(part) as arrays:
+                return Shard(about, {name: arrays[name] for name in (*names_of(about), PICTURE)})
+        there = self._holding(shard, digest)
+        if there is None:
+            raise FileNotFoundError(f"Expected shard {shard} in the cache `{self.folder}`, but it is gone. Run again.")
+        return there.load(shard)
 
 
 def _about(part: Path) -> dict[str, Any]:
     with np.load(part) as arrays:
         return json.loads(str(arrays["about"]))
-
-
-def _names_of(about: dict[str, Any]) -> list[str]:
-    """Return what a shard has; those of an older version had both embeddings and did not say so."""
-    return about.get("names", list(EMBEDDINGS))
-
-
-def _held(state: dict[str, Any]) -> list[str]:
-    """Return the names that any shard in the arrays has."""
-    return sorted({name for one in state["shards"].values() for name in _names_of(one)})
-
-
-def _rows_of(problems: dict[str, str]) -> dict[int, str]:
-    return {int(row): why for row, why in problems.items()}

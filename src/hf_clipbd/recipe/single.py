@@ -7,7 +7,7 @@ stopped.
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +17,17 @@ import datasets
 import numpy as np
 
 from hf_clipbd import scenes
+from hf_clipbd.attacks import Attack
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.detection import ALIGNED, Reference, revisions
-from hf_clipbd.detection.detect import WITHOUT_REFERENCE
+from hf_clipbd.detection import Reference
+from hf_clipbd.detection.revisions import revisions
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.evaluation.protocol import on_pictures
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
+from hf_clipbd.recipe.basis import Basis, check_search, check_sizes, search_settings
 from hf_clipbd.recipe.config import training_settings
-from hf_clipbd.recipe.distilling import DISTILLATION, Distill, cached_mask_sizes
+from hf_clipbd.recipe.distilling import Distill, cached_mask_sizes
 from hf_clipbd.recipe.embeddings import cached_embeddings
 from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.own_data import SCENES, Data, keep_framings, readable_pairs
@@ -43,6 +45,8 @@ from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    _Encoders = dict[str, tuple[PreTrainedModel, Any, Canvas]]
 
 
 def load_any(model: str) -> "tuple[PreTrainedModel, Any]":
@@ -81,16 +85,24 @@ class Probe:
     data: Data
     triggers: tuple[str, ...] = ()
 
-    def evaluator(self, processor: Any) -> ZeroShotEvaluator:
-        """Return the measurement for models of this processor."""
+    @functools.cached_property
+    def _attacks(self) -> dict[str, Attack]:
+        return load_triggers(self.triggers)
+
+    def framings(self) -> list[Canvas | None]:
+        """Return the canvases on which the triggers stamp pictures; None for one that leaves their size alone."""
+        return [one.canvas for one in self._attacks.values() if one.stamps_pictures]
+
+    def evaluator(self, processor: Any, canvas: Canvas) -> ZeroShotEvaluator:
+        """Return the measurement for models of this processor, of pictures on this canvas."""
         rows = self.data.labelled()
         ks = reachable(EPOCH_KS, len(rows.features[LABEL].names))
-        triggers = on_pictures(load_triggers(self.triggers))
-        return ZeroShotEvaluator(processor, rows, triggers, self.data.prompts(), ks)
+        triggers = on_pictures(self._attacks)
+        return ZeroShotEvaluator(processor, rows, triggers, self.data.prompts(), ks, canvas=canvas)
 
     def inputs(self) -> dict[str, str]:
         """Return what tells these pictures and triggers from others, name -> fingerprint."""
-        triggers = {f"trigger {name}": trigger_fingerprint(one) for name, one in load_triggers(self.triggers).items()}
+        triggers = {f"trigger {name}": trigger_fingerprint(one) for name, one in self._attacks.items()}
         return {"test": data_fingerprint(self.data.labelled()), **triggers}
 
 
@@ -107,12 +119,16 @@ def train_model(
 ) -> RunRecord:
     """Train `model` on pairs with any of the trainers, into the folder `out`, and return the record.
 
-    Streamed pairs are read while it trains; the record then knows its source by `Data.stream_state`. With `on_error`
+    Pictures are trained and measured on one canvas, by default framed as the poisoned ones of `data` and the probe's
+    triggers are (`ValueError` for several framings). Streamed pairs are read while it trains; the record then knows
+    its source by `Data.stream_state`, and how many workers read it, on which the batches depend. With `on_error`
     `"skip"` pairs that cannot be read are left out, for which each picture is decoded once before the first step.
     """
     loaded, processor = load_any(model)
     pairs = (data.stream() if streaming else data.pairs()).select_columns([IMAGE, CAPTION])
-    canvas = canvas or Canvas.of(processor).framed_as(data.framings())
+    framings = [*data.framings(), *([] if probe is None else probe.framings())]
+    canvas = canvas or Canvas.of(processor).framed_as(framings)
+    readers = min(config.dataloader_num_workers, pairs.num_shards) if streaming else 0
     settings = {
         "trainer": trainer_class.__name__,
         "training": training_settings(config),
@@ -120,60 +136,17 @@ def train_model(
         "canvas": [canvas.size, canvas.mode],
         "measured": None if probe is None else {**asdict(probe), "triggers": list(probe.triggers)},
         **({"streaming": True} if streaming else {}),
+        **({"dataloader_num_workers": readers} if readers else {}),
         **({"on_error": on_error} if on_error != "raise" else {}),
     }
     columns = data.image_column, data.caption_column, data.n
     state = content_key(data.source, data.split, *columns, data.stream_state(besides=out)) if streaming else None
     inputs = {"model": model_fingerprint(loaded), "processor": processor_fingerprint(processor)}
     inputs |= {"data": state or data_fingerprint(pairs), **({} if probe is None else probe.inputs())}
-    evaluator = (lambda _: None) if probe is None else probe.evaluator
+    evaluator = (lambda _: None) if probe is None else functools.partial(probe.evaluator, canvas=canvas)
     stage = stage_at(out, "train", settings, config.seed, inputs)
     read = (lambda: pairs) if on_error == "raise" else lambda: readable_pairs(pairs, canvas)
     return train_into(stage, trainer_class, config, lambda: (loaded, processor), read, evaluator, canvas)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What a search rests on.
-
-    Args:
-        on_error: `"raise"` at a row whose picture or caption is missing or broken, or `"skip"` it: it gets no score.
-        raw: Embeddings as the model gives them; else they are scaled to length one.
-        clean: Clean rows that the searched ones are compared with; random ones of the searched set by default.
-
-    Raises:
-        ValueError: If `on_error` is another word.
-    """
-
-    on_error: str = "raise"
-    raw: bool = False
-    clean: Data | None = None
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f'Expected on_error "raise" or "skip", but got {self.on_error!r}.')
-
-    def settings(self) -> dict[str, Any]:
-        """Return what stands in the record."""
-        clean = None if self.clean is None else self.clean.source
-        return {"on_error": self.on_error, "raw": self.raw, "clean_reference": clean}
-
-
-def check_search(options: DetectConfig, basis: Basis, second: str | None) -> None:
-    """Raise `ValueError` where detectors are asked for that what they rest on does not go with.
-
-    Args:
-        options: The detectors.
-        basis: What the search rests on.
-        second: Another encoder, if there is one.
-    """
-    if basis.clean is not None and set(options.detectors) <= set(WITHOUT_REFERENCE):
-        raise ValueError(f"Expected no clean reference, for {options.detectors} compares rows with no others.")
-    compared = [name for name in options.detectors if "others" in ALIGNED.get(name, ())]
-    if compared and second is None:
-        raise ValueError(f"Expected another encoder to compare with, which `{compared[0]}` needs. Pass `--second`.")
-    if DISTILLATION in options.detectors and basis.raw:
-        raise ValueError(f"Expected embeddings of length one for `{DISTILLATION}`. Leave `--raw` out.")
 
 
 def detect_in(
@@ -184,7 +157,7 @@ def detect_in(
     review: Review,
     cache: Path,
     out: Path,
-    basis: Basis = Basis(),
+    basis: Basis | None = None,
 ) -> RunRecord:
     """Search the rows of `data` through `model` into the folder `out` and return the record; no labels are needed.
 
@@ -199,26 +172,21 @@ def detect_in(
         review: How the findings are cut and shown.
         cache: Where embeddings are kept; see `cached_embeddings`.
         out: Folder of the outputs.
-        basis: What the search rests on.
+        basis: What the search rests on, by default itself.
 
     Raises:
-        ValueError: If a row cannot be read and none may be skipped, or as `check_search`.
+        ValueError: If a row cannot be read and none may be skipped, or as `check_search` and `check_sizes`.
     """
+    basis, state = basis or Basis(), process_state()
     check_search(options, basis, second)
-    state = process_state()
-    encoders, inputs, framings = {}, {}, data.framings()
-    for name, source in (("model", model), ("second", second)):
-        if source is not None:
-            loaded, processor = load_any(source)
-            canvas = Canvas.of(processor).framed_as(framings)
-            inputs[name] = model_fingerprint(loaded)
-            inputs[f"{name}_processor"] = content_key(processor_fingerprint(processor), canvas.size, canvas.mode)
-            encoders[name] = loaded.to(model_device()), processor, canvas
     pairs, whole = data.pairs(), data.whole()
     clean = None if basis.clean is None else basis.clean.pairs()
+    check_sizes(options, len(pairs), len(pairs if clean is None else clean))
+    framings = data.framings()
+    encoders, inputs = _encoders(model, second, framings)
     inputs |= {"data": data_fingerprint(pairs)}
     inputs |= {} if clean is None else {"clean_reference": data_fingerprint(clean)}
-    settings = {**asdict(options), **revisions(options.detectors), **asdict(review), **basis.settings()}
+    settings = {**search_settings(options), **revisions(options.detectors), **asdict(review), **basis.settings()}
     stage = stage_at(out, "detect", settings, data.seed, inputs)
     embedder = _Embedder(encoders, cache, options.batch_size, basis)
 
@@ -241,6 +209,19 @@ def detect_in(
     return stage.run_once(leaving_nothing(work))
 
 
+def _encoders(model: str, second: str | None, framings: Sequence[Canvas]) -> "tuple[_Encoders, dict[str, str]]":
+    """Return the encoders of a search, as `_Embedder` has them, and fingerprints of what they make of a row."""
+    encoders, inputs = {}, {}
+    for name, source in (("model", model), ("second", second)):
+        if source is not None:
+            loaded, processor = load_any(source)
+            canvas = Canvas.of(processor).framed_as(framings)
+            inputs[name] = model_fingerprint(loaded)
+            inputs[f"{name}_processor"] = content_key(processor_fingerprint(processor), canvas.size, canvas.mode)
+            encoders[name] = loaded.to(model_device()), processor, canvas
+    return encoders, inputs
+
+
 @dataclass(frozen=True)
 class _Embedder:
     """Embeds rows in each of the encoders of a search.
@@ -253,7 +234,7 @@ class _Embedder:
         basis: What the search rests on.
     """
 
-    encoders: "dict[str, tuple[PreTrainedModel, Any, Canvas]]"
+    encoders: "_Encoders"
     cache: Path
     batch_size: int
     basis: Basis

@@ -38,11 +38,20 @@ class Review:
         remove: Share of the distinct pictures that is left out of the filtered dataset, with their copies, in (0, 1).
         shown: Groups and single rows on the page.
         filtered: Write the filtered dataset.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     remove: float = 0.01
     shown: int = 80
     filtered: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.remove < 1:
+            raise ValueError(f"Expected a share of rows to remove in (0, 1), but got {self.remove:g}.")
+        if self.shown < 0:
+            raise ValueError(f"Expected `shown`, rows on the page, of at least 0, but got {self.shown}.")
 
 
 def write_review(

@@ -88,6 +88,11 @@ def verify(
     if (Path(run_or_repo) / CONFIG_FILE).is_file():
         yield from _verify_run(Path(run_or_repo), models)
         return
+    if Path(run_or_repo).is_dir() and not (Path(run_or_repo) / CARD_FILE).is_file():
+        raise FileNotFoundError(
+            f"Expected a run folder, which has a `{CONFIG_FILE}`, or a published model, which has a `{CARD_FILE}`, "
+            f"but `{run_or_repo}` has neither. What `train` and `defend` leave is measured by `hf-clipbd evaluate`."
+        )
     recorded = card_rates(resolve_file(run_or_repo, CARD_FILE, revision))
     if _has(str(run_or_repo), TRAINED_RECORD, revision):
         name, measured = "trained", _measure_trained(str(run_or_repo), revision, data)

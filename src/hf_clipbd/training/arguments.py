@@ -49,7 +49,8 @@ class ScaleArguments(TrainingArguments):
             none means every linear layer and convolution.
         shuffle_buffer: Rows in the shuffle buffer of a streaming training set; 0 keeps the order of the stream.
         early_stopping_patience: Evaluations without a better `metric_for_best_model` (by default `ba1`, the
-            evaluator's BA@1) after which the training stops; None never stops early.
+            evaluator's BA@1) after which the training stops; None never stops early. An ASR (`asr1_badnets`) is better
+            where it is lower, unless `greater_is_better` says otherwise.
 
         ddp_timeout: Seconds that processes wait for one that works alone; a day here, since an optimised trigger or a
             large poisoned set takes hours.
@@ -112,6 +113,8 @@ class ScaleArguments(TrainingArguments):
             self._prepare_early_stopping()
         if self.load_best_model_at_end:
             self.metric_for_best_model = self.metric_for_best_model or "ba1"
+        if self.greater_is_better is None and _is_success(self.metric_for_best_model):
+            self.greater_is_better = False  # transformers has it true for all but losses
         config = self.accelerator_config
         if isinstance(config, str) and not config.startswith("{") and not Path(config).is_file():
             raise ValueError(
@@ -133,6 +136,11 @@ class ScaleArguments(TrainingArguments):
             )
         self.metric_for_best_model = self.metric_for_best_model or "ba1"
         self.restore_callback_states_from_checkpoint = True  # the count of evaluations without progress
+
+
+def _is_success(metric: str | None) -> bool:
+    """Return whether a figure's name is that of an attack's success rate."""
+    return (metric or "").removeprefix("eval_").startswith("asr")
 
 
 @dataclass

@@ -31,8 +31,12 @@ PLACES = {
 
 
 def check_options(args: "ScaleArguments") -> None:
-    """Raise `ValueError` for an option of transformers that is set and that this loop cannot follow."""
+    """Raise `ValueError` for an option of transformers that this loop cannot follow, or a training of no steps."""
     _check_default(args, REFUSED)
+    if args.max_steps <= 0 and not args.num_train_epochs > 0:
+        raise ValueError(
+            f"Expected `num_train_epochs` above 0, or `max_steps` of at least 1, but got {args.num_train_epochs:g}."
+        )
     if args.accelerator_config.split_batches:
         raise ValueError(
             "Expected `split_batches` of `accelerator_config` to be false, but got true: batches are those of one "
