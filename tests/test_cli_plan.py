@@ -28,7 +28,7 @@ def job(tmp_path_factory, _untouched_model, tiny_processor):
         "defense_defaults": TRAINING,
         "defenses": {"ft": {}, "cleanerclip": {"k_pairs": 16}},
         "evaluate": {"epoch_images": 0},
-        "detect": {"rates": [], "detectors": ["k_distance"]},
+        "detect": {"rates": [], "detectors": ["k_distance", "conditional_sparsity"]},
         "report": {"html": False, "cards": False},
     }
     path = folder / "job.yaml"
@@ -62,6 +62,12 @@ def test_the_plan_of_a_run_holds_before_and_after_it(job, capsys):
     history = RunRecord.load(run / "defend" / "cleanerclip").metrics["history"]
     assert len(history) == 2
 
+    # a detector that has another definition since: the search
+    record = run / "detect" / "record.json"
+    kept = record.read_text()
+    record.write_text(kept.replace('"conditional_sparsity": 2', '"conditional_sparsity": 1'))
+    assert "its record has other revisions" in plan(capsys, job)["detect"]["about"]
+    record.write_text(kept)
     # one setting of one defence: that defence, its evaluation and the report
     changed = plan(capsys, job, "--defenses.ft.learning_rate", "2e-3")
     waiting = {name: one["about"] for name, one in changed.items() if one["state"] != "finished"}

@@ -9,6 +9,7 @@ import yaml
 
 from hf_clipbd.cli.plans import FINISHED, TO_RUN, Planned, state_of, training_line, training_steps
 from hf_clipbd.defenses import DEFENSES, OBJECTIVES
+from hf_clipbd.detection.revisions import revisions
 from hf_clipbd.recipe.config import RunConfig, training_settings
 from hf_clipbd.recipe.patch_options import patch_options
 from hf_clipbd.recipe.training import global_batch
@@ -88,8 +89,9 @@ def _stages(config: RunConfig) -> dict[str, _Expected]:
     stages["victim"] = _trained(settings, config.victim, trainer, world.n_train, ("poison", *clean))
     found = {
         name: getattr(config.detect, name)
-        for name in ("detectors", "k", "reference", "distilled", "rates", "map_points")
+        for name in ("detectors", "k", "reference", "distilled", "caption_share", "rates", "map_points")
     }
+    found |= revisions(config.detect.detectors)
     reads = ("victim", "poison", *(clean if config.detect.second == "clean" else ()))
     stages["detect"] = _Expected(found, config.seed, reads, world.n_train, about=", ".join(config.detect.detectors))
     stages |= planned_defenses(config, clean)

@@ -7,6 +7,7 @@ from typing import Any
 from hf_clipbd.detection import ALIGNED
 from hf_clipbd.detection.detect import WITHOUT_REFERENCE
 from hf_clipbd.detection.reference import DEFAULT_M
+from hf_clipbd.detection.revisions import revisions
 from hf_clipbd.recipe.distilling import DISTILLATION
 from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.own_data import Data
@@ -48,8 +49,9 @@ class Basis:
 
 
 def search_settings(options: DetectConfig) -> dict[str, Any]:
-    """Return what of the detectors' options stands in the record: those that came later only where they are given."""
-    return {name: value for name, value in asdict(options).items() if name not in LATER or value is not None}
+    """Return what of the detectors stands in the record: options that came later only where they are given."""
+    given = {name: value for name, value in asdict(options).items() if name not in LATER or value is not None}
+    return given | revisions(options.detectors)
 
 
 def check_search(options: DetectConfig, basis: Basis, second: str | None) -> None:

@@ -20,7 +20,6 @@ from hf_clipbd import scenes
 from hf_clipbd.attacks import Attack
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.detection import Reference
-from hf_clipbd.detection.revisions import revisions
 from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.evaluation.protocol import on_pictures
 from hf_clipbd.features import model_fingerprint
@@ -186,7 +185,7 @@ def detect_in(
     encoders, inputs = _encoders(model, second, framings)
     inputs |= {"data": data_fingerprint(pairs)}
     inputs |= {} if clean is None else {"clean_reference": data_fingerprint(clean)}
-    settings = {**search_settings(options), **revisions(options.detectors), **asdict(review), **basis.settings()}
+    settings = {**search_settings(options), **asdict(review), **basis.settings()}
     stage = stage_at(out, "detect", settings, data.seed, inputs)
     embedder = _Embedder(encoders, cache, options.batch_size, basis)
 
