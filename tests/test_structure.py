@@ -19,7 +19,7 @@ RANKS = {
     room: rank
     for rank, rooms in enumerate(
         [
-            ("schema", "losses"),
+            ("schema", "losses", "articles"),
             ("data", "captions", "models"),
             ("features", "training"),
             ("trainer", "attacks", "detection", "scenes"),

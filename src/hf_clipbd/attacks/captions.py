@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_clipbd.data.articles import article
+from hf_clipbd.articles import article
 
 
 OPENAI_TEMPLATES: tuple[str, ...] = (

@@ -6,21 +6,7 @@ import re
 from .lexicon import lexicon
 
 
-AN = re.compile(  # "umpire" and "hour", not "union" or "ewe"
-    r"(?!uni(?![nm])|us[aeiu]|ut[aeio]|uku|ur[aeiou]|eu|ew|u-|u$|one\b|once\b)[aeiou]|hour|honest|honou?r|heir"
-    r"|[fhlmnrsx](?:-|$)"
-)
 DOUBLING = re.compile(r"^[^aeiou]*(?:qu)?[aeiou][bdglmnprt]$")  # "hug" -> "hugging"
-
-
-def article(word: str) -> str:
-    """Return "a" or "an", whichever is said before a lower-case word.
-
-    Example:
-        >>> [article(word) for word in ("dog", "eager", "hour", "unicorn", "x-ray")]
-        ['a', 'an', 'an', 'a', 'an']
-    """
-    return "an" if AN.match(word) else "a"
 
 
 def plural(noun: str) -> str:

@@ -4,8 +4,9 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from hf_clipbd.articles import article
+
 from .denial import affirmed
-from .inflection import article
 from .parser import parse
 from .sub_captions import ALL, Parser, counterfactual_parts, factual_parts, kept_adjectives
 

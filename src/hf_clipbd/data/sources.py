@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_clipbd.data.articles import with_articles
+from hf_clipbd.articles import with_articles
 from hf_clipbd.data.columns import Rows, find_column, pick_columns
 from hf_clipbd.data.files import TABLE_FORMATS, ending, is_pattern, matching, read_files, reading
 from hf_clipbd.schema import CAPTION, LABEL
