@@ -543,6 +543,15 @@ def test_the_warm_up_of_safeclip_is_told_by_epochs_alone():
     assert config.warmup_epochs == 3  # of steps nobody knows yet how many epochs they are
 
 
+@pytest.mark.parametrize(("changes", "warm_up"), [({}, 6), ({"gradient_accumulation_steps": 4}, 2)])
+def test_steps_that_end_within_the_warm_up_are_refused(changes, warm_up, build):
+    with pytest.raises(ValueError, match=f"`max_steps` above {warm_up}.*but got {warm_up}"):
+        build("safeclip", max_steps=warm_up, **changes)
+    trainer = build("safeclip", max_steps=warm_up + 1, **changes)
+    trainer.train()
+    assert "loss_clip" in trainer.history()[-1]
+
+
 def test_the_pool_of_roclip_is_drawn_by_the_seed(build):
     pools = []
     for seed in (0, 0, 1):

@@ -400,6 +400,25 @@ def test_only_whole_checkpoints_of_the_same_stage_are_taken(tmp_path, caplog):
     assert logging_on == (None, 0.0) and not list(checkpoints.glob("check*"))
 
 
+def test_checkpoints_of_other_settings_stay_until_there_are_new_ones(tmp_path):
+    asked, mistyped, third = (stage_in(tmp_path, n=n) for n in range(3))
+    checkpoints = asked.folder / CHECKPOINTS
+
+    def save(stage, step, seconds):
+        stage.checkpoint()
+        make_checkpoint(checkpoints, step)
+        stage.note_seconds(seconds)
+
+    save(asked, 10, 2.5)
+    assert mistyped.checkpoint() == third.checkpoint() == mistyped.checkpoint() == (None, 0.0)
+    assert asked.checkpoint() == (checkpoints / "checkpoint-10", 2.5)  # put right before anything was saved
+    save(mistyped, 3, 1.0)
+    assert asked.checkpoint() == (None, 0.0)
+    assert mistyped.checkpoint() == (checkpoints / "checkpoint-3", 1.0)
+    third.run_once(lambda folder: third.checkpoint() and writes("one")(folder))
+    assert sorted(path.name for path in asked.folder.iterdir()) == ["out.txt", RECORD_FILE]
+
+
 def test_checkpoints_go_once_the_record_is_there(tmp_path):
     stage = stage_in(tmp_path)
 
@@ -431,6 +450,20 @@ def without_seconds(folder: Path) -> list[str]:
     """Return the final table without the column of training times."""
     lines = (folder / "table.md").read_text().splitlines()
     return [line.rsplit("|", 2)[0] if line.count("|") == 14 else line for line in lines]
+
+
+def test_a_run_searches_by_mirrored_pictures(finished, clean_folder, tmp_path):
+    from hf_clipbd.recipe.measuring import detect
+
+    shutil.copytree(finished[0], tmp_path / "run")
+    options = {"detectors": ["combined", "disagreement"], "rates": [], "map_points": 40}
+    found = [
+        detect(config_from(sections(clean_folder, tmp_path / "run", detect={**options, "second": second})))
+        for second in ("clean", "mirrored", "mirrored")
+    ]
+    assert found[1].inputs["second"] == "mirrored" and found[1].key == found[2].key != found[0].key
+    aurocs = [[one.metrics["detectors"][name]["auroc"] for name in options["detectors"]] for one in found]
+    assert aurocs[1] == aurocs[2] != aurocs[0]
 
 
 def test_the_job_leaves_every_record_and_output(finished):

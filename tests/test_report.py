@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fabricated_run import COUNT, HITS, KS, N_ROWS, N_STAMPED, N_TEST
-from hf_clipbd.report import comparison_table, figures, write_report
+from hf_clipbd.report import comparison_table, figures, html, write_report
 from hf_clipbd.report.table import detector_rows, model_rows
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.schema import RunRecord
@@ -146,7 +146,6 @@ def test_missing_record_stops_the_table_too(run):
         ("evaluate/clean", lambda metrics: metrics["report"]["triggers"].clear(), "same triggers"),
         ("detect", lambda metrics: metrics["detectors"]["slof"].pop("auprc"), "auprc.*`slof`.*stage `detect`"),
         ("detect", lambda metrics: metrics.pop("rates"), "metric `rates`.*stage `detect`"),
-        ("defend/ft", lambda metrics: metrics["history"][1].pop("eval_ba1"), "`eval_ba1`.*`ft`.*2.0"),
         ("victim", lambda metrics: metrics.pop("history"), "`history`.*stage `victim`"),
     ],
 )
@@ -222,6 +221,26 @@ def test_no_training_measurements_no_training_figure(run):
     assert not list((run / "report" / "figures").glob("history*"))
 
 
+def test_a_training_logged_within_its_epochs_is_drawn_where_it_was_measured(run, tmp_path):
+    def drawn():
+        found = RunFolder(run)
+        plate = html._history_plate(found, tmp_path, model_rows(found))
+        return plate and (plate.path.read_bytes(), plate.alt)
+
+    usual = drawn()
+    for stage in ("victim", "defend/ft"):
+        edit_record(run, stage, lambda metrics: metrics["history"].insert(0, {"epoch": 0.5, "loss": 2.0}))
+        edit_record(run, stage, lambda metrics: metrics["history"].append({"epoch": 3.5, "loss": 1.0}))
+    assert usual and drawn() == usual
+
+
+def test_a_training_that_was_not_measured_has_the_other_figures_drawn(run):
+    edit_record(run, "defend/ft", lambda metrics: [entry.pop("eval_ba1") for entry in metrics["history"]])
+    write_report(run)
+    names = [path.stem.split("_")[0] for path in (run / "report" / "figures").glob("*")]
+    assert sorted(names) == ["bars", "map", "samples", "scores"]
+
+
 def test_a_run_whose_trigger_is_in_the_text_has_no_asr(run):
     for model in HITS:
         edit_record(run, f"evaluate/{model}", lambda metrics: metrics["report"].update(triggers={}))
@@ -277,6 +296,15 @@ def test_difference_shows_what_the_trigger_changed(tmp_path, original):
     axes = figures.draw_samples([sample]).axes
     shown = np.asarray(axes[2].images[0].get_array())
     assert ((shown > 0).any(-1) == (clean != poisoned).any(-1)).mean() > 0.99 and shown.max() == 255
+
+
+def test_a_training_without_measurements_is_not_drawn_alone():
+    histories = {
+        "victim": [{"epoch": 1.0, "eval_ba1": 0.9, "eval_asr1_sig": 1.0}],
+        "ft": [{"epoch": 1.0, "loss": 1.0}],
+    }
+    with pytest.raises(ValueError, match=r"`sig` in every log, but those of \['ft'\]"):
+        figures.draw_history(histories, "sig", {})
 
 
 def test_unknown_kind_on_the_map_is_named():

@@ -198,6 +198,8 @@ def test_a_search_hangs_on_the_weights_of_another_encoder(tmp_path, tiny_model, 
         tiny_model.save_pretrained(tmp_path / "second")
         keys.append(measuring.detect(config))
     assert keys[0] == keys[1] != keys[2]
+    config.detect.second = "mirrored"
+    assert measuring.detect(config) not in keys
 
 
 # -- who works on it --------------------------------------------------------------------------------------------------
@@ -383,12 +385,42 @@ def test_a_plan_sets_the_largest_training_against_the_memory_of_a_device():
     assert size["par"] - 5 * weights == 1.5 * (size["ft"] - 4 * weights)  # the frozen model keeps nothing
     config.defenses["par"].chunk_size = 8
     assert memory_bytes(config, "par", config.defenses["par"]) - 5 * weights == (size["ft"] - 4 * weights) / 2
-    config.defenses["ft"].gradient_checkpointing = True
-    assert memory_bytes(config, "ft", config.defenses["ft"]) < size["ft"]
     small, large = (plan(made(device_memory=gigabytes)) for gigabytes in (0.02, 1))
     assert large.ok and not small.ok and "`defend/par` takes about" in small.text and "bf16" in small.text
     steps = {one.stage: one.steps for one in trainings(config)}
     assert steps["defend/cleanclip"] == 4 and steps["defend/cleanerclip"] == 5  # the K pairs are one batch more
+
+
+@pytest.mark.parametrize(
+    ("world", "model_type", "fewer"),
+    [
+        ({}, None, False),
+        ({"clean_model": "openai/clip-vit-base-patch32"}, None, False),
+        ({"clean_model": "model"}, "clip_resnet", False),
+        ({"clean_model": "model"}, "clip", True),
+        ({"clean_model": "train"}, "resnet", False),
+        ({"clean_model": "train"}, "vit", True),
+    ],
+)
+def test_a_plan_counts_on_checkpointing_where_no_resnet_is_trained(world, model_type, fewer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    changes = {"world": {**values()["world"], **world}}
+    if world.get("clean_model") == "train":
+        changes |= {"clean": TRAINING, "architecture": {"kind": model_type}}
+    config = reproduction_from(values(select=["badnets"], **changes), flags={"dry_run": True}).cells[0].config
+    plain = memory_bytes(config, "ft", config.defenses["ft"])
+    config.defenses["ft"].gradient_checkpointing = True
+    assert (memory_bytes(config, "ft", config.defenses["ft"]) < plain) is fewer
+
+
+def test_the_largest_training_at_the_papers_size_fits_by_chunks():
+    config = load_reproduction([str(FOLDER / "paper_scale.yaml"), "--dry_run"]).cells[0].config
+    par = config.defenses["par"]
+    assert par.per_device_train_batch_size == 2048 and memory_bytes(config, "par", par) < 80e9
+    par.chunk_size = None
+    assert memory_bytes(config, "par", par) > 200e9 and par.freeze_batch_norm
 
 
 def test_a_plan_counts_the_rows_that_a_defence_is_given():

@@ -24,6 +24,7 @@ from hf_clipbd.training.settings import training_settings
         (dict(save_only_model=True), "`save_only_model` to be false, but got true.*`save_total_limit`"),
         (dict(auto_find_batch_size=True), "`auto_find_batch_size` to be false, but got true.*set `chunk_size`"),
         (dict(label_smoothing_factor=0.1), "`label_smoothing_factor` to be 0.0, but got 0.1.*does not use it"),
+        (dict(fp16=True), "bf16 or float32 on a CPU, but got fp16.*set `bf16`"),
         (dict(train_sampling_strategy="sequential"), "`train_sampling_strategy` to be 'random', but got 'sequential'"),
         (dict(accelerator_config={"split_batches": True}), "`split_batches` of `accelerator_config`.*cut once more"),
         (
@@ -38,6 +39,41 @@ def test_what_the_loop_cannot_follow_is_refused(option, says):
         CLIPTrainingConfig(use_cpu=True, **option)
     with pytest.raises(ConfigError, match=says):
         parse_section(CLIPTrainingConfig, {"use_cpu": "true", **option}, "victim")
+
+
+def test_fp16_of_the_launcher_is_refused_on_a_cpu(tiny_model, tiny_processor, tiny_pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    args = CLIPTrainingConfig(str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    with pytest.raises(ValueError, match="on a CPU, but got fp16"):
+        CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, canvas=Canvas(32))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("compute_metrics", "Pass evaluator="),
+        ("preprocess_logits_for_metrics", "Pass evaluator="),
+        ("compute_loss_func", "`loss_terms`"),
+    ],
+)
+def test_a_function_that_would_never_be_called_is_refused(
+    name, says, tiny_model, tiny_processor, tiny_pairs, tmp_path
+):
+    args = CLIPTrainingConfig(str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    with pytest.raises(ValueError, match=f"no `{name}`.*{says}"):
+        CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, canvas=Canvas(32), **{name: max})
+    CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, canvas=Canvas(32), **{name: None})
+
+
+def test_the_images_of_an_evaluation_are_the_evaluators(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    args = CLIPTrainingConfig(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, report_to="none")
+    measure = {"evaluator": lambda model: {"ba1": 0.5}, "canvas": Canvas(32)}
+    trainer = CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, **measure)
+    assert trainer.evaluate()["eval_ba1"] == trainer.evaluate(trainer.eval_dataset)["eval_ba1"] == 0.5
+    with pytest.raises(ValueError, match="no `eval_dataset`.*of type Dataset. Leave it out"):
+        trainer.evaluate(tiny_pairs)
+    with pytest.raises(NotImplementedError, match=r"dual encoder.*call `evaluate`.*embed_dataset\("):
+        trainer.predict(tiny_pairs)
 
 
 def test_the_library_takes_places_of_its_own(tmp_path):
@@ -149,3 +185,36 @@ def test_options_of_adapters_reach_them(tiny_model):
 def test_what_changes_a_training_changes_its_settings(option):
     usual, found = (training_settings(CLIPTrainingConfig("unused", use_cpu=True, **one)) for one in ({}, option))
     assert usual != found and set(usual) <= set(found)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"torch_empty_cache_steps": 100},
+        {"skip_memory_metrics": False},
+        {"include_num_input_tokens_seen": "all"},
+        {"label_names": ["label"]},
+        {"remove_unused_columns": True},
+        {"eval_accumulation_steps": 2},
+        {"prediction_loss_only": True},
+        {"average_tokens_across_devices": False},
+        {"save_strategy": "steps", "save_steps": 7},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_changes_no_result_changes_no_settings(option):
+    usual, found = (training_settings(CLIPTrainingConfig("unused", use_cpu=True, **one)) for one in ({}, option))
+    assert usual == found
+
+
+def test_the_steps_of_checkpoints_are_settings_where_the_best_model_may_not_be_saved():
+    def best(**steps):
+        by_steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, **steps}
+        return CLIPTrainingConfig("unused", use_cpu=True, load_best_model_at_end=True, **by_steps)
+
+    every, some, fewer, new = best(save_steps=2), best(save_steps=4), best(save_steps=6), best(save_strategy="best")
+    assert "save_steps" not in training_settings(every) and training_settings(every) == training_settings(new)
+    assert training_settings(some)["save_steps"] == 4 and training_settings(fewer)["save_steps"] == 6
+    assert epochs.chooses(every) and epochs.chooses(new)
+    with pytest.raises(ConfigError, match="`save_steps` 4 and `eval_steps` 2.*Set `save_steps` to `eval_steps`"):
+        epochs.chooses(some)

@@ -363,7 +363,7 @@ def launch(processes, folder, out):
     return {path.stem: load_file(path) for path in out.glob("*.safetensors")}
 
 
-def test_two_processes_equal_one_in_chunks_from_a_stream_and_in_other_readings(
+def test_two_processes_equal_one_in_chunks_from_a_stream_in_other_readings_and_resumed(
     tiny_model, tiny_processor, tiny_captions, tmp_path
 ):
     tiny_model.save_pretrained(tmp_path / "model")
@@ -372,8 +372,9 @@ def test_two_processes_equal_one_in_chunks_from_a_stream_and_in_other_readings(
     one, two = launch(1, tmp_path, tmp_path / "one"), launch(2, tmp_path, tmp_path / "two")
     compared = [(one[name], two[name]) for name in one]
     compared += [(one[f"{name}-whole"], two[f"{name}-chunked"]) for name in CONTRASTED]
-    assert len(compared) == 17
+    assert len(compared) == 19
     assert "grad.logit_scale" not in one["alternating-checkpointed"] and "grad.logit_bias" in one["siglip-warmup"]
+    assert two["resumed"]["losses"].tolist() == pytest.approx(one["unbroken"]["losses"].tolist(), rel=1e-9)
     for expected, got in compared:
         assert got["losses"].tolist() == pytest.approx(expected["losses"].tolist(), rel=1e-9)
         names = [name for name in expected if name.startswith("grad.")]
@@ -400,6 +401,20 @@ def test_fsdp_is_told_what_it_cannot_divide(tiny_vit):
     plugin.fsdp_version = 1
     with pytest.raises(ValueError, match="FSDP 2"):
         prepare_for_fsdp(accelerator, tiny_vit)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": True, "lora_r": 2}], ids=["whole", "adapters"])
+def test_noise_is_added_to_the_embeddings_of_tokens(changes, tiny_vit, tiny_processor, tiny_pairs, tmp_path):
+    trainers = []
+    for alpha in (None, 5.0):
+        model = copy.deepcopy(tiny_vit)
+        trainers.append(
+            build(model, tiny_processor, tiny_pairs, tmp_path, max_steps=1, neftune_noise_alpha=alpha, **changes)
+        )
+        trainers[-1].train()
+    plain, noisy = trainers
+    assert losses(plain) != losses(noisy)
+    assert not noisy.trained_model().text_model.embeddings.token_embedding._forward_hooks
 
 
 def test_chunks_and_compilation_are_refused_together_on_several_processes(tmp_path):

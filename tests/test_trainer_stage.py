@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -138,14 +139,43 @@ def test_a_training_killed_after_its_last_step_ends_as_the_unbroken_one(settings
         assert [figure for _, figure in steps(whole)] == [0.3, 0.5, 0.4]
 
 
+class Tracked(CLIPTrainer):
+    """Has a tracker that writes where TensorBoard would."""
+
+    def train(self, *arguments, **options):
+        runs = Path(self.args.output_dir) / "runs" / "first"
+        runs.mkdir(parents=True)
+        (runs / "events").write_text("figures")
+        return super().train(*arguments, **options)
+
+
+def test_what_a_tracker_writes_beside_the_checkpoints_stays(train, tmp_path):
+    record, folder = train(Tracked, num_train_epochs=1), tmp_path / "run" / "victim"
+    assert record.written == ["runs"] and (folder / "runs" / "first" / "events").read_text() == "figures"
+    assert sorted(path.name for path in folder.iterdir()) == ["record.json", "runs"]
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_the_bar_can_be_turned_off_and_the_lines_stay(disabled, train, capsys):
+    train(num_train_epochs=1, disable_tqdm=disabled, save_strategy="no")
+    said = capsys.readouterr()
+    assert ("it/s" in said.err) is not disabled and "victim  epoch 1/1  loss" in said.out
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         (dict(output_dir="elsewhere"), "`output_dir` to be 'trainer_output', but got 'elsewhere'.*`--out`"),
         (dict(resume_from_checkpoint="there"), "`resume_from_checkpoint` to be none, but got 'there'.*by itself"),
+        (
+            dict(
+                load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=2, save_steps=4
+            ),
+            "`save_steps` 4 and `eval_steps` 2.*`save_steps` to `eval_steps`",
+        ),
     ],
 )
-def test_a_stage_is_not_told_where_it_lies_or_what_it_goes_on_from(changes, says, train, tmp_path):
+def test_a_stage_refuses_what_it_decides_itself_and_a_best_model_that_is_not_saved(changes, says, train, tmp_path):
     with pytest.raises(ValueError, match=says):
         train(**changes)
     assert not (tmp_path / "run").exists()

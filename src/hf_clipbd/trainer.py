@@ -23,17 +23,17 @@ from hf_clipbd.losses import gather_with_grad, image_text_loss
 from hf_clipbd.models.text_input import TextInput
 from hf_clipbd.training.adapters import add_adapters, merge_adapters
 from hf_clipbd.training.arguments import CLIPTrainingConfig
-from hf_clipbd.training.checks import check_scale
+from hf_clipbd.training.checks import check_functions, check_scale
 from hf_clipbd.training.chunks import batch_norms, encode_in_chunks
 from hf_clipbd.training.guard import ClampLogitScale, FiniteGuard
 from hf_clipbd.training.pushing import Publisher, PushOnce, check_pushing
 from hf_clipbd.training.settings import training_settings
-from hf_clipbd.training.sharding import prepare_for_fsdp, separate_scalars
-from hf_clipbd.training.stopping import EndsWhereItEnded, StopEarly, paced_for_stream
+from hf_clipbd.training.sharding import name_input_embedding, prepare_for_fsdp, separate_scalars
+from hf_clipbd.training.stopping import GoesOnWhereItStopped, StopEarly, paced_for_stream
 from hf_clipbd.training.views import Views
 
 
-class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
+class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
     """Trains a dual encoder with the symmetric image-text loss; victim training and FT are this class.
 
     Args:
@@ -47,12 +47,13 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
             in evaluation mode, which ends with the call; gradients are not turned off.
         canvas: Geometry of the images; the processor's size by default.
         publisher: What `push_to_hub` pushes with, `hf_clipbd.hub.TrainedPublisher()`.
-        **kwargs: Passed to `transformers.Trainer`.
+        **kwargs: Passed to `transformers.Trainer`, whose `compute_metrics` and `compute_loss_func` are refused.
 
     Raises:
         ValueError: If a column is missing, the dataset is smaller than one global batch or than K, a stream has no
             `max_steps`, `chunk_size` meets batch normalisation in training mode, FSDP or DeepSpeed, evaluations
-            are asked for without an evaluator, or `push_to_hub` would send what must not go up.
+            are asked for without an evaluator, a function would never be called, or `push_to_hub` would send what
+            must not go up.
         NonFiniteLossError: In training, see `FiniteGuard`.
 
     Example:
@@ -73,6 +74,7 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
         publisher: Publisher | None = None,
         **kwargs: Any,
     ):
+        check_functions(kwargs)
         self.publisher = publisher
         if args.push_to_hub:
             self.marks = check_pushing(args, publisher, train_dataset)
@@ -86,6 +88,8 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
         views = self._views(train_dataset, canvas or Canvas.of(processing_class), args)
         args = paced_for_stream(args) if isinstance(views, PairStream) else args
         model = add_adapters(model, args) if args.lora else model
+        if args.neftune_noise_alpha is not None:
+            name_input_embedding(model)
         super().__init__(
             model=model,
             args=args,
@@ -230,8 +234,9 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
         if isinstance(self.train_dataset, PairStream):
             place = (self._train_batch_size, accelerator.process_index, accelerator.num_processes)
             return self.train_dataset.loader(*place, workers, **options)
+        self._sampler = self._batch_sampler()
         loader = torch.utils.data.DataLoader(
-            self.train_dataset, batch_sampler=self._batch_sampler(), num_workers=workers, **options
+            self.train_dataset, batch_sampler=self._sampler, num_workers=workers, **options
         )
         return accelerator.prepare(loader)
 
@@ -248,10 +253,15 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
         """Return and log the evaluator's figures, each named with `metric_key_prefix`.
 
         Raises:
-            ValueError: If the trainer has no evaluator.
+            ValueError: If the trainer has no evaluator, or `eval_dataset` is not the trainer's own.
         """
         if self.evaluator is None:
             raise ValueError("Expected a trainer with an `evaluator`, but it has none. Pass evaluator= to it.")
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            raise ValueError(
+                "Expected no `eval_dataset`, since the evaluator has images of its own, but got one of type "
+                f"{type(eval_dataset).__name__}. Leave it out, or build a trainer with an evaluator of those rows."
+            )
         started = time.perf_counter()
         model = self.accelerator.unwrap_model(self.model)
         with features.evaluation_mode(model):
@@ -261,6 +271,13 @@ class CLIPTrainer(PushOnce, EndsWhereItEnded, Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *arguments: Any, **options: Any) -> Any:
+        """Raise, since a dual encoder has no labels to predict."""
+        raise NotImplementedError(
+            "Expected a model that predicts labels, but this is a dual encoder. For figures call `evaluate`, for "
+            "embeddings `hf_clipbd.features.embed_dataset(trainer.trained_model(), trainer.processing_class, rows)`."
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`, with the mean of every loss term since the last time beside a training loss."""

@@ -50,6 +50,8 @@ def pairs(n: int = 48, size: int = 32) -> Dataset:
 def train(model_folder: str, defense: str, out: str, world: int, global_batch: int = 16, rows=None, **changes):
     """Train three steps in double precision; write first gradients, losses and last parameters to the file `out`.
 
+    With `resume_from_checkpoint` among the changes it goes on from there.
+
     Returns the trainer.
     """
     config, trainer_class = DEFENSES[defense].config, DEFENSES[defense].trainer
@@ -60,19 +62,18 @@ def train(model_folder: str, defense: str, out: str, world: int, global_batch: i
         per_device_train_batch_size=global_batch // world,
         learning_rate=1e-3,
         use_cpu=True,
-        save_strategy="no",
         logging_strategy="steps",
         logging_steps=1,
         warmup_steps=0,
         disable_tqdm=True,
         seed=1,
-        **{"max_steps": 3, "max_grad_norm": 0.0, **OPTIONS.get(defense, {}), **changes},
+        **{"max_steps": 3, "max_grad_norm": 0.0, "save_strategy": "no", **OPTIONS.get(defense, {}), **changes},
     )
     rows = pairs() if rows is None else rows
     trainer = trainer_class(model, args, rows, processor, canvas=Canvas(32), callbacks=[recorder])
     if trainer.accelerator.num_processes != world:
         raise RuntimeError(f"Expected {world} processes, but Accelerate sees {trainer.accelerator.num_processes}.")
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         logs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         tensors = {f"grad.{name}": value for name, value in recorder.gradients.items()}

@@ -2,6 +2,7 @@
 """SafeCLIP: train on poisoned pairs, the image-text loss on those a mixture model trusts, in-modal on the rest."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +105,9 @@ class SafeCLIPTrainer(StatefulTrainer, CleanCLIPTrainer):
 
     the negatives of each kind being the batch's others of that kind. Every process embeds all pairs.
 
+    Raises:
+        ValueError: If `max_steps` ends within the warm-up.
+
     Reference:
         SafeCLIP (Yang et al., arXiv 2310.05862): in-modal warm-up, mixture of two Gaussians on the cosine of image and
         caption, threshold 0.9, in-modal terms on risky pairs, a safe set that grows. **Reconstructed**: the in-modal
@@ -116,6 +120,16 @@ class SafeCLIPTrainer(StatefulTrainer, CleanCLIPTrainer):
         super().__init__(*arguments, **options)
         self.safe = torch.zeros(len(self.rows), dtype=torch.bool, device=self.args.device)
         self.first_count, self.divided_at = 0, -1
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        batches = len(self._batch_sampler()) // self.accelerator.num_processes
+        warm_up = self.args.warmup_epochs * math.ceil(batches / self.args.gradient_accumulation_steps)
+        if 0 < self.args.max_steps <= warm_up:
+            raise ValueError(
+                f"Expected `max_steps` above {warm_up}, the steps of `warmup_epochs`, since the image-text loss comes "
+                f"after them, but got {self.args.max_steps}. Train for more steps, or warm up for fewer epochs."
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Divide the pairs, unless it is an epoch of the warm-up or they have been divided for it."""

@@ -14,13 +14,15 @@ from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.recipe.world import World
 from hf_clipbd.schema import EPOCH_KS, reachable
 from hf_clipbd.trainer import CLIPTrainingConfig
+from hf_clipbd.training.settings import saves_fewer
 
 
 def chooses(training: CLIPTrainingConfig | None) -> bool:
     """Return whether a training stops or keeps its best model by what is measured after each epoch.
 
     Raises:
-        ConfigError: If it goes by a figure on stamped images (ASR, RA), which a defender does not know.
+        ConfigError: If it goes by a figure on stamped images (ASR, RA), which a defender does not know, or by
+            measurements of models that are not saved, see `check_best_is_saved`.
     """
     if training is None or not (training.load_best_model_at_end or training.early_stopping_patience is not None):
         return False
@@ -29,7 +31,18 @@ def chooses(training: CLIPTrainingConfig | None) -> bool:
             "Expected a `metric_for_best_model` that is known without the trigger, but got "
             f"{training.metric_for_best_model!r}. Leave it out, which means `ba1`."
         )
+    check_best_is_saved(training)
     return True
+
+
+def check_best_is_saved(training: CLIPTrainingConfig) -> None:
+    """Raise `ConfigError` where `load_best_model_at_end` would find the best model unsaved and keep the last one."""
+    if saves_fewer(training):
+        raise ConfigError(
+            f"Expected a checkpoint at every evaluation beside `load_best_model_at_end`, but got `save_steps` "
+            f"{training.save_steps} and `eval_steps` {training.eval_steps}: a best model that was not saved cannot be "
+            "loaded. Set `save_steps` to `eval_steps`."
+        )
 
 
 def epoch_evaluator(

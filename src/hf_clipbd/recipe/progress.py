@@ -4,6 +4,7 @@
 import time
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers.trainer_callback import ProgressCallback
 
 from hf_clipbd.recipe.stage import Stage
@@ -31,6 +32,8 @@ def epoch_line(entry: dict[str, float], epochs: float) -> str:
 class EpochLines(ProgressCallback):
     """Writes one readable line an epoch above the bar, and notes the time spent beside each checkpoint.
 
+    With `disable_tqdm` there is no bar; the lines are written all the same.
+
     Args:
         stage: The stage that trains.
         seconds_before: What earlier attempts spent on the checkpoint that this one goes on from.
@@ -46,6 +49,13 @@ class EpochLines(ProgressCallback):
     def seconds(self) -> float:
         """Seconds of training so far, those of earlier attempts included."""
         return self.seconds_before + time.perf_counter() - self.started
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero:
+            hidden = {"disable": True} if args.disable_tqdm else {}  # else tqdm goes by its own `TQDM_DISABLE`
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, **hidden)
+        self.current_step = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write the line, the losses beside the measurement that follows them; other entries are left out."""

@@ -1,12 +1,14 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """A reproduction's plan: what would be run, whether it could be, and about what it takes; reads and writes nothing."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from hf_clipbd.data.sources import load_source
+from hf_clipbd.models import CLIPResNetConfig
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.defending import rows_of
 from hf_clipbd.recipe.reproduce_config import ReproduceCell, Reproduction
@@ -27,7 +29,7 @@ ACTIVATIONS_A_PIXEL = 2000
 HALF = 0.5
 """Of the activations, in bf16 or fp16."""
 CHECKPOINTED = 0.3
-"""Of the activations, where stages are computed again in the backward pass; a rough figure."""
+"""Of the activations, where layers are computed again in the backward pass, as a ResNet's are not; a rough figure."""
 STATES = 4
 """Weights, gradients and AdamW's two moments."""
 SHIPPED_BYTES = 4_700_000
@@ -112,7 +114,10 @@ def _memory_check(reproduction: Reproduction, device: float) -> Check:
             needed[one.stage] = max(needed.get(one.stage, 0.0), memory_bytes(config, one.name, one.config) / GB)
     stage = max(needed, key=lambda name: needed[name])
     text = f"memory: `{stage}` takes about {needed[stage]:.1f} GB of a device's {device:g}"
-    advice = "; bf16, `gradient_checkpointing`, or smaller batches on more devices need less"
+    advice = (
+        "; bf16, `chunk_size` (a ResNet's with `freeze_batch_norm`), `gradient_checkpointing` (not a ResNet's), or "
+        "smaller batches on more devices need less"
+    )
     return Check(needed[stage] <= device, text if needed[stage] <= device else text + advice)
 
 
@@ -128,6 +133,16 @@ def weight_bytes(config: RunConfig) -> int:
     local = Path(config.world.clean_model).expanduser()
     sizes = [path.stat().st_size for path in local.glob("*.safetensors")] if local.is_dir() else []
     return sum(sizes) or 408_000_000
+
+
+def has_resnet(config: RunConfig) -> bool:
+    """Return whether the clean model's image tower is OpenAI's ResNet, as is assumed where it is not local."""
+    if config.clean is not None:
+        return config.architecture.get("kind", "resnet") == "resnet"
+    path = Path(config.world.clean_model).expanduser() / "config.json"
+    if not path.is_file():
+        return True
+    return json.loads(path.read_text(encoding="utf-8")).get("model_type") == CLIPResNetConfig.model_type
 
 
 def _picture_bytes(config: RunConfig) -> float:
@@ -159,7 +174,7 @@ def memory_bytes(config: RunConfig, name: str, one: CLIPTrainingConfig) -> float
     activations = pictures * VIEWS.get(name, 1) * config.world.size**2 * ACTIVATIONS_A_PIXEL
     activations *= HALF if one.bf16 or one.fp16 else 1
     again = getattr(one, "activation_checkpointing", False) or one.gradient_checkpointing  # the new name and the old
-    activations *= CHECKPOINTED if again else 1
+    activations *= CHECKPOINTED if again and not has_resnet(config) else 1
     activations *= 1 if config.world.clean_model != "scenes" else 0.25  # the shipped network is far narrower
     return (STATES + (name == "par")) * weight_bytes(config) + activations
 

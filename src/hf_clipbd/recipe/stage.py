@@ -26,6 +26,7 @@ from hf_clipbd.attacks.folder import ATTACK_FILE, PATTERN_FILE, PICTURE_FILE
 from hf_clipbd.hub.cards import CARD_FILE, PICTURES
 from hf_clipbd.models.steganography import CONFIG_FILE as STEGANOGRAPHY_FILE
 from hf_clipbd.models.steganography import ENCODER_FILE
+from hf_clipbd.recipe.checkpoints import ASIDE, CHECKPOINTS, KEY_FILE, claim, note_seconds, read_key, whole
 from hf_clipbd.recipe.locks import FolderLock
 from hf_clipbd.recipe.stage_lock import STAGE_LOCK, STALE_AFTER, owned
 from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, write_json
@@ -34,8 +35,6 @@ from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, write_json
 logger = logging.getLogger(__name__)
 
 SCRATCH = ".partial"
-CHECKPOINTS = "checkpoints"
-KEY_FILE = "key.json"
 PLACING_FILE = "placing.json"
 """In the scratch folder while outputs are replaced: the names of old and new ones, which go if that is cut short."""
 _TRIGGER = (ATTACK_FILE, PATTERN_FILE, PICTURE_FILE, PATCH_FILE, STEGANOGRAPHY_FILE, ENCODER_FILE)
@@ -137,7 +136,7 @@ class Stage:
 
     def _tidy(self, state: PartialState) -> None:
         """Clear what a killed job left beside finished outputs, unless a job of other settings is at work there."""
-        left = [path for name in (SCRATCH, CHECKPOINTS) if (path := self.folder / name).exists()]
+        left = [path for name in (SCRATCH, CHECKPOINTS, ASIDE) if (path := self.folder / name).exists()]
         if state.is_main_process:
             lock = FolderLock(self.folder, STALE_AFTER, STAGE_LOCK, "stage")
             if left and lock.take():
@@ -167,7 +166,7 @@ class Stage:
         self._clear(*(self.folder / name for name in replaced))
         for name in (*written, RECORD_FILE):
             os.replace(scratch / name, self.folder / name)
-        self._clear(scratch, self.folder / CHECKPOINTS)
+        self._clear(*(self.folder / name for name in (SCRATCH, CHECKPOINTS, ASIDE)))
         foreign = [name for name in _visible(self.folder) if name not in (*written, RECORD_FILE)]
         if foreign:
             logger.warning("%s has %s beside the outputs of this stage; they stay as they are", self.folder, foreign)
@@ -190,30 +189,26 @@ class Stage:
     def checkpoint(self) -> tuple[Path | None, float]:
         """Return the last whole checkpoint of this very stage (or None) and the seconds that were spent on it.
 
-        A checkpoint is whole once its `trainer_state.json`, which is written last, can be read; others, and those of
-        another configuration, are cleared, the latter with a message. Called on every process.
+        Those of another configuration are set aside, see `claim`. Called on every process.
         """
         state = PartialState()
         folder = self.folder / CHECKPOINTS
         if state.is_main_process:
-            if folder.is_dir() and _read_key(folder).get("key") != self.key:
-                logger.info("%-20s checkpoints of another configuration are cleared", self.name)
-                self._clear(folder)
+            claim(self.folder, self.key, self.name)
             if not folder.is_dir():
                 self.note_seconds(0.0)
-            self._clear(*(path for path in folder.glob("checkpoint-*") if _steps(path) is None))
         state.wait_for_everyone()
-        whole = {steps: path for path in folder.glob("checkpoint-*") if (steps := _steps(path)) is not None}
+        found = whole(folder)
         state.wait_for_everyone()
-        if not whole:
+        if not found:
             return None, 0.0
         if state.is_main_process:
-            logger.info("%-20s goes on from step %d", self.name, max(whole))
-        return whole[max(whole)], float(_read_key(folder)["seconds"])
+            logger.info("%-20s goes on from step %d", self.name, max(found))
+        return found[max(found)], float(read_key(folder)["seconds"])
 
     def note_seconds(self, seconds: float) -> None:
         """Write beside the checkpoints whose they are and how many seconds they took so far."""
-        write_json(self.folder / CHECKPOINTS / KEY_FILE, {"key": self.key, "seconds": round(seconds, 3)})
+        note_seconds(self.folder, self.key, seconds)
 
 
 def check_folder(folder: Path, kind: str | None = None, beside: tuple[str, ...] = ()) -> None:
@@ -259,7 +254,9 @@ def _visible(folder: Path) -> list[str]:
 def _own_names(paths: Iterable[str]) -> set[str]:
     """Return the first part of relative paths, the name in the folder itself; what leads out of it is left out."""
     firsts = {Path(path).parts[0] for path in paths if Path(path).parts}
-    return {name for name in firsts if name not in ("..", SCRATCH, CHECKPOINTS) and not Path(name).is_absolute()}
+    return {
+        name for name in firsts if name not in ("..", SCRATCH, CHECKPOINTS, ASIDE) and not Path(name).is_absolute()
+    }
 
 
 def _written_before(folder: Path) -> set[str]:
@@ -271,19 +268,6 @@ def _written_before(folder: Path) -> set[str]:
         return set()
     record = RunRecord.load(folder)
     return _own_names([*record.written, *record.outputs.values()])
-
-
-def _read_key(folder: Path) -> dict[str, Any]:
-    path = folder / KEY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _steps(checkpoint: Path) -> int | None:
-    """Return the step of a whole checkpoint, None for one whose writing was cut short."""
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
 
 
 def elapsed(seconds: float) -> str:

@@ -2,6 +2,7 @@
 """The stages that poison and train: clean model, poisoned set, victim; and how any model is trained as a stage."""
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
@@ -25,9 +26,9 @@ from hf_clipbd.models import build_processor, load_dual_encoder, train_tokenizer
 from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OpenCLIPModel
 from hf_clipbd.recipe.architecture import build_architecture, build_model
 from hf_clipbd.recipe.config import RunConfig, training_settings
-from hf_clipbd.recipe.epochs import epoch_evaluator, measured_settings
+from hf_clipbd.recipe.epochs import check_best_is_saved, epoch_evaluator, measured_settings
 from hf_clipbd.recipe.progress import EpochLines
-from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, Outcome, Stage
+from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, KEY_FILE, Outcome, Stage
 from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
 from hf_clipbd.recipe.world import World, data_fingerprint
 from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, RunRecord, write_json
@@ -150,7 +151,8 @@ def train_into(
     """Train a model as one stage, from its last checkpoint where there is one, and return the record.
 
     Args:
-        stage: The stage; its outputs are the model and its processor, its figures the history by epoch.
+        stage: The stage; its outputs are the model and its processor, its figures the history by epoch. What a
+            tracker writes into the training's folder comes to lie beside them.
         trainer_class: What trains.
         config: Its configuration; its output folder is set here, and stands at its default.
         load: Gives the model to start from and its processor.
@@ -165,10 +167,11 @@ def train_into(
         of these steps, without evaluations; a last batch that is smaller counts as a whole one.
 
     Raises:
-        ValueError: If the configuration says where it lies or what it goes on from, or the model is divided among
-            processes, see `check_one_process_has_it_all`.
+        ValueError: If the configuration says where it lies or what it goes on from, would keep the best model of
+            which not all are saved, or the model is divided among processes, see `check_one_process_has_it_all`.
     """
     check_places(config)
+    check_best_is_saved(config)
 
     def work(folder: Path) -> Outcome:
         model, processor = load()
@@ -190,6 +193,8 @@ def train_into(
             trainer.remove_callback(shown_by_default)
         trainer.add_callback(lines)
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if PartialState().is_main_process:
+            _keep_logs(stage.folder / CHECKPOINTS, folder)
         trained = trainer.trained_model()
         outputs = _kept(trainer, trained, processor, folder) if keep_model else {}
         first_step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
@@ -199,6 +204,13 @@ def train_into(
         return Outcome(metrics, outputs, seconds_before)
 
     return stage.run_once(work)
+
+
+def _keep_logs(checkpoints: Path, folder: Path) -> None:
+    """Move what trackers wrote beside the checkpoints of a training into `folder`: TensorBoard's `runs`, for one."""
+    for path in checkpoints.iterdir():
+        if path.name != KEY_FILE and not path.name.startswith("checkpoint-"):
+            os.replace(path, folder / path.name)
 
 
 def _kept(trainer: CLIPTrainer, trained: Any, processor: Any, folder: Path) -> dict[str, str]:

@@ -120,19 +120,34 @@ def _captions(axes: Axes, sample: Sample) -> None:
         axes.text(0, height, text, va=anchor, fontsize=7.6, color=ink, transform=axes.transAxes)
 
 
+def measured(history: list[dict[str, float]], trigger: str) -> list[dict[str, float]]:
+    """Return the entries of a training log that have BA@1 and ASR@1 of a trigger.
+
+    Example:
+        >>> measured([{"epoch": 0.5, "loss": 1.0}, {"epoch": 1.0, "eval_ba1": 0.9, "eval_asr1_sig": 0.2}], "sig")
+        [{'epoch': 1.0, 'eval_ba1': 0.9, 'eval_asr1_sig': 0.2}]
+    """
+    return [entry for entry in history if "eval_ba1" in entry and f"eval_asr1_{trigger}" in entry]
+
+
 def draw_history(
     histories: dict[str, list[dict[str, float]]], trigger: str, levels: dict[str, tuple[float, float]]
 ) -> Figure:
     """Return BA@1 and ASR@1 by epoch: the victim's training on the left, the defences' on the right.
 
     Args:
-        histories: Model -> its training log with `epoch`, `eval_ba1` and `eval_asr1_<trigger>`, shares in [0, 1].
+        histories: Model -> its training log with `epoch`, `eval_ba1` and `eval_asr1_<trigger>`, shares in [0, 1];
+            entries without the latter, such as losses logged within an epoch, are left out.
         trigger: Name of the trigger.
         levels: Model -> (BA@1, ASR@1), drawn as level lines for comparison.
 
     Raises:
-        ValueError: If a log lacks one of these figures.
+        ValueError: If no entry of a log has these figures.
     """
+    histories = {model: measured(history, trigger) for model, history in histories.items()}
+    unmeasured = [model for model, history in histories.items() if not history]
+    if unmeasured:
+        raise ValueError(f"Expected BA@1 and ASR@1 of `{trigger}` in every log, but those of {unmeasured} have none.")
     figures = (("eval_ba1", "BA@1 (%)"), (f"eval_asr1_{trigger}", "ASR@1 (%)"))
     columns = {"Training of the victim": ["victim"], "Defences, from the victim on": [*histories]}
     columns["Defences, from the victim on"].remove("victim")
@@ -168,9 +183,6 @@ def _widen(axes: Axes, span: float) -> None:
 
 
 def _curve(axes: Axes, history: list[dict[str, float]], key: str, model: str, names: list[str], marker: str) -> None:
-    missing = [entry["epoch"] for entry in history if key not in entry]
-    if missing or not history:
-        raise ValueError(f"Expected `{key}` of every epoch in the log of `{model}`, but epochs {missing} lack it.")
     epochs = [entry["epoch"] for entry in history]
     shares = [100 * entry[key] for entry in history]
     axes.plot(epochs, shares, color=colour(model, names), marker=marker, ms=5, lw=2, label=_label(model))

@@ -67,16 +67,19 @@ def _bars_plate(run: RunFolder, folder: Path, rows: list[ModelRow]) -> Plate:
     return Plate(path, "BA and ASR by defence and top k", caption, f"Bars of BA and ASR; at top 1: {values}.")
 
 
-def _history_plate(run: RunFolder, folder: Path, rows: list[ModelRow]) -> Plate:
+def _history_plate(run: RunFolder, folder: Path, rows: list[ModelRow]) -> Plate | None:
+    """Return the plate of the trainings, None where one of them was not measured on the way."""
     trigger, by_model = rows[0].trigger, {row.model: row for row in rows}
-    histories = {model: run.history(model) for model in ("victim", *run.defenses)}
+    histories = {model: figures.measured(run.history(model), trigger) for model in ("victim", *run.defenses)}
+    if not all(histories.values()):
+        return None
     levels = {name: (by_model[name].ba[1].value, by_model[name].asr[1].value) for name in ("clean", "victim")}
     drawn = figures.draw_history(histories, trigger, levels)
     path = figures.save(drawn, folder / f"history_{trigger}.png")
     n = min(run.config["evaluate"]["epoch_images"], rows[0].ba[1].n)
     counted = "counted in ASR too" if run.config["evaluate"]["include_target"] else "left out of ASR"
     caption = (
-        f"BA@1 and ASR@1 after each epoch, on n = {n:,} labelled images (those of the target class {counted}); "
+        f"BA@1 and ASR@1 during training, on n = {n:,} labelled images (those of the target class {counted}); "
         f"seed {run.record('victim').seed}. Dashed: clean model and victim in the full evaluation, n = "
         f"{rows[0].ba[1].n:,} and {rows[0].asr[1].n:,}. A good defence drops to the grey "
         f"line in the lower panel and stays near it in the upper one."
@@ -86,7 +89,7 @@ def _history_plate(run: RunFolder, folder: Path, rows: list[ModelRow]) -> Plate:
         f"{method(model)['label']} {percent(one['eval_ba1'])} % and {percent(one[f'eval_asr1_{trigger}'])} %"
         for model, one in last.items()
     )
-    return Plate(path, "BA and ASR by epoch", caption, f"Curves of BA@1 and ASR@1; after the last epoch: {values}.")
+    return Plate(path, "BA and ASR by epoch", caption, f"Curves of BA@1 and ASR@1; at the last measurement: {values}.")
 
 
 def _scores_plate(run: RunFolder, folder: Path, rows: list[DetectorRow]) -> Plate:
@@ -127,8 +130,8 @@ def _map_plate(run: RunFolder, folder: Path) -> Plate:
 def draw_plates(run: RunFolder, folder: Path) -> list[Plate]:
     """Draw every picture of a run into `folder` and return them in reading order.
 
-    Where the run measured nothing during training (`evaluate.epoch_images: 0`) or ran no detector, those pictures
-    are left out.
+    Where the run measured nothing during one of its trainings (`evaluate.epoch_images: 0`, `eval_strategy: no`) or
+    ran no detector, those pictures are left out.
 
     Raises:
         FileNotFoundError: If a record is missing; the message names the stage.
@@ -139,7 +142,7 @@ def draw_plates(run: RunFolder, folder: Path) -> list[Plate]:
     plates = [_samples_plate(run, folder)]
     plates += [_bars_plate(run, folder, chosen) for chosen in by_trigger.values()]
     if run.config["evaluate"]["epoch_images"] > 0:
-        plates += [_history_plate(run, folder, chosen) for chosen in by_trigger.values()]
+        plates += filter(None, (_history_plate(run, folder, chosen) for chosen in by_trigger.values()))
     if detectors:
         plates += [_scores_plate(run, folder, detectors)]
     return [*plates, _map_plate(run, folder)]

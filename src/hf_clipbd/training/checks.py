@@ -28,6 +28,16 @@ PLACES = {
     "resume_from_checkpoint": "a stopped training goes on from its own last checkpoint by itself. Leave it out.",
 }
 """Options that a stage sets itself, and why."""
+UNCALLED = {
+    "compute_metrics": "figures are those of the evaluator, which is given the model. Pass evaluator=.",
+    "preprocess_logits_for_metrics": "figures are those of the evaluator, which is given the model. Pass evaluator=.",
+    "compute_loss_func": "the loss is the sum of the terms. Subclass the trainer and say them in `loss_terms`.",
+}
+"""Functions that transformers' `Trainer` takes and this loop would never call, and what to do instead."""
+_NO_FP16 = (
+    "Expected bf16 or float32 on a CPU, but got fp16, which accelerate leaves out there without a word. Leave it out, "
+    "set `bf16`, or train on a GPU."
+)
 
 
 def check_options(args: "ScaleArguments") -> None:
@@ -37,6 +47,8 @@ def check_options(args: "ScaleArguments") -> None:
         raise ValueError(
             f"Expected `num_train_epochs` above 0, or `max_steps` of at least 1, but got {args.num_train_epochs:g}."
         )
+    if args.fp16 and args.use_cpu:
+        raise ValueError(_NO_FP16)
     if args.accelerator_config.split_batches:
         raise ValueError(
             "Expected `split_batches` of `accelerator_config` to be false, but got true: batches are those of one "
@@ -47,6 +59,13 @@ def check_options(args: "ScaleArguments") -> None:
 def check_places(args: "ScaleArguments") -> None:
     """Raise `ValueError` where the options of a stage's training say where it lies or what it goes on from."""
     _check_default(args, PLACES)
+
+
+def check_functions(given: dict[str, Any]) -> None:
+    """Raise `ValueError` for a function, among the keywords `given` for `Trainer`, that would never be called."""
+    for name, reason in UNCALLED.items():
+        if given.get(name) is not None:
+            raise ValueError(f"Expected no `{name}`, but got {given[name]!r}: {reason}")
 
 
 def _check_default(args: "ScaleArguments", reasons: dict[str, str]) -> None:
@@ -69,7 +88,7 @@ def check_scale(trainer: Any) -> None:
 
     Raises:
         ValueError: If `chunk_size` meets FSDP, DeepSpeed, batch normalisation in training mode, or `torch_compile` on
-            several processes.
+            several processes; if fp16 meets a CPU.
     """
     args, processes = trainer.args, trainer.accelerator.num_processes
     if args.chunk_size is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -84,6 +103,8 @@ def check_scale(trainer: Any) -> None:
             f"{len(norms)} layers of batch normalisation, whose statistics are those of the whole batch. Leave "
             "`chunk_size` out, or set `freeze_batch_norm`."
         )
+    if trainer.accelerator.mixed_precision == "fp16" and trainer.accelerator.device.type == "cpu":
+        raise ValueError(_NO_FP16)
     if args.gradient_accumulation_steps > 1:
         logger.warning(
             "gradient_accumulation_steps=%d averages the losses of that many batches; each pair still has the %d "

@@ -22,8 +22,18 @@ def prepare_for_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
     for scalar in scalars:  # FSDP moves only what it divides
         scalar.data = scalar.data.to(accelerator.device)
     plugin.ignored_modules = [nn.ParameterList(scalars)]
-    if hasattr(model, "text_model"):
-        model.get_input_embeddings = model.text_model.get_input_embeddings
+    name_input_embedding(model)
+
+
+def name_input_embedding(model: nn.Module) -> None:
+    """Let `model.get_input_embeddings()` give the embedding of the texts' tokens, which NEFTune asks for too.
+
+    Args:
+        model: A dual encoder; with adapters its base is told.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, "text_model"):
+        base.get_input_embeddings = base.text_model.get_input_embeddings
 
 
 def separate_scalars(optimizer: torch.optim.Optimizer) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 
+from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.training.arguments import ScaleArguments
 
 
@@ -30,10 +31,18 @@ class StopEarly(EarlyStoppingCallback):
             control.should_training_stop = True
 
 
-class EndsWhereItEnded:
-    """Takes no step in a resumed training that had come to its end: transformers looks only after another step."""
+class GoesOnWhereItStopped:
+    """Resumes with the batches of the epoch that a training was stopped in, and takes no step where it had ended.
+
+    transformers tells a sampler its epoch through one wrapper at most; on several processes a loader that skips the
+    batches of before has two. It looks whether a training is over only after another step.
+    """
+
+    _sampler: PairBatchSampler | None = None  # none on a stream, which knows its epoch by itself
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        if self._sampler is not None:
+            self._sampler.set_epoch(options["epoch"])
         if not self.control.should_training_stop and self.state.global_step < self.state.max_steps:
             super()._run_epoch(*arguments, **options)
         else:

@@ -1,0 +1,76 @@
+# Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
+"""The checkpoints of a stopped training: whose they are, which are whole, and what becomes of another one's."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hf_clipbd.schema import write_json
+
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+ASIDE = ".checkpoints"
+"""In the folder of a stage: the checkpoints of other settings, until those asked for have one of their own."""
+KEY_FILE = "key.json"
+
+
+def claim(stage: Path, key: str, name: str) -> None:
+    """Leave whole checkpoints of `key` alone in the folder of a stage, with a note of their seconds.
+
+    Those of another key are set aside, so that a value which is mistyped and put right at once costs nothing: they are
+    taken up again where their key is asked for, and removed by `note_seconds` once there is a new one.
+
+    Args:
+        stage: The stage's folder.
+        key: The key of the stage as it is asked for.
+        name: The stage, for messages.
+    """
+    folder, aside = stage / CHECKPOINTS, stage / ASIDE
+    if folder.is_dir() and read_key(folder).get("key") != key:
+        if whole(folder) and read_key(aside).get("key") != key:
+            logger.info("%-20s checkpoints of another configuration go once this one has its own", name)
+            _remove(aside)
+            os.replace(folder, aside)
+        else:
+            _remove(folder)
+    if not folder.is_dir() and read_key(aside).get("key") == key:
+        os.replace(aside, folder)
+    for path in set(folder.glob("checkpoint-*")) - set(whole(folder).values()):
+        _remove(path)
+
+
+def whole(folder: Path) -> dict[int, Path]:
+    """Return step -> checkpoint, of those whose writing was not cut short: their `trainer_state.json` can be read."""
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        found[int(state["global_step"])] = path
+    return found
+
+
+def read_key(folder: Path) -> dict[str, Any]:
+    """Return the `key` that the checkpoints in a folder belong to and their `seconds`, or nothing."""
+    path = folder / KEY_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def note_seconds(stage: Path, key: str, seconds: float) -> None:
+    """Write beside the checkpoints whose they are and how many seconds they took so far."""
+    write_json(stage / CHECKPOINTS / KEY_FILE, {"key": key, "seconds": round(seconds, 3)})
+    if whole(stage / CHECKPOINTS):
+        _remove(stage / ASIDE)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
