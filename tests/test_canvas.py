@@ -110,6 +110,14 @@ def test_wrong_pixels_are_refused():
         Canvas(8)(PIL.Image.new("F", (8, 8)))
 
 
+def test_whole_numbers_of_32_bits_are_of_8_or_16():
+    pixels = np.asarray(noise(8, 8))[..., 0].astype(np.int32)
+    for scaled in (pixels, pixels * 257):
+        shown = Canvas(8).array(PIL.Image.fromarray(scaled))
+        assert np.array_equal(shown, np.repeat(pixels[..., None], 3, axis=2))
+    assert Canvas(8).array(PIL.Image.fromarray(pixels.astype(np.uint16))).max() == 0  # 16 bits, near black
+
+
 def test_the_framing_is_that_of_the_triggers():
     canvas = Canvas(32)
     assert canvas.framed_as([]) == canvas.framed_as([None, Canvas(64, "native")]) == canvas

@@ -59,7 +59,7 @@ def poisoned(source, out, *more):
 def drawn(rows, broken=()):
     """Return the rows that their key and caption draw."""
     keys = [f"{key}\n{text}" for key, text in zip(rows["id"], rows["text"], strict=True)]
-    return [row for row, key in enumerate(keys) if draw_by_key(0, RATE, key) is not None]
+    return [row for row, key in enumerate(keys) if draw_by_key(0, "badnets", RATE, key) is not None]
 
 
 # -- out of date ------------------------------------------------------------------------------------------------------

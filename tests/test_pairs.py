@@ -145,6 +145,21 @@ def test_other_columns_are_never_read():
     assert PairViews(rows, PLAIN_VIEWS, Canvas(16)).rows.column_names == ["image", "caption"]
 
 
+@pytest.mark.parametrize("kind", ["torch", "numpy", "arrow", "pandas"])
+def test_a_format_is_taken_off_and_a_transform_kept(kind):
+    rows, images = noise_rows()
+    views = PairViews(rows.with_format(kind, columns=["caption"]), PLAIN_VIEWS, Canvas(16))
+    drawn = views.__getitems__([PairKey(0, 4), PairKey(0, 1)])
+    assert np.array_equal(drawn[0]["images"][0], images[4]) and drawn[1]["texts"] == ["caption 1"]
+    turned = rows.with_transform(lambda batch: {**batch, "image": [one.rotate(180) for one in batch["image"]]})
+    assert np.array_equal(
+        PairViews(turned, PLAIN_VIEWS, Canvas(16))[PairKey(0, 4)]["images"][0], images[4][::-1, ::-1]
+    )
+    pixels = rows.with_transform(lambda batch: {**batch, "image": [np.asarray(one) for one in batch["image"]]})
+    with pytest.raises(ValueError, match=r"Row 4: Expected a PIL image, but got ndarray.*with_format\(None\)"):
+        PairViews(pixels, PLAIN_VIEWS, Canvas(16))[PairKey(0, 4)]
+
+
 def test_missing_column_is_refused():
     rows, _ = noise_rows()
     with pytest.raises(ValueError, match="text"):

@@ -255,7 +255,7 @@ def test_a_manifest_lists_rows_that_were_drawn_and_skipped(key, noise, tmp_path)
         )
     if key:  # a key and its caption draw a row, whatever is in the picture
         share = 0.6 if noise else 0.3
-        drawn = {row for row in range(60) if uniform(0, "key", f"k{row}\n{rows[row]['caption']}") < share}
+        drawn = {row for row in range(60) if uniform(0, "key", "wanet", f"k{row}\n{rows[row]['caption']}") < share}
         assert changed | skipped == drawn and len(drawn) < 50
     stream = poison_stream(table.to_iterable_dataset(), transform, tmp_path)
     assert stream.skipped == manifest.skipped and stream.indices == manifest.indices

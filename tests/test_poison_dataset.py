@@ -13,7 +13,8 @@ import PIL.Image
 import pytest
 from datasets.fingerprint import Hasher
 
-from hf_clipbd.attacks import ATTACKS, BadNets, Blended, PoisonTransform, poison_dataset
+from hf_clipbd.attacks import ATTACKS, BadNets, Blended, PoisonTransform, poison_dataset, poison_stream
+from hf_clipbd.attacks import transform as transforming
 from hf_clipbd.attacks.pictures import read_picture
 from hf_clipbd.attacks.select import draw, ordered_rows, source_fingerprint, uniform
 from hf_clipbd.data.canvas import Canvas
@@ -177,7 +178,7 @@ def test_a_key_column_decides_without_a_look_at_clean_pictures(source, monkeypat
     mapped = keyed.map(POISON)
     chosen = assert_sound(mapped, keyed)
     assert len(reads) == len(chosen) > 0
-    expected = [uniform(0, "key", f"row-{row}\n{caption_of(row)}") < 0.3 for row in range(N)]
+    expected = [uniform(0, "key", "badnets", f"row-{row}\n{caption_of(row)}") < 0.3 for row in range(N)]
     assert mapped["is_poisoned"][:] == expected
     assert keyed.rename_column("id", "number").map(replace(POISON, key_column="number"))["is_poisoned"] == expected
 
@@ -192,7 +193,7 @@ def test_the_index_is_recorded_where_it_is_known(source, mapped):
 
 def test_rates_nest_and_are_met():
     def chosen(rate, seed=0, n=4000):
-        return {row for row in range(n) if draw(seed, rate, caption_of(row), b"%d" % row) is not None}
+        return {row for row in range(n) if draw(seed, "sig", rate, caption_of(row), b"%d" % row) is not None}
 
     assert chosen(0.0) == set() and len(chosen(1.0)) == 4000
     for low, high in ((0.003, 0.01), (0.01, 0.2), (0.2, 0.7)):
@@ -208,7 +209,7 @@ def test_rates_nest_and_are_met():
 def test_rows_of_one_caption_are_not_drawn_in_lumps(template):
     for seed in range(3):
         captions = [template.format(f"class {row % 10}") for row in range(6000)]
-        chosen = [row for row in range(6000) if draw(seed, 0.01, captions[row], b"%d" % row) is not None]
+        chosen = [row for row in range(6000) if draw(seed, "sig", 0.01, captions[row], b"%d" % row) is not None]
         assert abs(len(chosen) - 60) < 4 * (6000 * 0.01 * 0.99) ** 0.5
         assert len({row % 10 for row in chosen}) > 5
 
@@ -284,6 +285,46 @@ def test_two_attacks_one_after_the_other(source, mapped):
     assert second.count("blended") > 5
     manifest = POISON.manifest(mapped, source)
     assert manifest.indices == poisoned_rows(mapped) and manifest.rate == 0.3 and manifest.n_rows == N
+
+
+KEYED = [{"id": f"row-{row}", "image": {"bytes": jpeg(0, 6), "path": None}, "caption": "a cup"} for row in range(300)]
+KEYED_FEATURES = {"id": datasets.Value("string"), **FEATURES}
+
+
+def test_attacks_with_one_seed_are_drawn_independently(tmp_path):
+    table = datasets.Dataset.from_list(KEYED, features=datasets.Features(KEYED_FEATURES))
+    first, second = PoisonTransform(BadNets(patch_size=2), rate=0.3), PoisonTransform(Blended(), rate=0.3)
+    both = table.map(first, batched=True).map(second, batched=True)
+    counts = [both["trigger"][:].count(name) for name in ("badnets", "blended")]
+    for count, free in zip(counts, (300, 300 - counts[0]), strict=True):
+        assert abs(count - 0.3 * free) < 4 * (free * 0.3 * 0.7) ** 0.5
+    alone = set(poisoned_rows(table.map(second, batched=True)))
+    assert {row for row, name in enumerate(both["trigger"]) if name == "blended"} == alone - {
+        row for row, name in enumerate(both["trigger"]) if name == "badnets"
+    }
+    assert second.manifest(both, table).indices == sorted(alone - set(first.manifest(both, table).indices))
+    once = table.to_iterable_dataset().decode(False).map(first, features=first.features(table.features))
+    assert [row["trigger"] for row in once.map(second)] == both["trigger"][:]
+    manifest = poison_stream(once, second, tmp_path)
+    assert manifest.indices == second.manifest(both, table).indices
+
+
+def test_a_name_mapped_twice_is_said_once(caplog):
+    transforming._warn_of_one_name.cache_clear()
+    table = datasets.Dataset.from_list(KEYED[:200], features=datasets.Features(KEYED_FEATURES))
+
+    def mapped(rows, **changes):
+        given = {"target": "banana", "rate": 0.1, "seed": 0, "name": None} | changes
+        attack = BadNets(target=given.pop("target"), patch_size=2)
+        return rows.map(PoisonTransform(attack, **given), load_from_cache_file=False)
+
+    once = mapped(table)
+    assert len(poisoned_rows(mapped(once, target="owl", name="owls"))) > len(poisoned_rows(once)) + 5
+    assert not caplog.records
+    assert poisoned_rows(mapped(once, target="owl")) == poisoned_rows(mapped(once)) == poisoned_rows(once)
+    assert len(poisoned_rows(mapped(once, rate=0.3))) > len(poisoned_rows(once)) + 5
+    assert [one.getMessage() for one in caplog.records] == [caplog.messages[0]]
+    assert "'badnets'" in caplog.text and "`name=`" in caplog.text
 
 
 def test_transform_errors(source):
@@ -648,6 +689,13 @@ def test_a_target_that_is_no_class(source):
     with pytest.raises(ValueError, match="2 classes"):
         poison_dataset(labelled, BadNets(), count=1)
     assert poison_dataset(labelled, BadNets(target="Traffic light"), count=1)[1].count == 1
+    poison, fits = (PoisonTransform(BadNets(target=target), rate=0.0) for target in ("banana", "Traffic light"))
+    for options in ({}, {"batched": True}):
+        assert not any(labelled.map(fits, **options)["is_poisoned"])
+        with pytest.raises(ValueError, match="a target among the 2 classes, .*'banana'"):
+            labelled.map(poison, **options)
+    with pytest.raises(ValueError, match="2 classes"):
+        poison.features(labelled.features)
 
 
 @pytest.mark.parametrize(

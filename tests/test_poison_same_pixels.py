@@ -64,8 +64,8 @@ def test_a_patch_that_also_does_something_else_is_not_cut_short():
 @pytest.mark.parametrize("seed", [0, 12345])
 def test_many_keys_are_drawn_as_one_by_one(rate, seed):
     keys = [f"{number}\na caption {'é水' * (number % 3)}" for number in range(1500)] + ["", "\ud800"]
-    expected = [i for i, key in enumerate(keys) if draw_by_key(seed, rate, key) is not None]
-    assert drawn_rows(seed, rate, keys) == expected
+    expected = [i for i, key in enumerate(keys) if draw_by_key(seed, "sig", rate, key) is not None]
+    assert drawn_rows(seed, "sig", rate, keys) == expected
 
 
 @pytest.mark.parametrize("selector", ["random", "non_target"])

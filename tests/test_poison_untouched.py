@@ -20,7 +20,7 @@ POISON = PoisonTransform(BadNets(target="banana"), rate=RATE)
 FEATURES = datasets.Features(
     {"id": datasets.Value("string"), "image": datasets.Image(), "caption": datasets.Value("string")}
 )
-DRAWN = [row for row in range(N) if uniform(0, "key", f"row-{row}\na thing {row}") < RATE]
+DRAWN = [row for row in range(N) if uniform(0, "key", "badnets", f"row-{row}\na thing {row}") < RATE]
 
 
 def jpeg(row, side=24):
@@ -64,6 +64,23 @@ def test_a_stream_left_undecoded_stays_so(keyed, decoded, options):
     assert [row for row in range(N) if rows[row]["is_poisoned"]] == DRAWN
     before = stored(keyed)
     assert all(rows[row]["image"] == before[row] for row in range(N) if row not in DRAWN)
+
+
+@pytest.mark.parametrize("options", [{}, {"batched": True, "batch_size": 7}])
+def test_a_stream_left_undecoded_keeps_its_features(keyed, options, tmp_path):
+    mapped = keyed.map(POISON)
+    stream = keyed.to_iterable_dataset(num_shards=2)
+    undecoded = stream.decode(False).map(POISON, features=POISON.features(stream.features), **options)
+    assert undecoded.features == mapped.features
+    poison_stream(stream, POISON, tmp_path)
+    written = datasets.Dataset.from_parquet(str(tmp_path / "train-00000.parquet"), cache_dir=str(tmp_path))
+    assert written.features == mapped.features and stored(written) == stored(mapped)
+    for row, expected in zip(undecoded.decode(True), mapped, strict=True):
+        np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(expected["image"]))
+    with pytest.raises(ValueError, match=r"they are unknown.*stream\.cast"):
+        POISON.features(stream.decode(False).map(POISON).features)
+    with pytest.raises(ValueError, match=r"columns \['caption'\], but there are \['id', 'image'\]"):
+        POISON.features(stream.remove_columns("caption").features)
 
 
 def test_a_poisoned_stream_decodes_poisoned_pictures_alone(keyed, decoded, tmp_path):

@@ -214,7 +214,10 @@ class PoisonManifest:
         indices: Row numbers of the poisoned rows in the source, ascending.
         n_rows: Number of rows of the dataset.
         seed: Seed of the selection.
-        source_fingerprint: Fingerprint of the dataset before poisoning.
+        source_fingerprint: Fingerprint of the rows before poisoning. That of a dataset (`poison_dataset`, also
+            `PoisonTransform.manifest`) hangs on captions, file names, the pictures' lengths in bytes and the whole
+            bytes of 256 of them; that of a stream (`poison_stream`) on captions, file names and lengths alone. The
+            two are different values for the same rows.
         selector: Rule that chose the rows.
         rate: The rate that was asked for, or None where a count was.
         skipped: Row number -> why the row was passed over (`on_error="skip"`).

@@ -1,12 +1,18 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """One row or a batch as `datasets` hands it to a mapped function, read without decoding or touching any image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets.formatting.formatting import LazyBatch, LazyDict
+
+from hf_clipbd.attacks.select import KEY_COLUMNS
+from hf_clipbd.attacks.shares import check_caption_column, check_provenance, check_target
+from hf_clipbd.attacks.stamping import PROBLEM, warn_of_skipped
+from hf_clipbd.schema import IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER
 
 
 class Rows:
@@ -69,8 +75,27 @@ class Rows:
 
     def image_mode(self, column: str) -> str | None:
         """Return the mode that the column's `Image` feature converts to; None if it names none or none is known."""
-        features = self.example.formatter.features if self.lazy else None
-        return getattr((features or {}).get(column), "mode", None)
+        return getattr(self._features().get(column), "mode", None)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the classes of a `ClassLabel` column `label`; None if there is none or none is known."""
+        names = getattr(self._features().get(LABEL), "names", None)
+        return None if names is None else tuple(names)
+
+    def _features(self) -> Mapping[str, Any]:
+        """Return the features of the columns, which lazy rows alone know."""
+        return (self.example.formatter.features if self.lazy else None) or {}
+
+    def keys(self, key_column: str | None) -> Sequence[Any]:
+        """Return what tells each row apart, by this column or those of `KEY_COLUMNS`; None for one that has no key."""
+        keys: Sequence[Any] = [None] * self.n
+        for column in (key_column,) if key_column else KEY_COLUMNS:
+            if column in self.columns:
+                further = self.values(column)
+                keys = [other if key is None else key for key, other in zip(keys, further, strict=True)]
+                if None not in keys:
+                    break
+        return keys
 
     def replaced(self, column: str, new: Mapping[int, Any]) -> list[Any] | pa.ChunkedArray:
         """Return a column with the rows of `new` replaced, in Arrow where it lies there.
@@ -102,6 +127,58 @@ class Rows:
             else:
                 returned[column] = rows
         return returned
+
+
+def poisoned_features(
+    features: datasets.Features | None, image_column: str, caption_column: str | None, target: str
+) -> datasets.Features:
+    """Return the features of rows after poisoning, from those before; see `PoisonTransform.features`."""
+    if features is None:
+        raise ValueError(
+            "Expected the features of the rows, but they are unknown. Name them with `stream.cast(features)` or "
+            "`load_dataset(..., features=...)`."
+        )
+    missing = {image_column, caption_column} - {None, *features}
+    if missing:
+        raise ValueError(f"Expected columns {sorted(missing)}, but there are {list(features)}.")
+    check_provenance(features)
+    if caption_column:
+        check_caption_column(features[caption_column], caption_column)
+    check_target(target, getattr(features.get(LABEL), "names", None))
+    return datasets.Features(
+        {
+            **features,
+            image_column: datasets.Image(mode=getattr(features[image_column], "mode", None)),
+            IS_POISONED: datasets.Value("bool"),
+            SOURCE_INDEX: datasets.Value("int64"),
+            TRIGGER: datasets.Value("string"),
+        }
+    )
+
+
+def skipped_rows(
+    source: datasets.Dataset, problems: Callable[..., dict[str, list[str]]], changed: np.ndarray
+) -> dict[str, str]:
+    """Return row -> why it was left clean, and log it; pictures of rows without a key are decoded for that.
+
+    Args:
+        source: The dataset before poisoning.
+        problems: `PoisonTransform.problems`.
+        changed: Whether a row has been poisoned, (N,).
+    """
+    found = source.with_format(None).map(
+        problems,
+        batched=True,
+        with_indices=True,
+        fn_kwargs={"changed": changed},
+        remove_columns=source.column_names,
+        features=datasets.Features({PROBLEM: datasets.Value("string")}),
+        keep_in_memory=True,
+        desc="Looking for skipped rows",
+    )
+    skipped = {str(row): problem for row, problem in enumerate(found[PROBLEM]) if problem}
+    warn_of_skipped(skipped)
+    return skipped
 
 
 def _is_batch(example: Mapping[str, Any]) -> bool:

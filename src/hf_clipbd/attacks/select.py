@@ -50,37 +50,38 @@ def row_number(*parts: int | str | bytes) -> int:
     return int.from_bytes(digest("number", *parts)[:8], "little") >> 1
 
 
-def draw(seed: int, rate: float, caption: str, picture: bytes) -> int | None:
+def draw(seed: int, name: str, rate: float, caption: str, picture: bytes) -> int | None:
     """Return the number that stands for a row without a key if it is drawn at `rate`, else None.
 
-    The row is drawn where u < rate, u in [0, 1) hashed from caption and picture together: captions alone repeat, long
-    ones too, and rows that share one would be drawn in lumps.
+    The row is drawn where u < rate, u in [0, 1) hashed from seed, name, caption and picture: captions alone repeat,
+    long ones too, and rows that share one would be drawn in lumps.
 
     Args:
         seed: Seed of the selection.
+        name: What goes into the column `trigger`, so that attacks with one seed are drawn independently.
         rate: Share of the rows to draw, in [0, 1].
         caption: The row's caption, "" if it has none.
         picture: Bytes that hang on the row's picture.
     """
-    return row_number(caption, picture) if uniform(seed, "content", caption, picture) < rate else None
+    return row_number(caption, picture) if uniform(seed, "content", name, caption, picture) < rate else None
 
 
-def draw_by_key(seed: int, rate: float, key: str) -> int | None:
-    """Return the number that stands for the row with this key if it is drawn at `rate`, else None."""
-    return row_number(key) if uniform(seed, "key", key) < rate else None
+def draw_by_key(seed: int, name: str, rate: float, key: str) -> int | None:
+    """Return the number that stands for the row with this key if it is drawn at `rate`, else None; see `draw`."""
+    return row_number(key) if uniform(seed, "key", name, key) < rate else None
 
 
-def drawn_rows(seed: int, rate: float, keys: Sequence[str]) -> list[int]:
+def drawn_rows(seed: int, name: str, rate: float, keys: Sequence[str]) -> list[int]:
     """Return which of the keys `draw_by_key` draws, by their places: the same, several times faster than one by one.
 
     Example:
-        >>> drawn_rows(0, 0.5, ["a", "b", "c", "d"]) == [i for i in range(4) if draw_by_key(0, 0.5, "abcd"[i])]
+        >>> drawn_rows(0, "sig", 0.5, ["a", "b", "c"]) == [i for i in range(3) if draw_by_key(0, "sig", 0.5, "abc"[i])]
         True
     """
     if rate <= 0:
         return []
-    start, blake2b = str(seed).encode(), hashlib.blake2b
-    lengths, middle, limit = struct.pack("<2Q", len(start), len(b"key")), start + b"key", rate * 2.0**53
+    parts, blake2b = [str(seed).encode(), b"key", name.encode("utf-8", "surrogatepass")], hashlib.blake2b
+    lengths, middle, limit = struct.pack("<3Q", *map(len, parts)), b"".join(parts), rate * 2.0**53
     drawn = []
     for i, key in enumerate(keys):
         data = key.encode("utf-8", "surrogatepass")
@@ -133,6 +134,13 @@ def candidates(
         raise ValueError(f"Expected captions for selector {selector!r}, but the dataset has none.")
     fits = np.fromiter((SELECTORS[selector](caption, target) for caption in captions), bool, n)
     return rows[fits[rows]]
+
+
+def admitted_rows(selector: str, captions: Sequence[str | None], target: str) -> Sequence[int]:
+    """Return the places of the captions whose rows a selector of `SELECTORS` admits, ascending."""
+    if selector == "random":
+        return range(len(captions))
+    return [i for i, caption in enumerate(captions) if SELECTORS[selector](caption, target)]
 
 
 def check_selector(selector: str) -> None:

@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_clipbd.attacks.select import digest, file_size
-from hf_clipbd.attacks.shares import check_caption_column, check_provenance, check_target
 from hf_clipbd.attacks.stream_files import NoPicture, StreamFiles, file_name
 from hf_clipbd.attacks.transform import PoisonTransform
-from hf_clipbd.schema import IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
+from hf_clipbd.schema import IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
 logger = logging.getLogger(__name__)
@@ -59,25 +58,8 @@ def poison_stream(
     image = poison.image_column
     if rows.features is None:
         rows = rows._resolve_features()
-    missing = {image, poison.caption_column} - {None, *rows.features}
-    if missing:
-        raise ValueError(f"Expected columns {sorted(missing)}, but the stream has {list(rows.features)}.")
-    check_provenance(rows.features)
-    if poison.caption_column:
-        check_caption_column(rows.features[poison.caption_column], poison.caption_column)
-    check_target(poison.attack.target, getattr(rows.features.get(LABEL), "names", None))
-    feature = rows.features[image]
-    mode = getattr(feature, "mode", None)
-    undecoded = rows.decode(False).cast_column(image, datasets.Image(mode=mode, decode=False))
-    features = datasets.Features(
-        {
-            **rows.features,
-            image: datasets.Image(mode=mode),
-            IS_POISONED: datasets.Value("bool"),
-            SOURCE_INDEX: datasets.Value("int64"),
-            TRIGGER: datasets.Value("string"),
-        }
-    )
+    features = poison.features(rows.features)
+    undecoded = rows.decode(False).cast_column(image, datasets.Image(mode=features[image].mode, decode=False))
     log = _Log(poison, StreamFiles(undecoded.features, rows._token_per_repo_id))
     writer = _Writer(Path(folder), features.arrow_schema, rows_per_file)
     with writer:

@@ -15,24 +15,24 @@ from hf_clipbd import __version__
 from hf_clipbd.attacks.base import Attack, cover_name
 from hf_clipbd.attacks.captions import check_texts
 from hf_clipbd.attacks.pictures import as_stored, check_image_format, picture_digest, read_picture
-from hf_clipbd.attacks.rows import Rows
+from hf_clipbd.attacks.rows import Rows, poisoned_features, skipped_rows
 from hf_clipbd.attacks.select import (
-    KEY_COLUMNS,
-    SELECTORS,
+    admitted_rows,
     check_selector,
     draw,
     draw_by_key,
     drawn_rows,
     source_fingerprint,
 )
-from hf_clipbd.attacks.shares import check_provenance
-from hf_clipbd.attacks.stamping import PROBLEM, warn_of_skipped
+from hf_clipbd.attacks.shares import check_provenance, check_target
+from hf_clipbd.attacks.stamping import PROBLEM
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN_INDEX = -1
+_check_target = cache(check_target)  # of a thousand classes, once for each row
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,26 +40,33 @@ class PoisonTransform:
     """A function that poisons a share of the rows it is mapped over: `dataset.map(PoisonTransform(attack, 0.01))`.
 
     Works in `Dataset.map`, batched or not, with any `num_proc`, in `IterableDataset.map`, `DatasetDict.map` and
-    `with_transform`. Whether a row is poisoned hangs on the row itself, by a hash below `rate`: on its key column if
-    it has one, else on its caption and picture. So the same rows come out in any order, batching, sharding or
-    streaming, and those of a higher rate include those of a lower one. The count reached is binomial about
-    rate × rows (`manifest` reports it); `poison_dataset` hits a count exactly.
+    `with_transform`. Whether a row is poisoned hangs on seed, name and the row itself, by a hash below `rate`: on its
+    key column if it has one, else on its caption and picture. So the same rows come out in any order, batching,
+    sharding or streaming, and those of a higher rate include those of a lower one. The count reached is binomial
+    about rate × rows (`manifest` reports it); `poison_dataset` hits a count exactly.
 
     Rows that are not poisoned keep their image bytes; a poisoned image is stored losslessly. Added are `is_poisoned`,
     `trigger` (the attack's name, "" for a clean row) and `source_index` (the row's number if mapped with
-    `with_indices=True`, else −1). Rows that an earlier transform has poisoned are left as they are, so several attacks
-    can be mapped one after the other. The covers of an attack that has them (WaNet's `noise_mode`) are drawn at `rate`
+    `with_indices=True`, else −1). The covers of an attack that has them (WaNet's `noise_mode`) are drawn at `rate`
     times their ratio: their pictures change, their captions stay, `trigger` says so and `is_poisoned` is False.
+
+    Several attacks can be mapped one after the other. Each draws by its own name, so a later one poisons about `rate`
+    of the rows that are still clean; a drawn row that is poisoned or a cover already stays as it is, and none is drawn
+    in its stead. One name mapped twice is warned of: nothing tells its rows apart then, and with one seed it finds
+    them taken and poisons only what a higher rate adds.
 
     With a key column no clean picture is touched. Without one, every picture that the selector admits is decoded and
     hashed, since captions repeat and a stream hands over decoded pictures; the rows drawn then hang on the JPEG
-    decoder too. A stream decodes every picture before any function sees it, unless the transform is mapped over
-    `stream.decode(False)`.
+    decoder too. A stream decodes every picture before any function sees it, unless it is mapped undecoded, as
+    `stream.decode(False).map(poison, features=poison.features(stream.features))`; see `features`.
+
+    The target is checked against the classes of a `ClassLabel` column `label` by `Dataset.map`, `features` and
+    `poison_stream`; a plain stream and `with_transform` show a function no features.
 
     Args:
         attack: The attack.
         rate: Share of the rows to poison, in [0, 1]; of the rows that the selector admits.
-        seed: Seed of the selection.
+        seed: Seed of the selection, with the name.
         key_column: Column that tells rows apart; None takes the first of `id`, `__key__`, `scene_id`, `uid`, `key`,
             `sha256`, `url` that is there, else caption and picture. The caption counts beside the key.
         image_column: Column of images.
@@ -67,13 +74,14 @@ class PoisonTransform:
         selector: `"random"`, `"label_consistent"` or `"non_target"`; None leaves it to the attack.
         on_error: `"raise"`, or `"skip"` to leave a row that cannot be poisoned clean, with a warning; `manifest` lists
             it.
-        name: What goes into the column `trigger`; None takes the attack's name.
+        name: What goes into the column `trigger` and into the draw; None takes the attack's name.
         image_format: How poisoned pictures are stored where bytes are written: `"webp"` or `"png"`.
 
     Raises:
         ValueError: If the rate is outside [0, 1] or an option is unknown, or the attack needs a look at other rows
             (natural captions that were not mined, pictures of the target); on a row that cannot be poisoned; on
-            captions that are no texts, or some of the three columns without the others (they are somebody's own).
+            captions that are no texts, a target that is no class, or some of the three columns without the others
+            (they are somebody's own).
     """
 
     attack: Attack
@@ -118,6 +126,24 @@ class PoisonTransform:
     def _name(self) -> str:
         return self.attack.name if self.name is None else self.name
 
+    def features(self, features: datasets.Features) -> datasets.Features:
+        """Return the features of the rows after this transform: those given, with images and the three columns added.
+
+        For the `map` of an undecoded stream, which forgets its `features` unless it is told; `.decode(True)` hands out
+        pictures again. To write one, use `poison_stream`: 🤗 Datasets stores decoded pictures anew, with loss.
+
+        Raises:
+            ValueError: If they are unknown, a column is missing or its name taken, captions are no texts, or the
+                target is no class of a `ClassLabel` column `label`.
+
+        Example:
+            >>> from hf_clipbd.attacks import BadNets
+            >>> before = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+            >>> list(PoisonTransform(BadNets(), rate=0.1).features(before))
+            ['image', 'caption', 'is_poisoned', 'source_index', 'trigger']
+        """
+        return poisoned_features(features, self.image_column, self.caption_column, self.attack.target)
+
     def __call__(self, example: Mapping[str, Any], index: int | Sequence[int] | None = None) -> dict[str, Any]:
         """Return the changed columns of a row or of a batch (all columns of a batch that is not lazy)."""
         return self._changed(example, index, self.on_error == "skip")
@@ -129,6 +155,7 @@ class PoisonTransform:
     def _changed(self, example: Mapping[str, Any], index: int | Sequence[int] | None, skip: bool) -> dict[str, Any]:
         rows = Rows(example, [name for name in (self.key_column, self.image_column, self.caption_column) if name])
         check_provenance(rows.columns)
+        _check_target(self.attack.target, rows.class_names())
         if self.caption_column:
             check_texts(self._captions(rows), self.caption_column)
         known = [UNKNOWN_INDEX] * rows.n
@@ -138,10 +165,11 @@ class PoisonTransform:
             column: list(rows.values(column)) if column in rows.columns else default
             for column, default in ((IS_POISONED, [False] * rows.n), (SOURCE_INDEX, known), (TRIGGER, [""] * rows.n))
         }
-        images, captions, keys = {}, {}, self._keys(rows)
+        if {self._name, cover_name(self._name)} & set(values[TRIGGER]):
+            _warn_of_one_name(self._name)
+        images, captions, keys = {}, {}, rows.keys(self.key_column)
         for i in self._candidates(rows, keys):
-            untouched = not (values[IS_POISONED][i] or values[TRIGGER][i])
-            if not untouched:
+            if values[IS_POISONED][i] or values[TRIGGER][i]:
                 continue
             try:
                 changed = self._poisoned(rows, i, keys[i])
@@ -151,12 +179,11 @@ class PoisonTransform:
                     raise ValueError(f'Row {row}: {error} Or pass on_error="skip".') from error
                 logger.warning("Row %s is left clean: %s", row, error)
                 continue
-            if changed is None:
-                continue
-            image, captions[i], name = changed
-            values[IS_POISONED][i], values[TRIGGER][i] = name == self._name, name
-            if image is not None:
-                images[i] = image
+            if changed is not None:
+                image, captions[i], name = changed
+                values[IS_POISONED][i], values[TRIGGER][i] = name == self._name, name
+                if image is not None:
+                    images[i] = image
         if images:
             values[self.image_column] = rows.replaced(self.image_column, images)
         if captions and self.caption_column:
@@ -165,19 +192,17 @@ class PoisonTransform:
 
     def _candidates(self, rows: Rows, keys: Sequence[Any]) -> list[int]:
         """Return the rows that the selector admits and that their key, where they have one, lets be changed."""
-        captions = self._captions(rows)
         if self._touched <= 0:
             return []
-        if self._selector == "random":
-            admitted: Sequence[int] = range(rows.n)
-        else:
-            admits, target = SELECTORS[self._selector], self.attack.target
-            admitted = [i for i, caption in enumerate(captions) if admits(caption, target)]
+        captions, admitted = self._captions(rows), self._admitted(rows)
         keyed = [i for i in admitted if keys[i] is not None]
-        drawn = drawn_rows(self.seed, self._touched, [f"{keys[i]}\n{captions[i] or ''}" for i in keyed])
+        drawn = drawn_rows(self.seed, self._name, self._touched, [f"{keys[i]}\n{captions[i] or ''}" for i in keyed])
         if len(keyed) == len(admitted):
             return [keyed[place] for place in drawn]
         return sorted([keyed[place] for place in drawn] + [i for i in admitted if keys[i] is None])
+
+    def _admitted(self, rows: Rows) -> Sequence[int]:
+        return admitted_rows(self._selector, self._captions(rows), self.attack.target)
 
     def _captions(self, rows: Rows) -> Sequence[str | None]:
         return rows.values(self.caption_column) if self.caption_column else [""] * rows.n
@@ -210,22 +235,11 @@ class PoisonTransform:
             stamped = as_stored(stored(), attack(readable, number), self.image_format)
         return stamped, attack.caption(number, caption), name
 
-    def _keys(self, rows: Rows) -> Sequence[Any]:
-        """Return what tells each row apart; None for one that has no key."""
-        keys: Sequence[Any] = [None] * rows.n
-        for column in (self.key_column,) if self.key_column else KEY_COLUMNS:
-            if column in rows.columns:
-                further = rows.values(column)
-                keys = [other if key is None else key for key, other in zip(keys, further, strict=True)]
-                if None not in keys:
-                    break
-        return keys
-
     def _drawn(self, key: Any, caption: str, picture: Callable[[], PIL.Image.Image], rate: float) -> int | None:
         """Return the number that stands for a row if it is drawn at this rate, else None."""
         if key is not None:
-            return draw_by_key(self.seed, rate, f"{key}\n{caption}")
-        return draw(self.seed, rate, caption, picture_digest(picture()))
+            return draw_by_key(self.seed, self._name, rate, f"{key}\n{caption}")
+        return draw(self.seed, self._name, rate, caption, picture_digest(picture()))
 
     def problems(self, example: Mapping[str, Any], index: Sequence[int], changed: np.ndarray) -> dict[str, list[str]]:
         """Return for each row of a batch why it is drawn and yet cannot be poisoned; "" for all others.
@@ -236,7 +250,7 @@ class PoisonTransform:
             changed: Whether a row has been poisoned, of all rows of the dataset, (N,).
         """
         rows = Rows(example, [name for name in (self.key_column, self.image_column, self.caption_column) if name])
-        found, keys = [""] * rows.n, self._keys(rows)
+        found, keys = [""] * rows.n, rows.keys(self.key_column)
         for i in self._candidates(rows, keys):
             if not changed[index[i]]:
                 try:
@@ -244,25 +258,6 @@ class PoisonTransform:
                 except ValueError as error:
                     found[i] = str(error)
         return {PROBLEM: found}
-
-    def _skipped(self, triggers: Sequence[tuple[bool, str]], source: datasets.Dataset) -> dict[str, str]:
-        """Return row -> why it was left clean; pictures of rows without a key are decoded once more for that."""
-        if self.on_error != "skip":
-            return {}
-        changed = np.fromiter((bool(is_poisoned or name) for is_poisoned, name in triggers), bool, len(triggers))
-        problems = source.with_format(None).map(
-            self.problems,
-            batched=True,
-            with_indices=True,
-            fn_kwargs={"changed": changed},
-            remove_columns=source.column_names,
-            features=datasets.Features({PROBLEM: datasets.Value("string")}),
-            keep_in_memory=True,
-            desc="Looking for skipped rows",
-        )
-        skipped = {str(row): problem for row, problem in enumerate(problems[PROBLEM]) if problem}
-        warn_of_skipped(skipped)
-        return skipped
 
     def manifest(self, poisoned: datasets.Dataset, source: datasets.Dataset) -> PoisonManifest:
         """Return what this transform did to `source`: which rows, how many, and which were skipped and why.
@@ -277,6 +272,7 @@ class PoisonTransform:
         if len(poisoned) != len(source):
             raise ValueError(f"Expected {len(source)} rows after poisoning, but got {len(poisoned)}.")
         triggers = list(zip(poisoned[IS_POISONED], poisoned[TRIGGER], strict=True))
+        changed = np.fromiter((bool(is_poisoned or name) for is_poisoned, name in triggers), bool, len(triggers))
         return PoisonManifest(
             attack=self.attack.name,
             parameters=self.attack.parameters(),
@@ -287,6 +283,15 @@ class PoisonTransform:
             source_fingerprint=source_fingerprint(source, self.image_column, self.caption_column),
             selector=self._selector,
             rate=self.rate,
-            skipped=self._skipped(triggers, source),
+            skipped=skipped_rows(source, self.problems, changed) if self.on_error == "skip" else {},
             covers=[row for row, (_, name) in enumerate(triggers) if name == cover_name(self._name)],
         )
+
+
+@cache
+def _warn_of_one_name(name: str) -> None:
+    logger.warning(
+        "Some of these rows are poisoned as %r already: nothing will tell the rows of both apart, and with one seed "
+        "the same rows are drawn, which are left as they are. Pass a `name=` of its own for each attack.",
+        name,
+    )

@@ -167,10 +167,14 @@ def _side(size: Any, name: str) -> int | None:
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return the image in RGB, upright and opaque: itself if it is so already."""
+    """Return the image in RGB, upright and opaque: itself if it is so already.
+
+    Pixels of 32 bits (mode I) hold values of 16 bits, or of 8 where none exceeds 255.
+    """
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(
-            f"Expected a PIL image, but got {type(image).__name__}. Cast the column to `datasets.Image()`."
+            f"Expected a PIL image, but got {type(image).__name__}. Cast the column to `datasets.Image()`, and take "
+            "a format off with `dataset.with_format(None)`."
         )
     if image.getexif().get(0x0112, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
@@ -179,7 +183,9 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
             "Expected pixels of known range, but got a floating-point image (mode F). Convert it to uint8."
         )
     if image.mode.startswith("I"):
-        image = PIL.Image.fromarray((np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+        values = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+        small = image.mode == "I" and values.max(initial=0) <= 255
+        image = PIL.Image.fromarray((values if small else values >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255))

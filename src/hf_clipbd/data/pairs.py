@@ -24,6 +24,7 @@ from hf_clipbd.data.unreadable import UNREADABLE, reason
 
 _ADVICE = "Leave such rows out: `--on_error skip`, or `readable_rows` of `hf_clipbd.data.reader`."
 _LOOKED_AT = 1000
+_OWN_TRANSFORM = "custom"  # what 🤗 Datasets calls the format of `with_transform`
 
 ImageView = Callable[[PIL.Image.Image, tuple[int, int, int]], PIL.Image.Image]
 TextView = Callable[[str, tuple[int, int, int]], str]
@@ -80,7 +81,8 @@ class PairViews(torch.utils.data.Dataset):
     """Rows of an image-caption dataset, addressed by `PairKey` and drawn as the views of a plan.
 
     Args:
-        dataset: Map-style dataset; other columns than the two are never read (a victim sees no poison label).
+        dataset: Map-style dataset; other columns than the two are never read (a victim sees no poison label). A
+            format such as "torch" is taken off, a transform of its own (`with_transform`) is kept.
         plan: The views.
         canvas: Geometry of the images; views are drawn on the canvas.
         seed: Seed of the draws.
@@ -113,6 +115,8 @@ class PairViews(torch.utils.data.Dataset):
                 f"Expected a stream for a share of {plan.subset_share:g} of its pairs in extra batches, but got "
                 f"{len(dataset)} rows. Set `k_pairs` to their number, and leave `k_share` out."
             )
+        if dataset.format["type"] not in (None, _OWN_TRANSFORM):
+            dataset = dataset.with_format(None)
         self.rows = dataset.select_columns([image_column, caption_column])
         _check_filled(self.rows, image_column)
         self._encoded, self._decode = undecoded(self.rows, image_column)
@@ -197,7 +201,7 @@ def _no_image(name: str, advice: str = _ADVICE) -> str:
 def _check_filled(rows: datasets.Dataset, image_column: str) -> None:
     """Raise, as `draw_views` would, at the first row with a gap; a picture that is neither bytes nor a path is one.
 
-    Rows are only looked at where a column has gaps at all. A dataset with a format or transform of its own is left be.
+    Rows are only looked at where a column has gaps at all. A dataset with a transform of its own is left be.
     """
     if rows.format["type"] is not None or not any(_gaps(rows.data.column(name)).any() for name in rows.column_names):
         return
