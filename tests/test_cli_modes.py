@@ -92,6 +92,7 @@ def test_the_lists_are_complete(capsys):
         main(line.split())
         shown = capsys.readouterr().out.splitlines()
         assert [name for name in family if not any(one.startswith(f"{name}: ") for one in shown)] == []
+        assert [one for one in shown if ": Return" in one or ": ," in one] == []
 
 
 # -- output -----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def folder(request, rows, tmp_path_factory):
     for number in range(11):  # so that shard 10 must not come after shard 1
         part = numbered[2 * number : 2 * number + 2] if number < 10 else numbered[20:]
         shard(folder / "test" / f"{number}.tar", part, request.param)
-    shard(folder / "train" / "0.tar", numbered[:6], request.param)
+    turned = [(number, (image.rotate(180), label)) for number, (image, label) in numbered[:6]]
+    shard(folder / "train" / "0.tar", turned, request.param)
     (folder / "test" / "nshards.txt").write_text("11")
     return folder
 
@@ -134,6 +135,22 @@ def test_the_command_by_each_protocol(folder, model_folder, tmp_path, capsys):
     assert main([*pairs, "--split", "train", "--out", str(tmp_path / "retrieval.json")]) == 0
     found = json.loads((tmp_path / "retrieval.json").read_text())
     assert found["image_to_text"]["10"]["n"] == 20 and "text to image R" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("train", "refused"), [(range(12), True), (range(5), True), (range(8, 20), False)])
+def test_a_probe_is_not_measured_on_pictures_that_it_is_fitted_to(
+    train, refused, rows, model_folder, tmp_path, capsys
+):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    for name, numbers in (("test", range(12)), ("train", train)):
+        columns = {"image": [rows[i][0] for i in numbers], "label": [i % 3 for i in numbers]}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{name}.parquet")
+    probe = ["--protocol", "linear_probe", "--train", str(tmp_path / "train.parquet"), "--l2", "0.01"]
+    status = main(["evaluate", str(model_folder), "--data", str(tmp_path / "test.parquet"), *probe])
+    told = capsys.readouterr()
+    assert (status == 2) == refused and ("Name another split or dataset" in told.err) == refused
+    shared = len(set(train) & set(range(12)))
+    assert f"{shared} of 12 distinct test images are among the {len(train)} training images" in told.out + told.err
 
 
 BY_NAME = """

@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The dual encoder, its batch norm over processes, its tokenizer, and loading."""
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import socket
 
 import numpy as np
@@ -617,6 +619,31 @@ def test_loading_says_what_is_missing(folder, tmp_path):
     CLIPTextModel(CLIPTextConfig(**text_shape())).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="CLIPTextModel has no get_image_features"):
         load_dual_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["as many", "one more"])
+def test_a_tokenizer_has_no_more_tokens_than_the_text_tower(more, tokenizer, tmp_path):
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    towers = {"text_config": text_shape(len(tokenizer) - more)}
+    towers["vision_config"] = {**tower, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(**towers)).save_pretrained(tmp_path)
+    build_processor(tokenizer, 32).save_pretrained(tmp_path)
+    says = pytest.raises(ValueError, match=f"at most {len(tokenizer) - more} tokens .*, but it has {len(tokenizer)}")
+    with says if more else contextlib.nullcontext():
+        load_dual_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["config.json", "processor_config.json"])
+def test_code_of_a_checkpoint_is_not_run_and_no_flag_is_told_that_is_not_there(where, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / where).read_text())
+    values["auto_map"] = {name: "strange.Thing" for name in ("AutoConfig", "AutoModel", "AutoProcessor")}
+    values |= {"model_type": "strange"} if where == "config.json" else {"processor_class": "Strange"}
+    (tmp_path / where).write_text(json.dumps(values))
+    (tmp_path / "strange.py").write_text("raise SystemExit('was run')")
+    with pytest.raises(ValueError, match="Python code of its own") as refusal:
+        load_dual_encoder(tmp_path)
+    assert "trust_remote_code" not in str(refusal.value)
 
 
 def test_weights_that_are_not_there_are_named_and_not_drawn(tokenizer, tmp_path):

@@ -432,6 +432,30 @@ def test_a_table_with_another_separator_is_told_which(sign, tmp_path):
         pick_columns(rows, image="image")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["image;caption", "images/0.png;a red, round cup"], "row 2 has 2: .*line that ';' separates"),
+        (["image;caption", "images/0.png;a cup", "", "images/1.png;a cup, red"], "row 4 .*line that ';' separates"),
+        (["image,caption", "images/0.png,a cup, red", "images/1.png,a cup"], "row 2 has 3: .*in quotation marks"),
+        (["", "image,caption", "images/0.png,a cup", "images/1.png,a cup, red"], "row 4 has 3: .*in quotation marks"),
+        (["image,caption", "images/0.png,a cup,"], "row 2 has 3: .*end no row with ','"),
+    ],
+)
+def test_a_table_with_a_row_wider_than_its_header_is_refused(pictures, lines, says, streaming):
+    (pictures / "wide.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=says):
+        load_source(pictures / "wide.csv", streaming=streaming)
+
+
+def test_a_table_may_have_short_and_blank_rows_and_quoted_commas(pictures):
+    lines = ["  ", "image,caption,more", 'images/0.png,"a cup, red, round"', "", "images/1.png,a cup,x"]
+    (pictures / "ragged.csv").write_text("\n".join(lines))
+    rows = load_source(pictures / "ragged.csv")
+    assert rows["caption"][:] == ["a cup, red, round", "a cup"] and rows.column_names == ["image", "caption", "more"]
+
+
 def test_captions_are_texts(pairs):
     numbers = pairs.remove_columns("caption").add_column("caption", [7, 8, 9])
     assert pick_columns(numbers, image="image", caption="caption")["caption"][:] == ["7", "8", "9"]

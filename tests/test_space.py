@@ -48,6 +48,18 @@ def test_embeddings_go_by_keyword_and_not_through_arrow(scored, tmp_path):
         metric.compute(predictions=scores, references=labels, k=3)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"), [("references", "references alone"), ("predictions", "no ref"), ("embeddings", "no ref")]
+)
+def test_scores_and_labels_come_together(scored, tmp_path, given, says):
+    scores, labels, embeddings = scored
+    inputs = {"predictions": scores, "references": labels, "embeddings": embeddings}
+    metric = BackdoorDetection(cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=says):
+        metric.compute(**{given: inputs[given]})
+    assert metric.compute(predictions=scores, references=labels) == detection_performance(scores, labels)
+
+
 def test_the_card_and_the_app_are_whole():
     for card in (ModelCard.load(SPACE / "README.md"), DatasetCard.load(SPACE / "README.md")):
         data = card.data.to_dict()

@@ -48,7 +48,7 @@ def picture():
 
 def test_table_gives_the_figures_of_the_metric(load):
     figures = load(METRIC / "figures.py").figures
-    table = pandas.DataFrame({"score": [0.1, "0.4", 0.3, 0.9, None], "is_poisoned": [0, "0", 1, 1, 1]})
+    table = pandas.DataFrame({"score": [0.1, "0.4", 0.3, 0.9, None], "is_poisoned": [0, "0", 1, 1, " "]})
     found = figures(table).set_index("figure")["value"]
     expected = detection_performance([0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1])
     assert list(found.index) == list(expected) and found["auroc"] == "0.7500" and found["n"] == "4"
@@ -57,11 +57,28 @@ def test_table_gives_the_figures_of_the_metric(load):
 
 
 @pytest.mark.parametrize(
-    ("labels", "says"), [([0, 2, 1], r"0 or 1, but got \[2"), ([0, 0, 0], "poisoned"), ([None, None, None], "")]
+    ("scores", "labels", "says"),
+    [
+        ([1, 2, 3], [0, 2, 1], "in row 2 to be 0 or 1, but got '2'"),
+        ([1, 2, 3], [0, 0, 0], "0 of 3 are poisoned"),
+        ([1, 2, 3], [None, None, None], "row 1 .* got ''"),
+        ([None, "", 3], [None, " ", "yes"], "row 3 .* got 'yes'"),
+        (["0.1", "0,4", "0.3"], [0, 1, 0], "number as `score` in row 2, but got '0,4'"),
+        ([float("nan"), 0.4, 0.3], [1, 0, 1], "row 1, but got ''"),
+        (["0.1", "NaN", "0.3"], [1, 0, 1], "row 2, but got 'nan'"),
+        ([None] * 3, [None] * 3, "0 of 0 are poisoned"),
+    ],
 )
-def test_table_that_cannot_be_measured_is_an_error(load, labels, says):
+def test_table_that_cannot_be_measured_is_an_error(load, scores, labels, says):
     with pytest.raises(ValueError, match=says):
-        load(METRIC / "figures.py").figures(pandas.DataFrame({"score": [1, 2, 3], "is_poisoned": labels}))
+        load(METRIC / "figures.py").figures(pandas.DataFrame({"score": scores, "is_poisoned": labels}))
+
+
+@pytest.mark.parametrize("labels", [[False, False, True, True], ["False", "0", "TRUE", 1.0], ["0.0", 0, True, "1"]])
+def test_labels_of_a_table_may_be_words(load, labels):
+    figures = load(METRIC / "figures.py").figures
+    found = figures(pandas.DataFrame({"score": [0.1, 0.4, 0.3, "inf"], "is_poisoned": labels}))
+    assert found.set_index("figure")["value"][["auroc", "n", "n_poisoned"]].tolist() == ["0.7500", "4", "2"]
 
 
 # -- the playground ---------------------------------------------------------------------------------------------------

@@ -220,19 +220,18 @@ def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _default_detector(options: argparse.Namespace, data: "Data") -> str:
     """Return what ranks where nothing is said; a plan reads no data and takes them to have captions."""
-    if options.dry_run or not data.captions_are_made:
+    if options.dry_run or data.captioned and not data.captions_are_made:
         return "combined" if options.second else "conditional_sparsity"
     if options.second:
         return "disagreement"
-    logger.info("`multi_scale` ranks, which looks at pictures alone: captions made of labels say nothing of a row")
+    why = "captions made of labels say nothing of a row" if data.captions_are_made else "there are no captions"
+    logger.info("`multi_scale` ranks, which looks at pictures alone: %s", why)
     return "multi_scale"
 
 
 def _detect(options: argparse.Namespace, extra: list[str]) -> int:
     console = _console(options)
     with console.working():
-        from dataclasses import replace
-
         from accelerate import PartialState
 
         from hf_clipbd.cli.results import after_detect, record_values
@@ -253,8 +252,7 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
         review = Review(options.remove, options.shown, not options.no_filtered)
         clean = None
         if options.clean_reference:
-            split = "defense" if options.clean_reference == "scenes" else data.split
-            clean = replace(data, source=options.clean_reference, split=split, n=None)
+            clean = data.reference(options.clean_reference, look=not options.dry_run)
         basis = Basis(options.on_error, options.raw, clean)
         check_search(chosen, basis, options.second)
         if options.dry_run:

@@ -37,7 +37,7 @@ def detector_lines() -> Iterator[str]:
     from hf_clipbd.detection import DETECTORS
 
     for name, one in DETECTORS.items():
-        yield f"{name}: {_first_line(one).removeprefix('Return ')}"
+        yield f"{name}: {_first_line(one).removeprefix('Return').lstrip(', ')}"
 
 
 def _first_line(documented: Any) -> str:

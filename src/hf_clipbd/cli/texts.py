@@ -117,7 +117,7 @@ classes get the target (ASR) or keep their label (RA). By zero-shot classificati
         (
             "hf-clipbd evaluate victim --data scenes --trigger poisoned/trigger --out measured/victim",
             "hf-clipbd evaluate defended --data clip-benchmark/wds_imagenet1k --split test --json",
-            "hf-clipbd evaluate victim --data cifar/ --protocol linear_probe --train cifar/ --train_n 5000",
+            "hf-clipbd evaluate victim --data cifar/ --split test --protocol linear_probe --train cifar/",
             "hf-clipbd evaluate victim --data pairs/ --protocol retrieval --trigger poisoned/trigger",
         ),
     ),

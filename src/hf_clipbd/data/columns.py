@@ -55,7 +55,7 @@ def find_column(rows: Rows, what: str, given: str | None = None) -> str | None:
         if what == CAPTION:
             return None
         raise ValueError(
-            f"Expected a column of images, but found none among {list(features)}. {_separator_of(list(features))}"
+            f"Expected a column of images, but found none among {list(features)}. {separator_hint(list(features))}"
             f"Set `image_column`."
         )
     if named[0] != what:
@@ -82,7 +82,7 @@ def pick_columns(rows: Rows, **columns: str) -> Any:
     for ours, theirs in columns.items():
         if theirs not in names:
             near = difflib.get_close_matches(theirs, names, n=1)
-            hint = _separator_of(names) or (f"Did you mean `{near[0]}`? " if near else "")
+            hint = separator_hint(names) or (f"Did you mean `{near[0]}`? " if near else "")
             raise ValueError(
                 f"Expected a column `{theirs}` ({ours}), but the dataset has {names}. {hint}Set `{ours}_column`."
             )
@@ -101,8 +101,13 @@ def pick_columns(rows: Rows, **columns: str) -> Any:
     return rows
 
 
-def _separator_of(names: list[str]) -> str:
-    """Return a hint where all names are in one, for instance of a CSV of `image;caption`; else ""."""
+def separator_hint(names: list[str]) -> str:
+    """Return what to do where all names are in one, for instance of a CSV of `image;caption`; else "".
+
+    Example:
+        >>> separator_hint(["image;caption"])[:46]
+        "This one column is a line that ';' separates: "
+    """
     found = [sign for sign in (";", "|", "\t", ",") if len(names) == 1 and sign in names[0]]
     if not found:
         return ""

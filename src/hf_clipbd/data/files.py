@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import re
+import reprlib
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 
+from hf_clipbd.data.columns import separator_hint
 from hf_clipbd.schema import CAPTION, IMAGE
 
 
@@ -96,8 +98,9 @@ def read_files(files: Sequence[Path], split: str, streaming: bool = False) -> Ro
         streaming: Return an `IterableDataset` that reads while it is iterated.
 
     Raises:
-        ValueError: If the formats differ or are none of `TABLE_FORMATS`, a file is broken, a table holds web addresses
-            alone, or tables of several folders have different columns.
+        ValueError: If the formats differ or are none of `TABLE_FORMATS`, a file is broken, one of the first rows of a
+            CSV or TSV has more cells than its first line, a table holds web addresses alone, or tables of several
+            folders have different columns.
     """
     formats = {ending(file) for file in files}
     if len(formats) != 1 or not formats <= set(TABLE_FORMATS):
@@ -183,7 +186,23 @@ def _csv_options(file: Path, kind: str) -> dict[str, Any]:
     with contextlib.suppress(csv.Error):  # a cell longer than the module reads; the rows before it will do
         rows.extend(csv.reader(head, delimiter=options["sep"], quoting=quoting))
     names = _names_without_header(rows, file.parent)
+    _check_widths(rows, file, options["sep"])
     return {**options, "quoting": quoting, **({"column_names": names} if names else {})}
+
+
+def _check_widths(rows: list[list[str]], file: Path, sign: str) -> None:
+    """Raise `ValueError` if a row has more cells than the first: pandas would take its first cells for an index."""
+    filled = [(number, row) for number, row in enumerate(rows, 1) if len(row) > 1 or any(map(str.strip, row))]
+    header = filled[0][1] if filled else []
+    number, row = next(((number, row) for number, row in filled if len(row) > len(header)), (0, []))
+    if row:
+        hint = separator_hint(header) or (
+            f"Put cells that hold {sign!r} in quotation marks, give every column a name, and end no row with {sign!r}."
+        )
+        raise ValueError(
+            f"Expected no row of `{file}` to have more cells than its first, {header}, but row {number} has "
+            f"{len(row)}: {reprlib.repr(row)}. {hint.strip()}"
+        )
 
 
 def _names_without_header(rows: list[list[str]], folder: Path) -> list[str] | None:

@@ -13,6 +13,7 @@ import numpy as np
 from hf_clipbd.articles import with_articles
 from hf_clipbd.data.columns import Rows, find_column, pick_columns
 from hf_clipbd.data.files import TABLE_FORMATS, ending, is_pattern, matching, read_files, reading
+from hf_clipbd.data.missing import saying_where
 from hf_clipbd.schema import CAPTION, LABEL
 
 
@@ -77,7 +78,7 @@ def load_source(
         streaming: Return an `IterableDataset` that reads while it is iterated.
 
     Raises:
-        FileNotFoundError: If a local path does not exist.
+        FileNotFoundError: If nothing is there, or the Hub, on which it might be, cannot be reached.
         ValueError: If the split is not there, or the format is not one of those above.
     """
     if data_files is not None:
@@ -99,20 +100,25 @@ def load_source(
     if local.is_dir() and (shards := sorted(local.glob("*.tar"))):  # img2dataset lays Parquet and JSON beside each
         return read_files(shards, split, streaming)
     source = str(local) if local.is_dir() else str(path)
-    with reading(f"`{path}`"):
+    with reading(f"`{path}`"), saying_where(str(path), revision):
         known = datasets.get_dataset_split_names(source, name, revision=revision)
         _check_split(split, known, path)
         return datasets.load_dataset(source, name, split=split, revision=revision, streaming=streaming)
 
 
-def lone_split(path: str | Path, split: str) -> str:
-    """Return the only split of a dataset where it is called otherwise than `split`, which is logged, else `split`.
+def lone_split(path: str | Path, split: str, *others: str) -> str:
+    """Return the first of some splits that a dataset has, else its only one; where it has neither, `split`.
 
-    Files, shards and one saved split are taken whole, whatever the split is called.
+    What is taken for `split` is logged. Files, shards and one saved split are taken whole, whatever the split is
+    called.
 
     Args:
         path: As in `load_source`.
         split: The split that is looked for.
+        *others: Those that will do as well.
+
+    Raises:
+        FileNotFoundError: As `load_source`.
     """
     local = Path(path).expanduser()
     if local.is_file() or is_pattern(str(path)) or (local / "state.json").is_file() or any(local.glob("*.tar")):
@@ -120,13 +126,15 @@ def lone_split(path: str | Path, split: str) -> str:
     if (local / "dataset_dict.json").is_file():
         known = json.loads((local / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
     elif local.is_dir() or not _looks_local(str(path)):
-        known = datasets.get_dataset_split_names(str(local) if local.is_dir() else str(path))
+        with saying_where(str(path)):
+            known = datasets.get_dataset_split_names(str(local) if local.is_dir() else str(path))
     else:
         return split
-    if len(known) != 1 or split in known:
-        return split
-    logger.info("`%s` has no split `%s`; its only one, `%s`, is taken", path, split, known[0])
-    return known[0]
+    found = [name for name in (split, *others) if name in known] or (known if len(known) == 1 else [split])
+    if found[0] != split:
+        taken = f"its only one, `{found[0]}`," if len(known) == 1 else f"`{found[0]}`"
+        logger.info("`%s` has no split `%s`; %s is taken", path, split, taken)
+    return found[0]
 
 
 def _check_split(split: str, known: Collection[str], path: str | Path) -> None:

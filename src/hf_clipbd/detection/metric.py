@@ -77,7 +77,8 @@ class BackdoorDetection(evaluate.Metric):
             **options: What `detect` takes besides, for instance `detector="dao"`.
 
         Raises:
-            ValueError: If both or options without embeddings are given, or as in `detection_performance`.
+            ValueError: If both, labels or scores alone, or options without embeddings are given, or as in
+                `detection_performance`.
 
         Example:
             >>> rows = [[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, -1.0], [0.7, 0.3]]
@@ -87,9 +88,15 @@ class BackdoorDetection(evaluate.Metric):
         """
         if embeddings is None and options:
             raise ValueError(f"Expected {sorted(options)} only beside `embeddings`, but there are none.")
+        if embeddings is not None and predictions is not None:
+            raise ValueError("Expected predictions or embeddings, but got both.")
+        scored, labelled = embeddings is not None or predictions is not None, references is not None
+        if scored != labelled:
+            raise ValueError(
+                f"Expected `predictions` (or `embeddings`) and `references`, but got "
+                f"{'no references' if scored else 'references alone'}. Give both, or neither after `add_batch`."
+            )
         if embeddings is not None:
-            if predictions is not None:
-                raise ValueError("Expected predictions or embeddings, but got both.")
             predictions = detect(embeddings, **options)
         # None stands for the rows of `add_batch`, which `evaluate` tells from those given by their absence.
         given = {"predictions": predictions, "references": references}

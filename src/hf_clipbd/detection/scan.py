@@ -61,7 +61,7 @@ def scan(
         detector: A key of `DETECTORS` that compares images alone with a reference. By default `disagreement` with
             `others`, which finds stamped images against a clean reference and a poisoned one, else `slof`, which needs
             a clean one: against a training set with 1 % of poison, stamped images lie among their like.
-        k: Number of neighbours; 0.4 % of the reference by default.
+        k: Number of neighbours; the detector's own number by default.
         normalize: Scale embeddings to unit length.
         others: The incoming images in a second space, (B, D2), for `disagreement`.
         reference_others: The reference set there, (M, D2).

@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Loading of any dual encoder, from a folder or the Hub, without running a stranger's code."""
 
+import contextlib
 import functools
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def load_dual_encoder(
 
     Raises:
         FileNotFoundError: If the folder, repository, its configuration, its weights or its base are not there.
-        ValueError: If the weights are pickles only or not those of the whole model, a file is cut short, or the model
-            is not a dual encoder.
+        ValueError: If the weights are pickles only or not those of the whole model, a file is cut short, the model is
+            not a dual encoder or needs code of its repository, or the tokenizer has more tokens than the text tower.
 
     Example:
         >>> load_dual_encoder("no/such/folder")
@@ -88,9 +89,10 @@ def load_dual_encoder(
         "local_files_only": folder is None and not hub_is_reachable(),
     }
     try:
-        model, found = AutoModel.from_pretrained(
-            source, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
-        )
+        with _running_no_code(source):
+            model, found = AutoModel.from_pretrained(
+                source, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
+            )
     except (OSError, SafetensorError) as error:
         if folder is not None:
             raise
@@ -103,6 +105,7 @@ def load_dual_encoder(
         )
     _check_complete(source, model, found["missing_keys"])
     processor = _load_processor(source, options)
+    _check_vocabulary(source, model, processor)
     logger.info("Loaded %s from %s.", type(model).__name__, source)
     return model.eval(), processor
 
@@ -146,8 +149,35 @@ def _check_complete(source: str, model: PreTrainedModel, missing: Iterable[str])
     )
 
 
+@contextlib.contextmanager
+def _running_no_code(source: str) -> Iterator[None]:
+    """Make transformers' refusal to run a repository's code one that says what it means here."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected a model of a kind that transformers has, but {source!r} brings Python code of its own "
+            "(`auto_map` in its configuration), and the commands run none. Pass a checkpoint that needs no such code; "
+            "in Python `load_dual_encoder` runs it where it is told to, which is for authors that you trust."
+        ) from error
+
+
+def _check_vocabulary(source: str, model: PreTrainedModel, processor: Any) -> None:
+    """Raise `ValueError` if the tokenizer has tokens that the text tower has no embedding for; fewer are usual."""
+    embedded = getattr(getattr(model.config, "text_config", None), "vocab_size", None)
+    if embedded is not None and len(processor.tokenizer) > embedded:
+        raise ValueError(
+            f"Expected a tokenizer of at most {embedded} tokens in {source!r}, as many as the text tower has "
+            f"embeddings for, but it has {len(processor.tokenizer)}. Save the model beside the tokenizer that it was "
+            "trained with."
+        )
+
+
 def _load_processor(source: str, options: dict[str, Any]) -> Any:
-    processor = AutoProcessor.from_pretrained(source, **options)
+    with _running_no_code(source):
+        processor = AutoProcessor.from_pretrained(source, **options)
     image_processor = getattr(processor, "image_processor", None)
     if image_processor is None or not hasattr(processor, "tokenizer"):
         raise ValueError(

@@ -23,6 +23,7 @@ from hf_clipbd.evaluation.labelled import (
 )
 from hf_clipbd.evaluation.protocol import check_same_classes, on_pictures
 from hf_clipbd.features import model_fingerprint
+from hf_clipbd.recipe.overlap import check_apart
 from hf_clipbd.recipe.own_triggers import load_triggers, told_apart
 from hf_clipbd.recipe.place import model_device, process_state
 from hf_clipbd.recipe.sharded import processor_fingerprint
@@ -146,7 +147,8 @@ def assess(
         `{"report": ...}` with rates beside their n, and the fingerprints of model and data.
 
     Raises:
-        ValueError: If the linear probe has no training images or retrieval no captions, or as the protocols.
+        ValueError: If the linear probe has no training images, or none but test images (see `check_apart`), or
+            retrieval no captions, or as the protocols.
     """
     if question.protocol == "linear_probe" and train is None:
         raise ValueError("Expected training images for the linear probe. Pass `--train`.")
@@ -183,6 +185,7 @@ def assess(
     columns = {images.image_column: shown.image_column, images.label_column: shown.label_column}
     renamed = {old: new for old, new in columns.items() if old != new}
     fitted = images.dataset.rename_columns(renamed) if renamed else images.dataset
+    check_apart(shown.dataset, fitted, shown.image_column)
     probe = linear_probe(loaded, processor, fitted, shown.dataset, triggers, ks, question.l2, **common).to_dict()
     by_class = uses_mean_per_class(data.source)
     accuracy = probe["probe"]["mean_per_class"] if by_class else probe["report"]["ba"][str(ks[0])]["value"]

@@ -3,7 +3,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,10 @@ from hf_clipbd.recipe.world import by_content
 from hf_clipbd.schema import (
     CAPTION,
     IMAGE,
+    IS_POISONED,
     LABEL,
     MANIFEST_FILE,
+    SOURCE_INDEX,
     PoisonManifest,
     write_json,
 )
@@ -41,6 +43,8 @@ from hf_clipbd.schema import (
 logger = logging.getLogger(__name__)
 
 SCENES = "scenes"
+KNOWN = (IS_POISONED, SOURCE_INDEX)
+"""Columns of a poisoned set that mean the same where they stand alone."""
 FRAMINGS_FILE = "framings.json"
 """In a folder of rows out of a poisoned set: the canvases on which pictures of that set were stamped."""
 
@@ -91,13 +95,39 @@ class Data:
 
     def pairs(self) -> datasets.Dataset:
         """Return rows (image, caption), with the columns of a poisoned dataset where they are there."""
-        rows, (image, caption) = self._rows, self._found
-        known = {name: name for name in PROVENANCE if set(PROVENANCE) <= set(rows.column_names)}
-        if not self.captions_are_made:
-            return self._head(pick_columns(rows, image=image, caption=caption or CAPTION, **known))
-        logger.info("no column of captions was found; they are made of the labels in `%s`", self.label_column)
-        rows = with_class_names(pick_columns(rows, image=image, label=self.label_column, **known))
-        return self._head(caption_labels(rows, LabelCaptioner(rows.features[LABEL].names, self.seed)))
+        return self._pairs(PROVENANCE if set(PROVENANCE) <= set(self._rows.column_names) else ())
+
+    def searched(self) -> datasets.Dataset:
+        """Return the rows of `pairs` for a search, with each of `is_poisoned` and `source_index` that they have.
+
+        Where there are neither captions nor labels to make them of, they are empty.
+        """
+        names = set(self._rows.column_names)
+        known = [name for name in (PROVENANCE if set(PROVENANCE) <= names else KNOWN) if name in names]
+        if self.captioned:
+            return self._pairs(known)
+        rows = pick_columns(self._rows, image=self._found[0], **{name: name for name in known})
+        return self._head(rows.add_column(CAPTION, [""] * len(rows)))
+
+    def reference(self, source: str, look: bool = True) -> "Data":
+        """Return clean rows that these are compared with, read as these are as far as they have the same names.
+
+        Args:
+            source: Where they lie; of `scenes` they are the split `defense`.
+            look: Look whether they have the split and the columns that these have, and take what is found where they
+                have not.
+        """
+        if source == SCENES:
+            columns = {"image_column": None, "caption_column": None, "label_column": LABEL}
+            return replace(self, source=source, split="defense", n=None, **columns)
+        clean = replace(self, source=source, n=None)
+        if not look:
+            return clean
+        clean = replace(clean, split=lone_split(clean._place, self.split, "train"))
+        names = clean._rows.column_names
+        image, caption = (one if one in names else None for one in (self.image_column, self.caption_column))
+        label = self.label_column if self.label_column in names else LABEL
+        return replace(clean, image_column=image, caption_column=caption, label_column=label)
 
     def all_columns(self) -> datasets.Dataset:
         """Return the rows of `pairs` with every column of their own beside, but one that is called as one of these."""
@@ -154,9 +184,24 @@ class Data:
         return list(scenes.PROMPTS) if self.source == SCENES else None
 
     @property
+    def captioned(self) -> bool:
+        """Whether the data have captions, or labels that `pairs` makes them of."""
+        return self._found[1] is not None or self.captions_are_made
+
+    @property
     def captions_are_made(self) -> bool:
         """Whether `pairs` makes captions of the labels, since the data have none."""
         return self._found[1] is None and self.label_column in self._rows.column_names
+
+    def _pairs(self, columns: Iterable[str]) -> datasets.Dataset:
+        """Return rows (image, caption) with these columns of their own."""
+        rows, (image, caption) = self._rows, self._found
+        known = {name: name for name in columns}
+        if not self.captions_are_made:
+            return self._head(pick_columns(rows, image=image, caption=caption or CAPTION, **known))
+        logger.info("no column of captions was found; they are made of the labels in `%s`", self.label_column)
+        rows = with_class_names(pick_columns(rows, image=image, label=self.label_column, **known))
+        return self._head(caption_labels(rows, LabelCaptioner(rows.features[LABEL].names, self.seed)))
 
     @cached_property
     def _found(self) -> tuple[str, str | None]:

@@ -45,10 +45,10 @@ def search(
     Every process calls it; the rows are shared among them, and the main one writes.
 
     Args:
-        features: Embeddings of the readable pairs in the suspected model, `image` and `text`, (N, D), and of the
-            images in another encoder, `second`, (N, D2), for the detectors that take `others`. With a number for each
-            picture, `picture`, (N,), the scores' file says which rows have the same one.
-        pairs: The set it was trained on (image, caption); with `is_poisoned` and `source_index` if known.
+        features: Embeddings of the readable pairs in the suspected model, `image` and, where there are captions,
+            `text`, (N, D), and of the images in another encoder, `second`, (N, D2), for the detectors that take
+            `others`. With a number for each picture, `picture`, (N,), the scores' file says which rows have the same.
+        pairs: The set it was trained on (image, caption); with `is_poisoned`, `source_index` or both if known.
         options: Detectors and their sizes.
         target: The attack's target, whose own rows the map shows apart.
         seed: Seed of reference and draws.
@@ -65,7 +65,7 @@ def search(
     if given.get("reference") is None:
         given |= {"m": options.reference, **scoring_place()}
     score = functools.partial(detect_all, k=options.k, caption_share=options.caption_share, **given)
-    aligned = {"texts": features["text"]} | ({"others": features["second"]} if "second" in features else {})
+    aligned = {name: features[one] for name, one in (("texts", "text"), ("others", "second")) if one in features}
     readable = np.ones(len(pairs), dtype=bool)
     readable[list(unreadable or {})] = False
     numbers, seeded = np.flatnonzero(readable), functools.partial(score, seed=seed)

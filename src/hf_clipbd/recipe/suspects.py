@@ -73,9 +73,9 @@ def write_review(
 
     Args:
         names: What was searched and in which model, for the heading.
-        pairs: Rows (image, caption), with `is_poisoned` where it is known.
+        pairs: Rows (image, caption), with `is_poisoned` where it is known; the caption is "" where there is none.
         whole: The same rows with all their columns.
-        embeddings: `image` and `text` (n, D) and `picture` (n,) of the rows that can be read.
+        embeddings: `image`, `text` (n, D), where there are captions, and `picture` (n,) of the rows that can be read.
         scores: Score of every row by each detector, (N,), NaN where it cannot be read; the first one ranks and cuts.
         review: How.
         seed: Seed of the groups' reference.
@@ -87,19 +87,20 @@ def write_review(
     numbers = np.flatnonzero(np.isfinite(ranking))  # (n,) rows that can be read
     first, copies = copies_of(embeddings["picture"])
     said = pairs.with_format(None)[CAPTION][:]
-    captions = [said[row] for row in numbers]
+    captions = [said[row] for row in numbers] if "text" in embeddings else None
     settled = highest_of_copies(ranking[numbers], first)
     cut = cut_share(settled[first == np.arange(len(first))], review.remove)  # each picture once
     place = {"normalize": normalize, "device": scoring_place()["device"]}  # not shared: the main process is alone here
     sizes = {"share": max(0.01, review.remove), "seed": seed, "most": review.shown}
     groups = suspicious_groups(embeddings["image"], settled, first, captions, **sizes, **place)
-    groups += copied_groups(copies, settled, first, embeddings["text"], captions, seed)
+    groups += [] if captions is None else copied_groups(copies, settled, first, embeddings["text"], captions, seed)
     groups = [group_of(numbers, one) for one in in_order(groups)]
     copies = [numbers[rows].tolist() for rows in copies]
     scored = np.full(len(ranking), np.nan)
     scored[numbers] = settled
     known = np.asarray(pairs.with_format(None)[IS_POISONED][:]) if IS_POISONED in pairs.column_names else None
-    suspects = Suspects(*names, detector, scored, cut, groups, copies, known, unreadable or {})
+    captioned = captions is not None
+    suspects = Suspects(*names, detector, scored, cut, groups, copies, known, unreadable or {}, captioned)
     write_suspects(folder / PAGE_FILE, suspects, lambda row: (pairs[row][IMAGE], said[row]))
     outputs = {"page": PAGE_FILE}
     if review.filtered:

@@ -38,6 +38,7 @@ class Suspects:
         copies: Rows whose picture occurs several times, one list a picture, the most frequent first.
         is_poisoned: (N,), where the truth is known.
         unreadable: Row number -> what is wrong with it.
+        captioned: Whether the rows have captions.
     """
 
     dataset: str
@@ -49,6 +50,7 @@ class Suspects:
     copies: Sequence[Sequence[int]] = ()
     is_poisoned: np.ndarray | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    captioned: bool = True
 
     @property
     def n_removed(self) -> int:
@@ -75,7 +77,7 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
     Args:
         path: HTML file.
         suspects: What it shows.
-        pair: From a row number to its picture and caption; asked for the rows shown alone.
+        pair: From a row number to its picture and caption, "" where it has none; asked for the rows shown alone.
     """
     ranks = suspects.ranks
     spare = {row for rows in suspects.copies for row in rows[1:]}
@@ -119,6 +121,7 @@ def write_suspects(path: Path, suspects: Suspects, pair: Callable[[int], tuple[P
         "n_spare": len(spare),
         "unreadable": list(itertools.islice(suspects.unreadable.items(), UNREADABLE)),
         "n_unreadable": len(suspects.unreadable),
+        "captioned": suspects.captioned,
         "known": suspects.is_poisoned is not None,
     }
     path.write_text(environment().get_template("suspects.html").render(context), encoding="utf-8")
