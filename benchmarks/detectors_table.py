@@ -6,21 +6,24 @@
 RUN is a run folder of `hf-clipbd run`, of `recipes/reproduce.py`, or of `recipes/poison.py` and
 `recipes/train_victim.py`. Embeddings are taken from the run where it keeps them, else computed once and kept in
 `--cache`. Rates below a victim's own are reached by leaving poisoned rows out of the searched set; the victim stays
-the same. Every detector has one setting for all victims and rates, its default; the published arithmetic stands beside
-them. Cognitive distillation (`--only cognitive_distillation`) takes some 300 forward passes a picture: with
-`--distilled N` it looks at every poisoned row and N clean ones, drawn at random, whose scores stand in for those of
-the other clean rows, so that its figures are estimates. `--second` names an encoder of the second space for
-`disagreement`: `clean` for the run's own clean model, a folder or a Hub id. What the record holds is not computed
-again, so that a long table may be made in pieces (`--minutes`); a table in Markdown is written beside it.
+the same; rates above it (`--rates`) by leaving clean rows out. Every detector has one setting for all victims and
+rates, its default; the published arithmetic stands beside them. Cognitive distillation (`--only
+cognitive_distillation`) takes some 300 forward passes a picture: with `--distilled N` it looks at every poisoned row
+and N clean ones, drawn at random, whose scores stand in for those of the other clean rows, so that its figures are
+estimates. `--second` names an encoder of the second space for `disagreement`: `clean` for the run's own clean model,
+`mirrored` for the victim itself on mirrored pictures, a folder or a Hub id. `--caption_shares` adds sparsity given the
+caption at other shares, and `combined`, to the table. What the record holds is not computed again, so that a long
+table may be made in pieces (`--minutes`); a table in Markdown is written beside it.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +39,13 @@ if TYPE_CHECKING:
 
 FIGURES = ("auroc", "auprc", "recall")
 RATES = (0.01, 0.003, 0.001, 0.0001)
+SHARED = ("conditional_sparsity", "combined")
+"""Detectors that take `caption_share`."""
 DETECTED = ("conditional_sparsity", "multi_scale", "k_distance", "slof", "dao", "disagreement")
 PUBLISHED = {f"{name} (published)": name for name in ("slof", "dao", "k_distance")}
 SAME = 0.02
 """Rates that differ by less than this share are taken for one."""
+SHARE = ", caption_share "
 DISTILLATION = "cognitive_distillation"
 
 
@@ -77,7 +83,10 @@ def arrays_of(run: Path, second: str | None, cache: Path) -> dict[str, np.ndarra
         arrays |= {"image": np.load(stored / "image.npy"), "texts": np.load(stored / "text.npy")}
     else:
         arrays |= kept(cache / content_key(*keys), lambda: embedded(str(run / "victim"), pairs, texts=True))
-    if second is not None:
+    if second == "mirrored":
+        make = functools.partial(embedded, str(run / "victim"), pairs, texts=False, mirrored=True)
+        arrays["others"] = kept(cache / content_key(*keys, second), make)["image"]
+    elif second is not None:
         name = yaml.safe_load((run / "config.yaml").read_text("utf-8"))["world"]["clean_model"]
         name = second if second != "clean" else str(run / "clean") if name == "train" else name
         others = kept(cache / content_key(keys[0], name), lambda: embedded(name, pairs, texts=False))
@@ -121,11 +130,11 @@ def masks_of(
     return masks, len(rows)
 
 
-def embedded(model: str, pairs: Any, texts: bool) -> dict[str, np.ndarray]:
+def embedded(model: str, pairs: Any, texts: bool, mirrored: bool = False) -> dict[str, np.ndarray]:
     """Return `image`, and with `texts` that too, of pairs in a model: `scenes`, a folder or a Hub id."""
     from hf_clipbd.features import embed_dataset
 
-    found = embed_dataset(*loaded(model), pairs, caption_column="caption" if texts else None)
+    found = embed_dataset(*loaded(model), pairs, caption_column="caption" if texts else None, mirrored=mirrored)
     return {"image": found["image"], **({"texts": found["text"]} if texts else {})}
 
 
@@ -143,15 +152,23 @@ def kept(stem: Path, make: Any) -> dict[str, np.ndarray]:
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def rates_of(own: float) -> Iterator[tuple[str, float | None]]:
-    """Yield label and rate of each searched set; None for the whole one."""
-    if all(abs(own - rate) > SAME * rate for rate in RATES):
+def rates_of(own: float, wanted: Sequence[float] | None = None) -> Iterator[tuple[str, float | None]]:
+    """Yield label and rate of each searched set; None for the whole one, which is there unless rates are asked for."""
+    if wanted is None and all(abs(own - rate) > SAME * rate for rate in RATES):
         yield f"{own:.6g}", None
-    for rate in RATES:
-        if abs(own - rate) <= SAME * rate:
-            yield f"{rate:g}", None
-        elif rate < own:
-            yield f"{rate:g}", rate
+    for rate in [rate for rate in RATES if rate < (1 + SAME) * own] if wanted is None else wanted:
+        yield f"{rate:g}", None if abs(own - rate) <= SAME * rate else rate
+
+
+def rows_at(truth: np.ndarray, rate: float | None, draw: int) -> np.ndarray:
+    """Return the rows of a set in which poisoned rows are the share `rate`; all where it is None."""
+    if rate is None:
+        return np.arange(len(truth))
+    if rate < truth.mean():
+        return thinned_rows(truth, rate, 0, draw)
+    poisoned, clean = np.flatnonzero(truth), np.flatnonzero(~truth)
+    few = np.random.default_rng([0, draw]).choice(clean, round(len(poisoned) * (1 / rate - 1)), replace=False)
+    return np.sort(np.concatenate([poisoned, few]))
 
 
 def scored(arrays: dict[str, np.ndarray], rows: np.ndarray, names: list[str], seed: int) -> dict[str, np.ndarray]:
@@ -162,26 +179,32 @@ def scored(arrays: dict[str, np.ndarray], rows: np.ndarray, names: list[str], se
     for name in names:
         if name in PUBLISHED:
             found[name] = detect(image, PUBLISHED[name], seed=seed, compat="huang2025")
+        elif SHARE in name:
+            detector, share = name.split(SHARE)
+            taken = {one: aligned[one] for one in ALIGNED[detector]}
+            found[name] = detect(image, detector, seed=seed, caption_share=float(share), **taken)
     return found
 
 
 def figures_of(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Return AUROC, average precision, and recall among the 1 % of rows that score highest."""
-    found = detection_performance(scores, truth, max(1, round(len(truth) / 100)))
+    """Return AUROC, average precision, and recall among the 1 % of rows that score highest, or as many as poisoned."""
+    found = detection_performance(scores, truth, max(1, round(len(truth) / 100), int(truth.sum())))
     return {name: found[name] for name in FIGURES}
 
 
-def fill(victim: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str], draws: int) -> Iterator[None]:
+def fill(
+    victim: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str], draws: int, rates: Sequence[float] | None
+) -> Iterator[None]:
     """Compute what a victim's table lacks; gives way after each draw."""
     truth = arrays["is_poisoned"]
     names = [name for name in names if _takes(name, arrays)]
-    for label, rate in rates_of(float(truth.mean())):
+    for label, rate in rates_of(float(truth.mean()), rates):
         cells = victim["rates"].setdefault(label, {"detectors": {}})
         for draw in range(draws):
             missing = [name for name in names if len(cells["detectors"].get(name, {}).get("draws", [])) <= draw]
             if not missing:
                 continue
-            rows = np.arange(len(truth)) if rate is None else thinned_rows(truth, rate, 0, draw)
+            rows = rows_at(truth, rate, draw)
             cells |= {"n": len(rows), "n_poisoned": int(truth[rows].sum())}
             for name, scores in scored(arrays, rows, missing, draw).items():
                 found = cells["detectors"].setdefault(name, {"draws": []})
@@ -191,7 +214,7 @@ def fill(victim: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]
 
 
 def _takes(name: str, arrays: dict[str, np.ndarray]) -> bool:
-    needs = ("others",) if name == "disagreement" else ALIGNED.get(name, ())
+    needs = ("others",) if name == "disagreement" else ALIGNED.get(name.split(SHARE)[0], ())
     return all(need in arrays for need in needs)
 
 
@@ -202,7 +225,8 @@ def markdown(record: dict[str, Any]) -> str:
         told = f"{victim['attack']}, seed {victim['seed']}: BA@1 {victim['ba@1']:.1%}, ASR@1 {victim['asr@1']:.1%}"
         told += f"; cognitive distillation looked at {looked} rows" if (looked := victim.get("n_distilled")) else ""
         rates = victim["rates"]
-        parts.append(f"### {victim['run']}\n\n{told}. AUROC / average precision / recall at 1 % removal.\n")
+        above = ", above it the poison's own share," if any(float(rate) > 0.01 for rate in rates) else ""
+        parts.append(f"### {victim['run']}\n\n{told}. AUROC / average precision / recall at 1 %{above} removal.\n")
         heads = [f"{float(rate):.3g} ({one.get('n_poisoned', 0)} rows)" for rate, one in rates.items()]
         parts.append("| detector | " + " | ".join(heads) + " |\n|---|" + "---|" * len(heads))
         names = dict.fromkeys(name for one in rates.values() for name in one["detectors"])
@@ -220,7 +244,13 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the record")
     parser.add_argument("--cache", type=Path, default=Path("runs/embeddings"), help="where embeddings are kept")
-    parser.add_argument("--second", help="encoder of the second space: `clean`, a folder or a Hub id")
+    parser.add_argument("--second", help="second space: `clean`, `mirrored`, a folder or a Hub id")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", help="poison rates of the searched sets (default: up to a victim's own)"
+    )
+    parser.add_argument(
+        "--caption_shares", type=float, nargs="+", default=[], help="further shares, beside the default"
+    )
     parser.add_argument(
         "--distilled", type=int, metavar="N", help="clean rows that cognitive distillation looks at (default: all)"
     )
@@ -232,13 +262,15 @@ def main() -> None:
     given = parser.parse_args()
     if given.distilled is not None and (given.distilled < 1 or DISTILLATION not in given.only):
         parser.error("--distilled N, at least 1, goes with --only cognitive_distillation")
+    names = [*given.only, *(f"{one}{SHARE}{share:g}" for share in given.caption_shares for one in SHARED)]
     record: dict[str, Any] = {
         "stage": "benchmark/detectors_table",
         "command": " ".join(["benchmarks/detectors_table.py", *sys.argv[1:]]),
         "config": {"draws": given.draws, "second": given.second, "distilled": given.distilled},
         "machine": {"arch": platform.machine(), "cores": os.cpu_count()},
         "versions": package_versions(),
-        "note": "Rates below a victim's own leave poisoned rows out of the searched set; the victim stays the same.",
+        "note": "Rates below a victim's own leave poisoned rows out of the searched set, rates above it clean ones; "
+        "the victim stays the same.",
         "victims": {},
     }
     if given.out.is_file():
@@ -252,7 +284,7 @@ def main() -> None:
         if DISTILLATION in given.only:
             asked = (pairs_of(run), arrays["is_poisoned"], given.distilled, given.cache)
             arrays["masks"], victim["n_distilled"] = masks_of(*loaded(str(run / "victim")), *asked)
-        for _ in fill(victim, arrays, given.only, given.draws):
+        for _ in fill(victim, arrays, names, given.draws, given.rates):
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             given.out.with_suffix(".md").write_text(markdown(record), encoding="utf-8")

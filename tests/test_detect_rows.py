@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """`hf-clipbd detect` on rows as they come: broken, missing, overwritten, copied; from every source; killed; shared."""
 
+import copy
 import io
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +18,16 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet
 import pytest
+import torch
 
 from hf_clipbd.cli import main
-from hf_clipbd.detection import Reference, slof
+from hf_clipbd.detection import DETECTORS, Reference, combined, slof
 from hf_clipbd.features import embed_dataset
+from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe import embeddings
 from hf_clipbd.recipe.embeddings import cached_embeddings
 from hf_clipbd.recipe.locks import FolderLock
+from hf_clipbd.recipe.searched import NEED_CAPTIONS
 from hf_clipbd.recipe.shards import LOCK, Shards
 from hf_clipbd.schema import RunRecord, write_json
 from hub_server import Content, Repository
@@ -33,6 +38,7 @@ SCRIPT = Path(__file__).parent / "distributed" / "detect_in_shards.py"
 FEATURES = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
 KINDS = {name: {"image": {"bytes": data, "path": "x.png"}} for name, data in BROKEN.items()}
 KINDS |= {"none": {"image": None}, "no file": {"image": {"bytes": None, "path": "/nowhere/x.png"}}}
+SLOW = ("isolation_forest", "cognitive_distillation")
 KINDS |= {"no caption": {"caption": None}}
 
 
@@ -52,6 +58,18 @@ def broken(tiny_pairs):
     where = {3 + 4 * i: kind for i, kind in enumerate(KINDS)}  # rows 3 to 31: two shards of ten have one, some two
     rows = [{**row, **(KINDS[where[i]] if i in where else {})} for i, row in enumerate(rows)]
     return datasets.Dataset.from_list(rows, features=FEATURES), where
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, _untouched_model, tiny_processor):
+    """Return the folder of another model: the same with weights of its own."""
+    folder = tmp_path_factory.mktemp("other")
+    changed = copy.deepcopy(_untouched_model)
+    with torch.no_grad():
+        changed.vision_model.conv1.weight.mul_(-1)
+    changed.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
 
 
 def detect(data, model, out, *options):
@@ -370,13 +388,13 @@ def test_pictures_overwritten_under_their_names_are_seen(sources, model, tmp_pat
 # -- what rows are compared with --------------------------------------------------------------------------------------
 
 
-def test_a_clean_reference_for_every_detector(sources, tiny_pairs, model, tmp_path, capsys):
+def test_a_clean_reference_for_every_detector(sources, tiny_pairs, model, other, tmp_path, capsys):
     tiny_pairs.select(range(30)).save_to_disk(tmp_path / "benign")
     clean = ["--clean_reference", tmp_path / "benign"]
     options = ["--detectors", "slof", "conditional_sparsity", "clip_score", "--no_filtered"]
     outs = {"plain": [], "clean": clean, "few": [*clean, "--reference", 10], "two": clean}
     for name, more in outs.items():
-        second = ["--second", model, "--detectors", "disagreement", "--no_filtered"] if name == "two" else options
+        second = ["--second", other, "--detectors", "disagreement", "--no_filtered"] if name == "two" else options
         assert detect(sources / "saved", model, tmp_path / name, *second, *more) == 0
     for one, other in itertools.combinations(("plain", "clean", "few"), 2):
         assert not np.allclose(scores_of(tmp_path / one), scores_of(tmp_path / other))
@@ -416,3 +434,126 @@ def test_a_clean_reference_by_hand(tiny_model, tiny_processor, tiny_pairs, sourc
         assert scores_of(out).std() > 0.01
         expected = slof(found, Reference.of(found[:30], normalize, "float32"), 5)
         np.testing.assert_allclose(scores_of(out), expected, rtol=1e-3)
+
+
+def test_a_clean_reference_has_names_of_its_own(sources, tiny_pairs, model, tmp_path, capsys):
+    """Columns and split that are named for the searched rows are those of the reference where it has them."""
+    named = tiny_pairs.rename_columns({"image": "foo", "caption": "bar"})
+    datasets.DatasetDict({"crawl": named}).save_to_disk(tmp_path / "searched")
+    tiny_pairs = tiny_pairs.select(range(30))
+    same = named.select(range(30)).add_column("image", ["no picture"] * 30)
+    datasets.DatasetDict({"train": tiny_pairs, "rest": tiny_pairs}).save_to_disk(tmp_path / "own")
+    datasets.DatasetDict({"train": tiny_pairs.select(range(9)), "crawl": same}).save_to_disk(tmp_path / "alike")
+    columns = ["--image_column", "foo", "--caption_column", "bar", "--split", "crawl", "--no_filtered"]
+    scores = []
+    for name in ("own", "alike"):
+        clean = ["--clean_reference", tmp_path / name]
+        assert detect(tmp_path / "searched", model, tmp_path / f"by {name}", *columns, *clean) == 0
+        scores.append(scores_of(tmp_path / f"by {name}"))
+    assert np.array_equal(*scores)
+    assert capsys.readouterr().out.count("own` has no split `crawl`; `train` is taken") == 1
+    tiny_pairs.remove_columns("image").save_to_disk(tmp_path / "words")
+    broken = tiny_pairs.select(range(8)).map(lambda row: {"caption": None}, features=FEATURES)
+    broken.save_to_disk(tmp_path / "broken")
+    for name, says in (("words", "column of images"), ("broken", "Row 0: Expected a text")):
+        clean = ["--clean_reference", tmp_path / name]
+        assert detect(sources / "saved", model, tmp_path / "x", *clean) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"`{tmp_path / name}`" in line and says in line
+
+
+def test_the_second_encoder_is_another_one(sources, model, other, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "copy")
+    assert detect(sources / "saved", model, tmp_path / "x", "--second", tmp_path / "copy") == 2
+    assert "Expected another encoder beside the suspected model" in capsys.readouterr().err
+    assert detect(sources / "saved", model, tmp_path / "x", "--second", other) == 0
+
+
+def test_mirrored_pictures_stand_in_for_a_second_encoder(sources, model, tiny_pairs, tmp_path, capsys):
+    given = ["--second", "mirrored", "--no_filtered"]
+    assert detect(sources / "saved", model, tmp_path / "found", *given, "--clean_reference", sources / "saved") == 0
+    assert detect(sources / "saved", model, tmp_path / "itself", *given) == 0
+    record = RunRecord.load(tmp_path / "found")
+    assert record.inputs["second"] == "mirrored" and record.config["detectors"] == ["combined"]
+    loaded = load_dual_encoder(model)
+    saved = datasets.load_from_disk(sources / "saved")
+    seen, mirrored = embed_dataset(*loaded, saved), embed_dataset(*loaded, saved, mirrored=True)["image"]
+    expected = combined(seen["image"], texts=seen["text"], others=mirrored)
+    np.testing.assert_allclose(scores_of(tmp_path / "itself"), expected, rtol=1e-4, atol=1e-4)
+    assert detect(sources / "saved", model, tmp_path / "x", "--detectors", "disagreement") == 2
+    assert "`--second mirrored`" in capsys.readouterr().err
+
+
+# -- what is known of rows --------------------------------------------------------------------------------------------
+
+
+def test_the_truth_is_taken_a_column_at_a_time(sources, tiny_pairs, model, tmp_path, capsys):
+    known = {"is_poisoned": [int(row % 6 == 0) for row in range(48)], "source_index": list(range(48, 0, -1))}
+    options = ["--detectors", "slof", "--no_filtered"]
+    for name, values in known.items():
+        tiny_pairs.add_column(name, values).save_to_disk(tmp_path / name)
+        rates = ["--rates", 0.1] if name == "is_poisoned" else []
+        assert detect(tmp_path / name, model, tmp_path / f"by {name}", *options, *rates) == 0
+        found = table_of(tmp_path / f"by {name}")
+        assert set(found) & set(known) == {name} and found[name] == values
+    metrics = RunRecord.load(tmp_path / "by is_poisoned").metrics
+    assert set(metrics["detectors"]) == {"slof"} and metrics["rates"]["0.1"]["slof"]["n_poisoned"] == 4
+    assert "known poison" in (tmp_path / "by is_poisoned/suspects.html").read_text("utf-8")
+    capsys.readouterr()
+    tiny_pairs.add_column("is_poisoned", [False] * 48).save_to_disk(tmp_path / "clean")
+    tiny_pairs.add_column("is_poisoned", ["no"] * 47 + ["yes"]).save_to_disk(tmp_path / "words")
+    for rows, more, says in (
+        (sources / "saved", ["--rates", 0.1], "`is_poisoned`, from which figures at lower poison rates"),
+        (tmp_path / "is_poisoned", ["--rates", 0.1, 0.5], "a rate between 0.024 and 0.17, the set's own, but got 0.5"),
+        (tmp_path / "clean", ["--rates", 0.1], "but 0 of 48 are poisoned"),
+        (tmp_path / "words", [], "row 0 has 'no'"),
+    ):
+        assert detect(rows, "no/model", tmp_path / "x", *options, *more) == 2  # before a model is looked for
+        assert says in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, tiny_pairs):
+    """Return a folder of 48 pictures and nothing else, the last two of which are copies of the first."""
+    folder = tmp_path_factory.mktemp("alone") / "pictures"
+    folder.mkdir()
+    rows = list(tiny_pairs.cast_column("image", datasets.Image(decode=False)))
+    for i in range(48):
+        (folder / f"{i:02}.png").write_bytes(rows[i if i < 46 else 0]["image"]["bytes"])
+    return folder
+
+
+def test_pictures_alone_are_searched_and_shown(pictures, model, other, tmp_path, capsys):
+    assert detect(pictures, model, tmp_path / "out") == 0
+    record = RunRecord.load(tmp_path / "out")
+    assert record.metrics["ranked_by"] == "multi_scale" and record.metrics["copies"] == [{"n": 3, "rows": [0, 46, 47]}]
+    assert "there are no captions" in capsys.readouterr().out
+    page = (tmp_path / "out/suspects.html").read_text("utf-8")
+    assert "The most suspicious pictures of" in page and "caption" not in page.split("<main")[1].split("<footer")[0]
+    kept = datasets.load_from_disk(str(tmp_path / "out/filtered"))
+    assert kept.column_names == ["image", "suspicion"] and len(kept) == 47
+    assert detect(pictures, model, tmp_path / "two", "--second", other, "--no_filtered", "--shown", 0) == 0
+    assert RunRecord.load(tmp_path / "two").metrics["ranked_by"] == "disagreement"
+
+
+def test_detectors_of_pictures_alone(pictures, sources, model, tmp_path, capsys):
+    alone = [name for name in DETECTORS if name not in (*NEED_CAPTIONS, *SLOW, "disagreement")]
+    few = ["--no_filtered", "--n", 20, "--shown", 0]
+    assert detect(pictures, model, tmp_path / "out", *few, "--detectors", *alone) == 0
+    assert len(table_of(tmp_path / "out")) == len(alone) + 2
+    for name in NEED_CAPTIONS:
+        second = ["--second", "no/model"] if name == "combined" else []
+        assert detect(pictures, "no/model", tmp_path / "x", *few, "--detectors", "slof", name, *second) == 2
+        assert f"Expected captions, which `{name}` compares" in capsys.readouterr().err
+    clean = ["--clean_reference", pictures, "--no_filtered"]
+    assert detect(sources / "saved", model, tmp_path / "clean", *clean, "--detectors", "slof", "clip_score") == 0
+    assert detect(sources / "saved", "no/model", tmp_path / "x", *clean) == 2
+    assert "captions in the clean reference as well" in capsys.readouterr().err
+
+
+def test_a_name_of_nothing_is_said_to_be_neither_here_nor_on_the_hub(sources, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for data, more in (("nothere", []), (sources / "saved", ["--clean_reference", "nothere"])):
+        assert detect(data, model, tmp_path / "x", *more) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "There is no file or folder 'nothere' here, and the Hub cannot be reached" in line

@@ -6,6 +6,7 @@ import copy
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from hf_clipbd.data.canvas import Canvas
@@ -44,6 +45,17 @@ def test_pictures_with_a_transform_come_as_it_gives_them(rows, tiny_model, tiny_
     assert np.allclose(found, found[0]) and not np.allclose(
         found, embed_dataset(tiny_model, tiny_processor, rows, caption_column=None)["image"]
     )
+
+
+def test_mirrored_pictures_have_the_embeddings_of_their_mirror_images(rows, tiny_model, tiny_processor):
+    size = Canvas.of(tiny_processor).size
+    square = rows.map(lambda row: {"image": row["image"].resize((size, size))}, features=rows.features)
+    turned = square.map(lambda row: {"image": PIL.ImageOps.mirror(row["image"])}, features=rows.features)
+    plain = embed_dataset(tiny_model, tiny_processor, turned)
+    found = embed_dataset(tiny_model, tiny_processor, square, mirrored=True)
+    np.testing.assert_allclose(found["image"], plain["image"], atol=1e-6)
+    np.testing.assert_array_equal(found["text"], plain["text"])
+    assert not np.allclose(found["image"], embed_dataset(tiny_model, tiny_processor, square)["image"], atol=1e-4)
 
 
 def test_the_mode_that_a_column_names_is_kept(rows):

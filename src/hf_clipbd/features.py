@@ -153,6 +153,7 @@ def embed_dataset(
     normalize: bool = True,
     unreadable: dict[int, str] | None = None,
     texts: bool = True,
+    mirrored: bool = False,
 ) -> dict[str, np.ndarray]:
     """Return the unit embeddings of every row of a dataset, in its order.
 
@@ -169,6 +170,8 @@ def embed_dataset(
         unreadable: Takes row number -> what is wrong with it for the rows whose picture or caption is missing or
             broken, which are then left out of the result; without it the first such row is an error.
         texts: Embed the captions; else they are only read, so that the same rows are left out as with them.
+        mirrored: Embed each picture mirrored, left and right exchanged: a second space of the same model, in which a
+            trigger that hangs on its place or pattern has lost its hold (see `disagreement`).
 
     Returns:
         `{"image": (N, D), "text": (N, D)}` float32, without the modality that was left out; (0, 0) where no row can be
@@ -191,6 +194,7 @@ def embed_dataset(
         for images, captions in reader.batches(batch_size, desc, unreadable):
             if images:
                 pixels = _normalized(images, processor, device)
+                pixels = pixels.flip(-1) if mirrored else pixels
                 parts["image"].append(embed_images(model, pixels, normalize).cpu().numpy())
             if captions and texts:
                 tokens = {name: x.to(device) for name, x in tokenize(processor, captions, model).items()}

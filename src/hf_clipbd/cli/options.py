@@ -172,17 +172,22 @@ def _evaluate(evaluate: CommandParser) -> None:
 
 def _detect(detect: CommandParser) -> None:
     detect.usage = "hf-clipbd detect DATASET --model MODEL --out DIR [options]"
-    detect.add_argument("dataset", help=f"pairs: {DATA}")
+    detect.add_argument("dataset", help=f"pairs, or pictures alone: {DATA}")
     search = detect.group("search")
     search.add_argument("--model", required=True, help=f"the model that was trained on them: {MODEL}")
     search.add_argument(
         "--detectors",
         nargs="+",
         metavar="NAME",
-        help="the first ranks and filters (default: conditional_sparsity; with --second combined)",
+        help="the first ranks and filters (default: conditional_sparsity, with --second combined; of pictures alone "
+        "multi_scale, with --second disagreement)",
     )
     search.add_argument("--list_detectors", action=Listing, lines=_detectors, help="show detectors, and stop")
-    search.add_argument("--second", help=f"another encoder to compare with, one that never saw the data: {MODEL}")
+    search.add_argument(
+        "--second",
+        help=f"another encoder to compare with, one that never saw the data: {MODEL}; or mirrored, --model itself on "
+        "mirrored pictures",
+    )
     search.add_argument("--k", type=int, help="neighbours")
     share = "share of captions taken for like a row's own, 0.5 where poison may be 5 %% (default: 0.125)"
     search.add_argument("--caption_share", type=float, metavar="SHARE", help=share)
@@ -190,7 +195,8 @@ def _detect(detect: CommandParser) -> None:
     search.add_argument(
         "--clean_reference",
         metavar="DATA",
-        help=f"clean pairs that they are drawn from, not the searched ones: {DATA}",
+        help=f"clean pairs that they are drawn from, not the searched ones; with the columns and the split named for "
+        f"these where they have such: {DATA}",
     )
     search.add_argument(
         "--distilled",
@@ -206,7 +212,8 @@ def _detect(detect: CommandParser) -> None:
         choices=["raise", "skip"],
         help="stop at a row that cannot be read (default), or leave it out and list it",
     )
-    search.add_argument("--rates", nargs="*", type=float, default=[], help="lower poison rates to try as well")
+    rates = "lower poison rates to try as well, where the rows have a column is_poisoned"
+    search.add_argument("--rates", nargs="*", type=float, default=[], help=rates)
     found = detect.group("what is done with what is found")
     found.add_argument("--remove", type=float, default=0.01, help="share of rows to filter out (default: 0.01)")
     found.add_argument("--shown", type=int, default=80, help="groups and single rows on the page (default: 80)")

@@ -24,20 +24,19 @@ def combined(
     """Return the larger of two scores of a row, each in units of what is usual in the searched set.
 
     s(x) = max(z_1(x), z_2(x)) of `conditional_sparsity` and `disagreement`, z(x) = (s(x) - median) / (upper quartile -
-    median) over the searched rows. Each misses what the other finds. A dense poisoned group that lies where pictures
-    of its caption lie, as BadCLIP's does, and poison towards a frequent target are missed by the first; a trigger that
-    the second encoder sees as well as the suspected model does, as SIG's stripes, is missed by the second.
+    median) over the searched rows. Each misses what the other finds: the first a victim trained with in-modal terms,
+    poison of 3 % and more, and a handful of rows of a frequent target; the second a trigger that its second space sees
+    as well, as another encoder sees SIG's stripes, and a mirrored picture any trigger that mirroring leaves as it is.
 
     Args:
         features: Image embeddings in the suspected model, (N, D).
         reference: What rows are compared with; a random sample of the features by default.
         k: Number of neighbours of both; the default of each by default.
         texts: Caption embeddings of the same rows in the suspected model, (N, D2).
-        others: The same images in a second encoder's space, (N, D3).
+        others: The same images in a second space, (N, D3); see `disagreement`.
         reference_texts: Captions of the rows that the reference was drawn from; `texts` by default, where the
             reference was drawn from the searched features.
         reference_others: Those rows in the second space; `others` by default, likewise.
-
         caption_share: As in `conditional_sparsity`.
 
     Returns:

@@ -30,9 +30,11 @@ def disagreement(
 
     s(x) = mean over o in N_k(x) of |z(x) - z(o)|, over the mean of the k smallest |z(x) - z(o')|, o' in R. N_k(x) are
     the k nearest reference rows in the suspected model, z the embedding in a second space that the trigger does not
-    rule: that of an encoder which knows the kind of pictures and was trained on other data. No clean part of the
-    searched set is needed. A clean row's neighbours show what it shows and are about as near as any; a poisoned row's
-    are other poisoned rows or rows of the target, pictures of anything.
+    rule: that of an encoder which knows the kind of pictures and was trained on other data, or, for want of one, that
+    of the suspected model itself on mirrored pictures (`embed_dataset(..., mirrored=True)`), where a patch stands in
+    another place and another way round. No clean part of the searched set is needed. A clean row's neighbours show
+    what it shows and are about as near as any; a poisoned row's are other poisoned rows or rows of the target,
+    pictures of anything.
 
     With `texts` it is s(x) times the mean of |z(x) - z(o)| over the k rows whose captions are nearest, and those that
     say the same as the last of them: other rows with such a caption show something else. This finds poisoned rows that

@@ -66,7 +66,10 @@ def check_search(options: DetectConfig, basis: Basis, second: str | None) -> Non
         raise ValueError(f"Expected no clean reference, for {options.detectors} compares rows with no others.")
     compared = [name for name in options.detectors if "others" in ALIGNED.get(name, ())]
     if compared and second is None:
-        raise ValueError(f"Expected another encoder to compare with, which `{compared[0]}` needs. Pass `--second`.")
+        raise ValueError(
+            f"Expected another encoder to compare with, which `{compared[0]}` needs. Pass `--second`; "
+            "`--second mirrored` takes the suspected model itself, on mirrored pictures."
+        )
     if DISTILLATION in options.detectors and basis.raw:
         raise ValueError(f"Expected embeddings of length one for `{DISTILLATION}`. Leave `--raw` out.")
     wrong = [rate for rate in options.rates if not 0 < rate < 1]

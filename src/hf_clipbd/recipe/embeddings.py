@@ -14,6 +14,8 @@ from hf_clipbd.schema import CAPTION, IMAGE
 
 
 SHARD_ROWS = 4096
+MIRRORED = "mirrored"
+"""Stands for a second encoder: the suspected model itself, on mirrored pictures."""
 
 
 def default_cache() -> Path:
@@ -31,6 +33,7 @@ def cached_embeddings(
     normalize: bool = True,
     unreadable: dict[int, str] | None = None,
     texts: bool = True,
+    mirrored: bool = False,
 ) -> dict[str, np.ndarray]:
     """Return the unit embeddings of every pair, from the cache where model, pictures and captions are the same.
 
@@ -55,6 +58,7 @@ def cached_embeddings(
         unreadable: Takes row number -> what is wrong with it for the rows whose picture or caption is missing or
             broken, which are then left out of the result; without it the first such row is an error.
         texts: Embed the captions too; else they are only read, so that the same rows are left out.
+        mirrored: Embed each picture mirrored; see `embed_dataset`.
 
     Returns:
         `image` and, with `texts`, `text`, (N, D), float32, memory-mapped; rows whose pictures have the same bytes have
@@ -66,11 +70,13 @@ def cached_embeddings(
     """
     canvas = canvas or Canvas.of(processor)
     owner = embedder(model, processor, canvas, len(pairs)) + ([] if normalize else ["as the model gives them"])
+    owner += [MIRRORED] if mirrored else []
     names = ("image", "text") if texts else ("image",)
 
     def embed(rows: range) -> tuple[dict[str, np.ndarray], dict[int, str]]:
         bad: dict[int, str] = {}
         given = {"batch_size": batch_size, "canvas": canvas, "normalize": normalize, "unreadable": bad, "texts": texts}
-        return embed_dataset(model, processor, pairs.select_columns([IMAGE, CAPTION]).select(rows), **given), bad
+        read = pairs.select_columns([IMAGE, CAPTION]).select(rows)
+        return embed_dataset(model, processor, read, mirrored=mirrored, **given), bad
 
     return computed_once(pairs, cache, owner, SHARD_ROWS, names, embed, unreadable, "embedding")

@@ -15,7 +15,7 @@ from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.distilling import cached_mask_sizes
-from hf_clipbd.recipe.embeddings import cached_embeddings
+from hf_clipbd.recipe.embeddings import MIRRORED, cached_embeddings
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.searching import search
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
@@ -97,7 +97,9 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     }
     settings |= revisions(options.detectors)
     second = None
-    if options.second is not None:
+    if options.second == MIRRORED:
+        inputs["second"] = MIRRORED
+    elif options.second is not None:
         inputs["second"], second = _second(config, world)
     stage = Stage(config.output_dir, "detect", settings, config.seed, inputs)
 
@@ -106,14 +108,18 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
         pairs = poisoned_pairs(config)
         kept = stage.folder / CHECKPOINTS / "embeddings"  # cleared with the stage; a killed one goes on from them
 
-        def embed(model: Any, processor: Any, canvas: Canvas | None, texts: bool) -> dict[str, np.ndarray]:
-            given = {"batch_size": options.batch_size, "canvas": canvas, "texts": texts}
+        def embed(
+            model: Any, processor: Any, canvas: Canvas | None, texts: bool, mirrored: bool = False
+        ) -> dict[str, np.ndarray]:
+            given = {"batch_size": options.batch_size, "canvas": canvas, "texts": texts, "mirrored": mirrored}
             return cached_embeddings(model.to(device), processor, pairs, kept, **given)
 
         model, processor = load_dual_encoder(victim)
         features = embed(model, processor, world.canvas, True)
         if second is not None:
             features["second"] = embed(*second(), None, False)["image"]
+        elif options.second == MIRRORED:
+            features["second"] = embed(model, processor, world.canvas, False, mirrored=True)["image"]
         given = {"canvas": world.canvas, "seed": config.seed}
         distill = functools.partial(cached_mask_sizes, model, processor, pairs, kept, **given)
         target = str(config.attack["target"])

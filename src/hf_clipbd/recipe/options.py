@@ -118,7 +118,7 @@ class DetectConfig:
         None,
         "For `conditional_sparsity` and `combined`: share of captions taken for alike, 0.5 where poison may be 5 %.",
     )
-    second: str | None = _option(None, "For `disagreement` and `combined`: `clean`, a folder or a Hub id.")
+    second: str | None = _option(None, "For `disagreement` and `combined`: `clean`, `mirrored`, a folder or a Hub id.")
     distilled: int | None = _option(
         None, "Rows that `cognitive_distillation` looks at, those that the first detector ranks highest; default all."
     )

@@ -27,11 +27,12 @@ from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.basis import Basis, check_search, check_sizes, search_settings
 from hf_clipbd.recipe.config import training_settings
 from hf_clipbd.recipe.distilling import Distill, cached_mask_sizes
-from hf_clipbd.recipe.embeddings import cached_embeddings
+from hf_clipbd.recipe.embeddings import MIRRORED, cached_embeddings
 from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.own_data import SCENES, Data, keep_framings, readable_pairs
 from hf_clipbd.recipe.own_triggers import load_triggers
 from hf_clipbd.recipe.place import model_device, process_state, scoring_place
+from hf_clipbd.recipe.searched import naming_reference, searched_rows
 from hf_clipbd.recipe.searching import search
 from hf_clipbd.recipe.sharded import processor_fingerprint, trigger_fingerprint
 from hf_clipbd.recipe.stage import Outcome, Stage
@@ -165,7 +166,8 @@ def detect_in(
 
     Args:
         model: The model that was trained on the data: a folder, a Hub id or `scenes`.
-        second: Another encoder, for the detectors that compare two; likewise.
+        second: Another encoder, for the detectors that compare two; likewise, or `mirrored`, which stands for the
+            suspected model itself on mirrored pictures.
         data: The rows.
         options: Detectors and their sizes; the first one ranks.
         review: How the findings are cut and shown.
@@ -174,12 +176,13 @@ def detect_in(
         basis: What the search rests on, by default itself.
 
     Raises:
-        ValueError: If a row cannot be read and none may be skipped, or as `check_search` and `check_sizes`.
+        ValueError: If a row cannot be read and none may be skipped, the second encoder is the suspected model, or as
+            `check_search`, `searched_rows` and `check_sizes`.
     """
     basis, state = basis or Basis(), process_state()
     check_search(options, basis, second)
-    pairs, whole = data.pairs(), data.whole()
-    clean = None if basis.clean is None else basis.clean.pairs()
+    pairs, clean = searched_rows(data, options, basis)
+    whole = data.whole()
     check_sizes(options, len(pairs), len(pairs if clean is None else clean))
     framings = data.framings()
     encoders, inputs = _encoders(model, second, framings)
@@ -191,8 +194,8 @@ def detect_in(
 
     def work(folder: Path) -> Outcome:
         unreadable: dict[int, str] = {}
-        features = embedder(pairs, unreadable)
-        compared = embedder.compared_with(clean, options.reference, data.seed)
+        features = embedder(pairs, unreadable, data.captioned)
+        compared = embedder.compared_with(clean, options.reference, data)
         distill = embedder.distiller(pairs, data.seed)
         found, scores = search(features, pairs, options, None, data.seed, folder, compared, unreadable, distill)
         if not state.is_main_process:
@@ -212,11 +215,18 @@ def _encoders(model: str, second: str | None, framings: Sequence[Canvas]) -> "tu
     """Return the encoders of a search, as `_Embedder` has them, and fingerprints of what they make of a row."""
     encoders, inputs = {}, {}
     for name, source in (("model", model), ("second", second)):
-        if source is not None:
+        if source == MIRRORED and name == "second":
+            encoders[name], inputs[name] = encoders["model"], MIRRORED
+        elif source is not None:
             loaded, processor = load_any(source)
             canvas = Canvas.of(processor).framed_as(framings)
             inputs[name] = model_fingerprint(loaded)
             inputs[f"{name}_processor"] = content_key(processor_fingerprint(processor), canvas.size, canvas.mode)
+            if name == "second" and inputs[name] == inputs["model"]:
+                raise ValueError(
+                    f"Expected another encoder beside the suspected model, but `--second {second}` is the same as "
+                    f"`--model {model}`, which agrees with itself. Pass one that never saw the data, or `mirrored`."
+                )
             encoders[name] = loaded.to(model_device()), processor, canvas
     return encoders, inputs
 
@@ -238,27 +248,36 @@ class _Embedder:
     batch_size: int
     basis: Basis
 
-    def __call__(self, rows: datasets.Dataset, unreadable: dict[int, str]) -> dict[str, np.ndarray]:
-        """Return the features that `search` takes; rows that cannot be read go into `unreadable`, or are an error."""
+    def __call__(self, rows: datasets.Dataset, unreadable: dict[int, str], texts: bool) -> dict[str, np.ndarray]:
+        """Return the features that `search` takes, with those of the captions where `texts`.
+
+        Rows that cannot be read go into `unreadable`, or are an error.
+        """
         bad = None if self.basis.on_error == "raise" else unreadable
         given = {"batch_size": self.batch_size, "normalize": not self.basis.raw, "unreadable": bad}
-        found = {
-            name: cached_embeddings(*one, rows, self.cache, canvas=canvas, texts=name == "model", **given)
-            for name, (*one, canvas) in self.encoders.items()
-        }
+        found = {}
+        for name, (*one, canvas) in self.encoders.items():
+            given |= {"texts": texts and name == "model", "mirrored": name == "second" and self.mirrored}
+            found[name] = cached_embeddings(*one, rows, self.cache, canvas=canvas, **given)
         return found["model"] | ({"second": found["second"]["image"]} if "second" in found else {})
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the second encoder is the suspected one, on mirrored pictures."""
+        return self.encoders.get("second") is self.encoders["model"]
 
     def distiller(self, rows: datasets.Dataset, seed: int) -> Distill:
         """Return what finds the masks of rows, for cognitive distillation."""
         *one, canvas = self.encoders["model"]
         return functools.partial(cached_mask_sizes, *one, rows, self.cache, canvas=canvas, seed=seed)
 
-    def compared_with(self, clean: datasets.Dataset | None, m: int | None, seed: int) -> dict[str, Any]:
+    def compared_with(self, clean: datasets.Dataset | None, m: int | None, searched: Data) -> dict[str, Any]:
         """Return what `detect_all` is told of the rows that others are compared with: m random ones of clean ones."""
         place = {"normalize": not self.basis.raw}
         if clean is None:
             return place
-        found = self(clean, {})
-        reference = Reference.sample(found["image"], m, seed, **place, **scoring_place())
-        others = {"reference_others": found["second"]} if "second" in found else {}
-        return {**place, "reference": reference, "reference_texts": found["text"], **others}
+        with naming_reference(self.basis):
+            found = self(clean, {}, searched.captioned and self.basis.clean.captioned)
+        reference = Reference.sample(found["image"], m, searched.seed, **place, **scoring_place())
+        names = (("reference_texts", "text"), ("reference_others", "second"))
+        return {**place, "reference": reference, **{name: found[one] for name, one in names if one in found}}
