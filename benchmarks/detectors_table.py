@@ -224,7 +224,7 @@ def markdown(record: dict[str, Any]) -> str:
     for victim in record["victims"].values():
         told = f"{victim['attack']}, seed {victim['seed']}: BA@1 {victim['ba@1']:.1%}, ASR@1 {victim['asr@1']:.1%}"
         told += f"; cognitive distillation looked at {looked} rows" if (looked := victim.get("n_distilled")) else ""
-        rates = victim["rates"]
+        rates = dict(sorted(victim["rates"].items(), key=lambda one: -float(one[0])))
         above = ", above it the poison's own share," if any(float(rate) > 0.01 for rate in rates) else ""
         parts.append(f"### {victim['run']}\n\n{told}. AUROC / average precision / recall at 1 %{above} removal.\n")
         heads = [f"{float(rate):.3g} ({one.get('n_poisoned', 0)} rows)" for rate, one in rates.items()]
