@@ -193,7 +193,11 @@ def figures_of(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def fill(
-    victim: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str], draws: int, rates: Sequence[float] | None
+    victim: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    names: list[str],
+    draws: int,
+    rates: Sequence[float] | None = None,
 ) -> Iterator[None]:
     """Compute what a victim's table lacks; gives way after each draw."""
     truth = arrays["is_poisoned"]
