@@ -192,7 +192,7 @@ def test_stopped_anywhere_the_cache_ends_the_same(broken, tiny_model, tiny_proce
         np.testing.assert_array_equal(again["image"][-2:], again["image"][:2])
 
 
-def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, tmp_path):
+def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, tmp_path, monkeypatch):
     pyarrow.parquet.write_table(broken[0].data.table, tmp_path / "pairs.parquet")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -209,8 +209,8 @@ def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, tm
     assert len(list((tmp_path / "killed/cache").glob("*/part-*.npz"))) == 3
     done = started("two", -1, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     assert done.returncode == 0, done.stderr
-    for name in ("killed", "whole"):
-        assert started(name, -1).returncode == 0
+    monkeypatch.setattr(embeddings, "SHARD_ROWS", 10)  # as in the script
+    assert [main(command(name)) for name in ("killed", "whole")] == [0, 0]
     for name in ("killed", "two"):
         arrays, found = (sorted((tmp_path / one / "cache").glob("*/*/*.npy")) for one in ("whole", name))
         assert [path.name for path in found] == [path.name for path in arrays]
