@@ -68,6 +68,8 @@ def test_the_plan_of_a_run_holds_before_and_after_it(job, capsys):
     record.write_text(kept.replace('"conditional_sparsity": 2', '"conditional_sparsity": 1'))
     assert "its record has other revisions" in plan(capsys, job)["detect"]["about"]
     record.write_text(kept)
+    # mirrored pictures in place of what the search had for a second encoder
+    assert "another `second`" in plan(capsys, job, "--detect.second", "mirrored")["detect"]["about"]
     # one setting of one defence: that defence, its evaluation and the report
     changed = plan(capsys, job, "--defenses.ft.learning_rate", "2e-3")
     waiting = {name: one["about"] for name, one in changed.items() if one["state"] != "finished"}

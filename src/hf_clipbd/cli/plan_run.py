@@ -11,6 +11,7 @@ from hf_clipbd.cli.plans import FINISHED, TO_RUN, Planned, state_of, training_li
 from hf_clipbd.defenses import DEFENSES, OBJECTIVES
 from hf_clipbd.detection.revisions import revisions
 from hf_clipbd.recipe.config import RunConfig, training_settings
+from hf_clipbd.recipe.embeddings import MIRRORED
 from hf_clipbd.recipe.patch_options import patch_options
 from hf_clipbd.recipe.training import global_batch
 from hf_clipbd.recipe.trigger import needs_surrogate
@@ -58,6 +59,8 @@ def plan_run(config: RunConfig) -> list[Planned]:
             state, why = TO_RUN, f"its data are others: {other_data}"
         elif state == FINISHED and (stale := _stale(config, name, one.reads)):
             state, why = TO_RUN, f"{stale} was run again since"
+        elif state == FINISHED and name == "detect" and _other_second(config):
+            state, why = TO_RUN, "its record has another `second`"
         about = "; ".join(filter(None, [one.about, why]))
         planned[name] = Planned(name, state, folder, one.rows, one.steps, about)
     return list(planned.values())
@@ -153,3 +156,13 @@ def _stale(config: RunConfig, name: str, reads: tuple[str, ...]) -> str:
         if called in inputs and (folder / RECORD_FILE).is_file() and inputs[called] != RunRecord.load(folder).key:
             return read
     return ""
+
+
+def _other_second(config: RunConfig) -> bool:
+    """Return whether the search is no more without a second encoder, with one, or with mirrored pictures, as it was.
+
+    Which encoder it was is not looked at.
+    """
+    before = RunRecord.load(config.output_dir / "detect").inputs.get("second")
+    now = config.detect.second
+    return (before is None, before == MIRRORED) != (now is None, now == MIRRORED)
