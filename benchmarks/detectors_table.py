@@ -154,10 +154,14 @@ def kept(stem: Path, make: Any) -> dict[str, np.ndarray]:
 
 def rates_of(own: float, wanted: Sequence[float] | None = None) -> Iterator[tuple[str, float | None]]:
     """Yield label and rate of each searched set; None for the whole one, which is there unless rates are asked for."""
-    if wanted is None and all(abs(own - rate) > SAME * rate for rate in RATES):
+    rates = RATES if wanted is None else wanted
+    if wanted is None and all(abs(own - rate) > SAME * rate for rate in rates):
         yield f"{own:.6g}", None
-    for rate in [rate for rate in RATES if rate < (1 + SAME) * own] if wanted is None else wanted:
-        yield f"{rate:g}", None if abs(own - rate) <= SAME * rate else rate
+    for rate in rates:
+        if abs(own - rate) <= SAME * rate:
+            yield f"{rate:g}", None
+        elif rate < own or wanted is not None:
+            yield f"{rate:g}", rate
 
 
 def rows_at(truth: np.ndarray, rate: float | None, draw: int) -> np.ndarray:

@@ -5,8 +5,10 @@ import hashlib
 import logging
 
 import datasets
+from tqdm.auto import tqdm
 
 from hf_clipbd.data.undecoded import stored_bytes
+from hf_clipbd.detection.rows import silent
 from hf_clipbd.recipe.place import process_state
 
 
@@ -38,4 +40,5 @@ def check_apart(shown: datasets.Dataset, fitted: datasets.Dataset, image_column:
 def _pictures(rows: datasets.Dataset, image_column: str) -> set[bytes]:
     """Return a hash of each picture's bytes."""
     encoded = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    return {hashlib.sha256(stored_bytes(row[image_column])).digest() for row in encoded}
+    shown = tqdm(encoded, "pictures of test and training", disable=silent(len(encoded)), leave=False)
+    return {hashlib.sha256(stored_bytes(row[image_column])).digest() for row in shown}
