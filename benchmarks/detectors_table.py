@@ -31,6 +31,7 @@ import numpy as np
 import yaml
 
 from hf_clipbd.detection import ALIGNED, DETECTORS, detect, detect_all, detection_performance, thinned_rows
+from hf_clipbd.detection.threshold import removed_rows
 from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, package_versions
 
 
@@ -191,8 +192,11 @@ def scored(arrays: dict[str, np.ndarray], rows: np.ndarray, names: list[str], se
 
 
 def figures_of(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Return AUROC, average precision, and recall among the 1 % of rows that score highest, or as many as poisoned."""
-    found = detection_performance(scores, truth, max(1, round(len(truth) / 100), int(truth.sum())))
+    """Return AUROC, average precision, and recall among the 1 % of rows that score highest, or as many as poisoned.
+
+    Where fewer than 1 % are poisoned, the recall is `recall_at_1_percent` of `detection_performance`.
+    """
+    found = detection_performance(scores, truth, max(removed_rows(len(truth), 0.01), int(truth.sum())))
     return {name: found[name] for name in FIGURES}
 
 

@@ -1,5 +1,8 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""`benchmarks/detect.py`: its record names peers that cannot run; its published loop is the published one."""
+"""`benchmarks/detect.py`: its record names peers that cannot run; its published loop is the published one.
+
+`benchmarks/detectors_table.py`: its recall is the metric's.
+"""
 
 import importlib.util
 import json
@@ -9,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_clipbd.detection import huang2025
+from hf_clipbd.detection import detection_performance, huang2025
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,3 +85,14 @@ def test_the_published_loop_is_that_of_the_published_arithmetic(benchmark):
     np.testing.assert_allclose(scores, huang2025(features, "slof", k=16)[order], rtol=1e-3)
     few, _ = benchmark.PEERS["published_loop"](features, features, slice(290, 300))
     assert few.tolist() == [0] * 10
+
+
+@pytest.mark.parametrize("n", [30, 149, 220, 250, 349])
+def test_recall_of_the_table_is_the_recall_at_1_percent_of_the_metric(n):
+    spec = importlib.util.spec_from_file_location("detectors_table", ROOT / "benchmarks" / "detectors_table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    truth = np.arange(n) == n - 3  # the third row of n, by score
+    found = table.figures_of(np.arange(n) + 0.5, truth)
+    assert found["recall"] == detection_performance(np.arange(n) + 0.5, truth)["recall_at_1_percent"] == (n > 200)
+    assert table.figures_of(np.arange(n) + 0.5, np.arange(n) >= n - 9)["recall"] == 1  # as many as are poisoned

@@ -21,7 +21,6 @@ from hf_clipbd.recipe import distilling, embeddings
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.distilling import cached_mask_sizes
 from hf_clipbd.recipe.embeddings import cached_embeddings
-from hf_clipbd.recipe.joined import STATE_FILE
 from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.searching import search
 from hf_clipbd.recipe.sections import ConfigError
@@ -428,18 +427,19 @@ def test_the_same_rows_are_left_out_with_and_without_texts(tiny_model, tiny_proc
         cached_embeddings(tiny_model, tiny_processor, pairs, tmp_path / "one", texts=False)
 
 
-def test_a_cache_of_an_older_version_is_a_full_one(tiny_model, tiny_processor, tiny_pairs, tmp_path, embedded):
+def test_a_cache_of_an_older_version_does_no_harm(tiny_model, tiny_processor, tiny_pairs, tmp_path, embedded):
     given = (tiny_model, tiny_processor, tiny_pairs, tmp_path)
     cached_embeddings(*given)
-    (state,) = tmp_path.glob(f"*/*/{STATE_FILE}")
-    state.write_text(state.read_text().replace('"names"', '"ignored"'))
-    for path in list(state.parent.iterdir()):  # arrays lay in the folder itself
-        path.rename(state.parent.parent / path.name)
-    state.parent.rmdir()
+    (folder,) = tmp_path.iterdir()
+    for part in folder.iterdir():
+        part.unlink()
+    for place in (folder, folder / "hash of all shards"):  # arrays of whole datasets lay there
+        place.mkdir(exist_ok=True)
+        (place / "state.json").write_text(json.dumps({"finished": True, "shards": {"0": {}}}))
+        np.save(place / "image.npy", np.zeros((48, 16), np.float32))
     found = cached_embeddings(*given)
     np.testing.assert_allclose(found["text"], embed_dataset(*given[:3])["text"], atol=1e-5)
-    cached_embeddings(*given, texts=False)
-    assert len(embedded) == 3
+    assert len(embedded) == 6
 
 
 def test_a_second_encoder_embeds_no_captions(work, tmp_path, monkeypatch):

@@ -2,16 +2,15 @@
 """`hf-clipbd detect` on rows as they come: broken, missing, overwritten, copied; from every source; killed; shared."""
 
 import copy
+import errno
 import io
 import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
-import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -24,12 +23,12 @@ from hf_clipbd.cli import main
 from hf_clipbd.detection import DETECTORS, Reference, combined, slof
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
-from hf_clipbd.recipe import embeddings
+from hf_clipbd.recipe import embeddings, sharded
 from hf_clipbd.recipe.embeddings import cached_embeddings
-from hf_clipbd.recipe.locks import FolderLock
+from hf_clipbd.recipe.locks import this_host
 from hf_clipbd.recipe.searched import NEED_CAPTIONS
-from hf_clipbd.recipe.shards import LOCK, Shards
-from hf_clipbd.schema import RunRecord, write_json
+from hf_clipbd.recipe.shards import Shards
+from hf_clipbd.schema import RunRecord
 from hub_server import Content, Repository
 from test_picture_kinds import BROKEN
 
@@ -162,104 +161,146 @@ def test_a_row_that_was_mended_is_embedded(broken, tiny_pairs, tiny_model, tiny_
 
 
 def files_of(cache):
-    return {path.name: path.read_bytes() for path in cache.rglob("*.np*")}
+    return {path.name: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
 
 
 def test_stopped_anywhere_the_cache_ends_the_same(broken, tiny_model, tiny_processor, tmp_path, monkeypatch):
-    """The n-th write of the state or a shard does not happen, for every n; the next call goes on from there."""
+    """The n-th shard is not written, or not read again, for every n; the next call goes on from there."""
     monkeypatch.setattr(embeddings, "SHARD_ROWS", 10)
     pairs = broken[0].select([*range(48), 0, 1])  # two copies
     given = (tiny_model, tiny_processor, pairs)
-    cached_embeddings(*given, tmp_path / "whole", unreadable={})
-    whole, writes, real_keep = files_of(tmp_path / "whole"), itertools.count(), Shards.keep
+    expected = cached_embeddings(*given, tmp_path / "whole", unreadable={})
+    whole, steps = files_of(tmp_path / "whole"), itertools.count()
+    assert len(whole) == 5 and all(name.startswith("part-") for name in whole)
 
     def stopping(real):
-        def write(*given, **named):
-            if next(writes) == stop:
+        def step(*given, **named):
+            if next(steps) == stop:
                 raise KeyboardInterrupt
             return real(*given, **named)
 
-        return write
+        return step
 
-    monkeypatch.setattr(Shards, "keep", stopping(real_keep))
-    monkeypatch.setattr("hf_clipbd.recipe.joined.write_json", stopping(write_json))
-    for stop in range(11):  # five shards, five moves, the end
-        writes, cache = itertools.count(), tmp_path / str(stop)
+    for step in ("keep", "_load"):
+        monkeypatch.setattr(Shards, step, stopping(getattr(Shards, step)))
+    for stop in range(10):  # five shards, each written and read
+        steps, cache = itertools.count(), tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             cached_embeddings(*given, cache, unreadable={})
+        assert len(files_of(cache)) == min(stop, 5)
         again = cached_embeddings(*given, cache, unreadable={})
         assert files_of(cache) == whole, stop
+        assert all(np.array_equal(again[name], expected[name]) for name in expected)
         np.testing.assert_array_equal(again["image"][-2:], again["image"][:2])
 
 
-def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, tmp_path, monkeypatch):
+def test_killed_or_shared_by_two_processes_it_ends_as_unbroken(broken, model, forked, tmp_path, monkeypatch):
     pyarrow.parquet.write_table(broken[0].data.table, tmp_path / "pairs.parquet")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def command(name):
         given = ["detect", tmp_path / "pairs.parquet", "--model", model, "--out", tmp_path / name / "out", "--quiet"]
         return [str(one) for one in [*given, "--on_error", "skip", "--cache", tmp_path / name / "cache"]]
 
-    def started(name, doomed, *launcher):
-        line = [sys.executable, *launcher, str(SCRIPT), str(doomed), *command(name)]
-        return subprocess.run(line, env=environment, capture_output=True, text=True)
-
-    done = started("killed", 3)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    log = tmp_path / "log"
+    killed = forked.start(SCRIPT, 3, *command("killed"), log=log)
+    assert forked.ended([killed]) == [-signal.SIGKILL], log.read_text()
     assert len(list((tmp_path / "killed/cache").glob("*/part-*.npz"))) == 3
-    done = started("two", -1, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    assert done.returncode == 0, done.stderr
+    forked.run(SCRIPT, -1, *command("two"), log=log, processes=2)
     monkeypatch.setattr(embeddings, "SHARD_ROWS", 10)  # as in the script
     assert [main(command(name)) for name in ("killed", "whole")] == [0, 0]
     for name in ("killed", "two"):
-        arrays, found = (sorted((tmp_path / one / "cache").glob("*/*/*.npy")) for one in ("whole", name))
-        assert [path.name for path in found] == [path.name for path in arrays]
-        assert sorted(path.name for path in found[0].parent.iterdir() if path not in found) == ["state.json"]
-        assert [*found[0].parent.parent.iterdir()] == [found[0].parent]
-        for one, other in zip(arrays, found, strict=True):
-            assert one.read_bytes() == other.read_bytes(), (name, one.name)
+        assert files_of(tmp_path / name / "cache") == files_of(tmp_path / "whole/cache")
         np.testing.assert_array_equal(scores_of(tmp_path / name / "out"), scores_of(tmp_path / "whole/out"))
         assert table_of(tmp_path / name / "out")["problem"] == table_of(tmp_path / "whole/out")["problem"]
     assert RunRecord.load(tmp_path / "two/out").processes == 2
 
 
-def test_jobs_that_share_a_folder_join_and_open_it_in_turn(tmp_path, monkeypatch):
-    rows, digests = np.arange(20, dtype=np.float32).reshape(10, 2), ["a", "b"]
-    folder = tmp_path / "cache"
+ROWS = np.arange(20, dtype=np.float32).reshape(10, 2)
 
-    def job():
-        shards = Shards(folder, len(rows), 5, ("image",))
-        for shard, digest in enumerate(digests):
-            if shards.problems(shard, digest) is None:
-                of = slice(5 * shard, 5 * shard + 5)
-                shards.keep(shard, digest, {"image": rows[of], "picture": np.arange(10)[of]}, {})
-        return shards
 
-    first, second = job(), job()
-    other = FolderLock(folder, name=LOCK)
-    assert other.take()
-    done: list[str] = []
-    threads = [threading.Thread(target=lambda: (first.join(digests), done.append("joined")))]
-    with other:
-        threads[0].start()
-        threads[0].join(0.3)
-        assert not done and len(list(folder.glob("part-*.npz"))) == 2 and not [*folder.glob("*/state.json")]
-    threads[0].join(30)
-    assert done == ["joined"]
-    second.join(digests)
-    assert other.take()
-    threads.append(threading.Thread(target=lambda: done.append(second.open(digests)[0]["image"].tolist())))
-    with other:
-        threads[1].start()
-        threads[1].join(0.3)
-        assert len(done) == 1
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "access", lambda *_: False)  # a folder that may only be read is open to all
-            assert np.array_equal(first.open(digests)[0]["image"], rows)
-    threads[1].join(30)
-    (own,) = folder.iterdir()
-    assert done[1] == rows.tolist()
-    assert sorted(path.name for path in own.iterdir()) == ["image.npy", "picture.npy", "state.json"]
+def job(folder, digests=("a", "b"), names=("image",)):
+    """Write what is not there of ten rows in shards of five."""
+    shards = Shards(folder, len(ROWS), 5, names)
+    for shard, digest in enumerate(digests):
+        if shards.problems(shard, digest) is None:
+            of = slice(5 * shard, 5 * shard + 5)
+            arrays = {name: ROWS[of] + ord(digest) - ord("ab"[shard]) for name in names}
+            shards.keep(shard, digest, {**arrays, "picture": np.arange(10)[of]}, {})
+    return shards
+
+
+def used(shards, digests=("a", "b")):
+    """Return the arrays as a job takes them."""
+    joined = shards.join(digests, {})
+    found = shards.open(joined, len(ROWS))
+    shards.remove(joined)
+    return found
+
+
+def test_jobs_that_share_a_folder_have_files_of_their_own_while_they_need_them(tmp_path, monkeypatch):
+    first, second = job(tmp_path), job(tmp_path)
+    joined = first.join(["a", "b"], {})
+    found = used(second)  # while the first one's files are there
+    assert np.array_equal(first.open(joined, 10)["image"], ROWS) and np.array_equal(found["image"], ROWS)
+    assert len([*tmp_path.glob("joined-*")]) == 2  # what one has opened has no name any more, and can be read
+    first.remove(joined)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz", ".npz"]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that may only be read is open to all
+    joined = first.join(["a", "b"], {})
+    assert joined.parent == tmp_path / "elsewhere" and np.array_equal(first.open(joined, 10)["image"], ROWS)
+
+
+def test_one_process_of_each_machine_writes_the_files_and_removes_them(tmp_path, monkeypatch):
+    shards, here = job(tmp_path), this_host()
+    joined = shards.join(["a", "b"], {})
+    for rank, join in ((2, pytest.fail), (1, lambda *_: joined)):  # the first of three is on another machine
+        state = SimpleNamespace(process_index=rank, wait_for_everyone=lambda: None)
+        monkeypatch.setattr(sharded, "PartialState", lambda state=state: state)
+        monkeypatch.setattr(
+            sharded, "gather_object", lambda own: ["x", here, here] if own == [here] else [None, joined, None]
+        )
+        monkeypatch.setattr(shards, "join", join)
+        assert np.array_equal(sharded._joined(shards, ["a", "b"], {})["image"], ROWS)
+        assert len([*tmp_path.glob("joined-*")]) == (0 if rank == 1 else 2)
+
+
+def test_a_shard_of_fewer_names_does_not_replace_one_of_more(tmp_path):
+    few = Shards(tmp_path, 10, 5, ("image",))
+    more = job(tmp_path, names=("image", "text"))
+    few.keep(0, "a", {"image": ROWS[:5], "picture": np.arange(5)}, {})  # by a job that had not found it yet
+    assert sorted(used(more)) == ["image", "picture", "text"] and np.array_equal(used(few)["image"], ROWS)
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_what_a_killed_job_was_writing_goes_after_a_day(tmp_path):
+    shards = job(tmp_path)
+    left = [tmp_path / "joined-0.image", tmp_path / "part-000000-a.0.partial"]
+    for path in left:
+        path.touch()
+    used(shards)
+    assert all(map(Path.exists, left))
+    for path in left:
+        os.utime(path, (1, 1))
+    used(shards)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz", ".npz"]
+
+
+def test_a_job_that_cannot_write_its_files_leaves_none(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shards = job(tmp_path)
+    monkeypatch.setattr("hf_clipbd.recipe.shards.copies_of", full)
+    with pytest.raises(OSError, match="No space"):
+        shards.join(["a", "b"], {})
+    assert len([*tmp_path.iterdir()]) == 2
+    monkeypatch.undo()
+    next(tmp_path.glob("*-a.npz")).unlink()
+    with pytest.raises(FileNotFoundError, match="shard 0 with .* Run again"):
+        shards.join(["a", "b"], {})
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 def test_two_datasets_of_one_first_shard_have_each_its_own_rows(
@@ -281,32 +322,22 @@ def test_two_datasets_of_one_first_shard_have_each_its_own_rows(
 
 
 def test_jobs_on_two_datasets_in_one_folder_take_nothing_from_each_other(tmp_path):
-    """The second is joined while the first, which wrote what they share, is about to be, and the other way round."""
-
-    def block(start):
-        return {"image": np.full((5, 2), start, np.float32), "picture": np.arange(5) + start}
-
-    for order in (0, 1):
-        folder, contents = tmp_path / str(order), {"a": 0, "b": 10, "c": 20}
-        first, second = (Shards(folder, 10, 5, ("image",)) for _ in range(2))
-        jobs = [(first, ["a", "b"]), (second, ["a", "c"])]
-        for job, digests in jobs:
-            for shard, digest in enumerate(digests):
-                if job.problems(shard, digest) is None:
-                    job.keep(shard, digest, block(contents[digest]), {})
-        for job, digests in jobs[:: (1, -1)[order]]:
-            job.join(digests)
-        for job, digests in jobs:
-            assert job.open(digests)[0]["image"][:, 0].tolist() == 5 * [contents["a"]] + 5 * [contents[digests[1]]]
-        assert not list(folder.glob("part-*"))
+    jobs = [(job(tmp_path, digests), digests) for digests in ("ab", "ac")]
+    assert len([*tmp_path.iterdir()]) == 3
+    found = [used(shards, digests) for shards, digests in jobs]
+    for (_, digests), arrays in zip(jobs, found, strict=True):
+        expected = ROWS + np.repeat([0, ord(digests[1]) - ord("b")], 5)[:, None]
+        np.testing.assert_array_equal(arrays["image"], expected)
 
 
-def test_a_shard_that_another_job_has_just_joined_is_no_error(tmp_path, monkeypatch):
-    shards = Shards(tmp_path, 5, 5, ("image",))
-    shards.keep(0, "a", {"image": np.zeros((5, 2), np.float32), "picture": np.arange(5)}, {})
-    real = Path.open
-    monkeypatch.setattr("hf_clipbd.recipe.shards.np.load", lambda path, **_: (path.unlink(), real(path, "rb")))
-    assert shards.problems(0, "a") is None
+@pytest.mark.parametrize("content", [b"", bytes(100), None], ids=["empty", "zeros", "half"])
+def test_a_shard_that_a_crash_of_the_machine_cut_short_is_computed_again(content, tmp_path):
+    shards, (part, _) = job(tmp_path), sorted(tmp_path.iterdir())
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert shards.problems(0, "a") is None and shards.problems(1, "b") == {}
+    job(tmp_path)
+    assert part.read_bytes() == whole
 
 
 # -- sources, and files that change -----------------------------------------------------------------------------------
@@ -368,7 +399,8 @@ def test_pictures_overwritten_under_their_names_are_seen(sources, model, tmp_pat
             picture = PIL.Image.open(path)
             (picture.rotate(180) if turned else picture).save(tmp_path / "pictures" / path.name)
 
-    poison = ["poison", str(tmp_path / "pairs.csv"), "--count", "4", "--size", "32", "--out", str(tmp_path / "poison")]
+    poison = ["poison", str(tmp_path / "pairs.csv"), "--target", "banana", "--count", "4", "--size", "32"]
+    poison += ["--out", str(tmp_path / "poison")]
     records, stamped = [], []
     for turned in (False, False, True):
         if turned or not records:

@@ -33,6 +33,7 @@ from hf_clipbd.detection import (
     slof,
     thinned_rows,
 )
+from hf_clipbd.detection.threshold import cut_share, removed_rows
 
 
 NEIGHBOR_DETECTORS = ["k_distance", "slof", "lof", "lid", "dao"]
@@ -238,6 +239,11 @@ def test_memory_maps_and_half_precision_are_read_as_they_are(tmp_path):
     np.save(tmp_path / "features.npy", features)
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
     np.testing.assert_array_equal(detect(mapped, m=100), detect(features.astype(np.float32), m=100))
+    short = torch.from_numpy(features).bfloat16()
+    np.testing.assert_array_equal(detect(short, m=100), detect(short.float().numpy(), m=100))
+    given = {"texts": short, "others": short[:, :5].contiguous()}
+    whole = {name: values.float().numpy() for name, values in given.items()}
+    np.testing.assert_array_equal(detect(short, m=100, **given), detect(short.float().numpy(), m=100, **whole))
 
 
 def test_wrong_input_is_named():
@@ -338,7 +344,7 @@ def test_performance_is_that_of_slow_loops_with_ties():
     assert detection_performance([0, np.inf, 1], [0, 1, 0])["auroc"] == 1.0
 
 
-@pytest.mark.parametrize(("n", "top"), [(7, 1), (250, 3), (400, 4)])
+@pytest.mark.parametrize(("n", "top"), [(7, 1), (220, 3), (250, 3), (400, 4)])
 def test_recall_at_1_percent_is_that_of_slow_loops(n, top):
     rng = np.random.default_rng([n])
     labels, scores = np.arange(n) < 3, rng.integers(0, 30, n) + 0.0
@@ -351,6 +357,8 @@ def test_recall_at_1_percent_is_that_of_slow_loops(n, top):
     assert detection_performance(scores, labels, n_flagged=n)["recall_at_1_percent"] == pytest.approx(caught / 3)
     ranked = detection_performance(labels + 1.0, labels)["recall_at_1_percent"]
     assert ranked == pytest.approx(min(3, top) / 3)
+    removed = cut_share(np.arange(n) + 0.5, 0.01)
+    assert removed.n_removed == removed_rows(n, 0.01) == top  # what a removal takes
 
 
 def test_the_metric_by_import_and_by_path(tmp_path):

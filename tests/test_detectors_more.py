@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Detectors that look at classes, at a second space or at the model; the published arithmetic; scans."""
 
+import importlib
 import math
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 
 from hf_clipbd.detection import (
     ALIGNED,
+    DETECTORS,
     Reference,
     activation_clustering,
     cognitive_distillation,
     combined,
     conditional_sparsity,
     detect,
+    detect_all,
     detection_performance,
     disagreement,
     distilled_masks,
@@ -141,6 +144,43 @@ def test_combined_finds_what_either_part_finds():
     assert min(found("combined", rows, clean)["auroc"] for rows in (hidden, seen)) > 0.98
 
 
+def test_combined_has_a_unit_where_most_rows_have_one_score():
+    rng = np.random.default_rng([3])
+    tied, other = rng.normal(size=(2, 1000))
+    tied[:600] = rng.normal(0, 1e-9, 600)  # copies of one pair, but for rounding
+    other[990:] += 20  # poison that the other detector finds
+    parts = [lambda *_, _found=found, **__: _found for found in (tied, other)]
+    for turn in (1, -1):
+        scores = combined(rows(1000), parts=parts[::turn])
+        assert scores[990:].min() > scores[:990].max()
+    untied = np.random.default_rng([4]).normal(size=1000)
+    usual = [(one - np.median(one)) / (np.quantile(one, 0.75) - np.median(one)) for one in (untied, other)]
+    parts[0] = lambda *_, **__: untied
+    np.testing.assert_allclose(combined(rows(1000), parts=parts), np.maximum(*usual), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_references", [1, 2])
+@pytest.mark.parametrize("names", ["conditional_sparsity disagreement combined", "combined disagreement", "combined"])
+def test_combined_takes_its_parts_from_the_same_call(names, n_references, monkeypatch):
+    features, given = rows(400), {"texts": rows(400, seed=1), "others": rows(400, seed=2)}
+    called = []
+    for name in ("conditional_sparsity", "disagreement"):
+
+        def counted(*of, _name=name, _whole=DETECTORS[name], **options):
+            called.append(_name)
+            return _whole(*of, **options)
+
+        monkeypatch.setitem(DETECTORS, name, counted)
+        monkeypatch.setattr(importlib.import_module("hf_clipbd.detection.combined"), name, counted)
+    search = {"m": 200, "references": n_references, "combine": "maximum"}
+    together = detect_all(features, names.split(), **search, **given)
+    assert sorted(called) == sorted(["conditional_sparsity", "disagreement"] * n_references)
+    for name in names.split():
+        taken = {key: given[key] for key in ALIGNED[name]}
+        alone = detect(features, name, **search, **taken)
+        np.testing.assert_allclose(together[name], alone, rtol=1e-6, err_msg=name)
+
+
 def test_disagreement_finds_poison_of_any_density_and_copies_keep_their_place():
     rng = np.random.default_rng([2])
     concept, shown = rng.integers(0, 8, 900), rng.normal(size=(8, 16))
@@ -190,6 +230,29 @@ def test_disagreement_says_what_is_missing():
         )
     with pytest.raises(ValueError, match="reference_others"):
         disagreement(features[:20], Reference.of(features), 4, others=features[:20])
+
+
+def test_a_row_is_no_neighbour_of_its_own_at_the_largest_share_of_captions():
+    features, texts = rows(20), rows(20, 4, seed=1)
+    reference = Reference.of(features)
+    every, others = (conditional_sparsity(features, reference, 4, texts, caption_share=s) for s in (0.99, 0.95))
+    np.testing.assert_array_equal(every, others)  # 19 of 20 rows
+
+
+@pytest.mark.parametrize("given", ["texts", "others", "texts others"])
+def test_what_is_aligned_with_a_reference_is_checked(given):
+    features, reference = rows(), Reference.of(rows(20, seed=1))
+    search = disagreement if "others" in given else conditional_sparsity
+    spaces = {name: rows(d=7) for name in given.split()}
+    of_reference = {f"reference_{name}": rows(30, 7, seed=2) for name in given.split()}
+    assert np.isfinite(search(features, reference, 4, **spaces, **of_reference)).all()
+    for name, whole in of_reference.items():
+        unread = whole.copy()
+        unread[[17, 25], 3] = np.nan  # 25 is none of the reference's 20 rows
+        with pytest.raises(ValueError, match=f"finite `{name}`, but row 17"):
+            search(features, reference, 4, **spaces, **{**of_reference, name: unread})
+        with pytest.raises(ValueError, match=f"`{name}` of 7 dimensions.*but got 6"):
+            search(features, reference, 4, **spaces, **{**of_reference, name: whole[:, :6]})
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.01, 0.002])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_clipbd.detection.aligned import aligned_with
 from hf_clipbd.detection.levels import Levels
-from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, aligned_with, check_k
+from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
 from hf_clipbd.detection.rows import contents, matrix, row_blocks, silent
 from hf_clipbd.detection.selection import kth_smallest
 
@@ -73,10 +74,10 @@ def conditional_sparsity(
         got = None if texts is None else len(texts)
         raise ValueError(f"Expected `texts`, a caption embedding for each of {len(features)} rows, but got {got}.")
     reference = Reference.sample(features) if reference is None else reference
-    drawn_from = aligned_with(reference, features, texts, reference_texts, "texts")
+    said = aligned_with(reference, features, texts, reference_texts, "texts")
     k = min(max(LEVELS), len(reference) - 1) if k is None else k
     check_k(k, reference)
-    compared = _Compared(reference, drawn_from, caption_share)
+    compared = _Compared(reference, said, caption_share)
     levels = Levels(compared.at_points, reference.table(k).positions, LEVELS, COUNTED)
     mine = reference.share(len(features))
     scores = np.empty(mine.stop - mine.start)
@@ -89,15 +90,21 @@ def conditional_sparsity(
 
 
 class _Compared:
-    """The pictures that every row is compared with, and their captions: those of a random part of the reference."""
+    """The pictures that every row is compared with, and their captions: those of a random part of the reference.
+
+    Args:
+        reference: What rows are compared with, m points.
+        texts: Caption embeddings of its points, (m, D2), float32.
+        share: Share of the compared rows whose captions are taken for like a row's own.
+    """
 
     def __init__(self, reference: Reference, texts: np.ndarray, share: float):
         count = min(MOST_COMPARED, len(reference))
         chosen = torch.from_numpy(np.random.default_rng(len(reference)).permutation(len(reference))[:count])
-        self.reference, self.texts = reference, texts[reference.rows]  # (m, D2)
+        self.reference, self.texts = reference, texts
         self.images = reference.points[chosen.to(reference.points.device)]  # (count, D)
         self.captions = self._unit(self.texts[chosen.numpy()])  # (count, D2)
-        self.near = max(1, round(count * share))
+        self.near = min(max(1, round(count * share)), count - 1)  # a row is not its own neighbour
         place = torch.full((len(reference) + 1,), -1)  # the last is that of rows outside the reference, at -1
         place[chosen] = torch.arange(count)
         self.place = place.to(reference.points.device)

@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The table of detectors, and the one call that scores a set with a random reference."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from hf_clipbd.detection.multi_scale import multi_scale
 from hf_clipbd.detection.nearest import Precision
 from hf_clipbd.detection.reference import Reference
 from hf_clipbd.detection.references import References
-from hf_clipbd.detection.shared import Shared
+from hf_clipbd.detection.shared import Once, Shared
 from hf_clipbd.detection.slof import slof
 from hf_clipbd.detection.spectral import spectral_signature
 
@@ -154,11 +155,23 @@ def detect(
     if compat is not None:
         return _published(compat, among, features, detector or "slof", 16 if k is None else k, options)
     name = detector or _default(options)
-    function = check_detector(name)
+    return _scored(name, check_detector(name), among, features, k, shared, options)
+
+
+def _scored(
+    name: str,
+    function: Callable[..., np.ndarray],
+    among: References,
+    features: Any,
+    k: int | None,
+    shared: Shared | None,
+    options: Mapping[str, Any],
+) -> np.ndarray:
+    """Return the scores of one detector, `function`, known as `name`."""
     if name in WITHOUT_REFERENCE:
         among.check_unused(f"detector {name!r}", "reference", "references")
         return function(features, **options)
-    m = min(MULTI_SCALE_M, len(features)) if function is multi_scale else None
+    m = min(MULTI_SCALE_M, len(features)) if name == "multi_scale" else None
     return among.scores(lambda one: function(features, one, k, **options), features, m, shared)
 
 
@@ -196,6 +209,8 @@ def detect_all(
 ) -> dict[str, np.ndarray]:
     """Return the scores of several detectors, as `detect` gives them, from references and neighbours found once.
 
+    `combined` takes the scores of its parts from there where they are asked for as well.
+
     Args:
         features: Image embeddings of the searched set in the suspected model, (N, D).
         detectors: Keys of `DETECTORS`, the ones with the largest k best first.
@@ -219,15 +234,19 @@ def detect_all(
     Raises:
         ValueError: As in `detect`.
     """
-    shared = Shared()
-    common = {"m": m, "k": k, "seed": seed, "normalize": normalize, "shared": shared}
-    common |= {"device": device, "precision": precision, "distributed": distributed}
-    compared = {"reference": reference, "references": references, "combine": combine}
+    shared, functions = Shared(), {name: check_detector(name) for name in detectors}
+    if "combined" in functions:
+        parts = {name: Once(DETECTORS[name]) for name in ("conditional_sparsity", "disagreement")}
+        functions |= {name: part for name, part in parts.items() if name in functions}
+        functions["combined"] = functools.partial(combined, parts=tuple(parts.values()))
+    place = {"m": m, "seed": seed, "normalize": normalize}
+    place |= {"device": device, "precision": precision, "distributed": distributed}
+    compared = {"reference": reference, "count": references, "combine": combine}
     known = {name: value for name, value in given.items() if value is not None}
     found = {}
-    for name in detectors:
+    for name, function in functions.items():
         taken = {one for table in (ALIGNED, OF_REFERENCE, CHOICES) for one in table.get(name, ())}
         options = {key: value for key, value in known.items() if key in taken}
-        options |= {} if name in WITHOUT_REFERENCE else compared
-        found[name] = detect(features, name, **common, **options)
+        among = References(**place, **({} if name in WITHOUT_REFERENCE else compared))
+        found[name] = _scored(name, function, among, features, k, shared, options)
     return found

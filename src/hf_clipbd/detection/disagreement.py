@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, aligned_with, check_k
+from hf_clipbd.detection.aligned import aligned_with
+from hf_clipbd.detection.reference import FLOOR, QUERY_BLOCK, Reference, check_k
 from hf_clipbd.detection.rows import contents, matrix, row_blocks
 from hf_clipbd.detection.selection import kth_smallest
 
@@ -71,14 +72,13 @@ def disagreement(
             raise ValueError(f"Expected `{name}` to have a row for each of {len(features)}, but got {len(given)}.")
     reference = Reference.sample(features) if reference is None else reference
     said = None if texts is None else aligned_with(reference, features, texts, reference_texts, "texts")
-    drawn_from = aligned_with(reference, features, others, reference_others, "others")
-    drawn = np.ascontiguousarray(drawn_from[reference.rows], dtype=np.float32)
+    drawn = aligned_with(reference, features, others, reference_others, "others")
     second = Reference.of(drawn, precision=reference.precision, device=reference.points.device)
     smallest = min(second, reference, key=len)
     k = min(DEFAULT_K, len(smallest) - 1) if k is None else k
     check_k(k, smallest)
     placed = second.place(drawn)
-    alike = None if said is None else _Alike(said[reference.rows], placed, k)
+    alike = None if said is None else _Alike(said, placed, k)
     return _scores(features, reference, others, second, placed, k, texts, alike)
 
 

@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """How well scores tell poisoned rows from clean ones."""
 
-import math
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from hf_clipbd.detection.threshold import removed_rows
 
 
 def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None = None) -> dict[str, float | int]:
@@ -20,8 +21,9 @@ def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None =
     Returns:
         `auroc`; `auprc` (average precision; a random score has the poison rate); `fpr_at_95_tpr` (share of clean rows
         that score as high as the lowest threshold that catches 95 % of the poisoned ones); `precision`; `recall`;
-        `recall_at_1_percent` (share of the poisoned rows among the 1 % of all rows, rounded up, that score highest;
-        under 1 where more than these are poisoned); `n`; `n_poisoned`. Shares in [0, 1] as Python floats.
+        `recall_at_1_percent` (share of the poisoned rows among the 1 % of all rows, rounded up as a removal rounds it
+        (`removed_rows`), that score highest; under 1 where more than these are poisoned); `n`; `n_poisoned`. Shares in
+        [0, 1] as Python floats.
 
     Raises:
         ValueError: If the lengths differ, a score is NaN, a label is neither 0 nor 1, only one kind of row is there,
@@ -55,7 +57,7 @@ def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None =
         "fpr_at_95_tpr": float(fpr[np.argmax(tpr >= 0.95)]),
         "precision": float(caught / n_flagged),
         "recall": float(caught / n_poisoned),
-        "recall_at_1_percent": float(_caught(scores, poisoned, math.ceil(n / 100)) / n_poisoned),
+        "recall_at_1_percent": float(_caught(scores, poisoned, removed_rows(n, 0.01)) / n_poisoned),
         "n": n,
         "n_poisoned": n_poisoned,
     }

@@ -255,28 +255,6 @@ class Reference:
         return Points(self.points[order], self.precision, REFERENCE_BLOCK), order, order.argsort()
 
 
-def aligned_with(reference: Reference, features: Any, given: Any, of_reference: Any, name: str) -> np.ndarray:
-    """Return the matrix whose row `reference.rows[i]` belongs to the i-th point, or raise `ValueError`.
-
-    Args:
-        reference: What rows are compared with.
-        features: The searched set, (N, D).
-        given: What is aligned with it, (N, D2).
-        of_reference: What is aligned with the rows that the reference was drawn from; None where these are the
-            searched ones.
-        name: Of `given` in messages.
-    """
-    if of_reference is None and reference.drawn_from(features):
-        return matrix(given)
-    needed, got = int(reference.rows.max()) + 1, None if of_reference is None else len(of_reference)
-    if got is None or got < needed:
-        raise ValueError(
-            f"Expected `reference_{name}`, {name} of the rows that the reference was drawn from, at least {needed} of "
-            f"them, since it is no sample of the searched features, but got {got}. Give `reference_{name}`."
-        )
-    return matrix(of_reference)
-
-
 def _checked(precision: str | None, device: torch.device, backend: str) -> Literal["float32", "bfloat16"]:
     """Return the precision, the best one where it is None, or raise `ValueError`."""
     if backend not in ("torch", "faiss"):

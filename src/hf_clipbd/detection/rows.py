@@ -14,7 +14,13 @@ Item = TypeVar("Item")
 
 
 def matrix(features: Any) -> np.ndarray:
-    """Return `features` as a floating-point matrix (rows, dimensions), or raise `ValueError`."""
+    """Return `features` as a floating-point matrix (rows, dimensions), or raise `ValueError`.
+
+    Tensors may be on any device; those of bfloat16, which NumPy lacks, become float32.
+    """
+    if isinstance(features, torch.Tensor):
+        features = features.detach().cpu()
+        features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()
     features = np.asarray(features)
     if features.ndim != 2 or features.shape[1] < 1 or not np.issubdtype(features.dtype, np.floating):
         raise ValueError(

@@ -2,7 +2,10 @@
 """What the detectors of one search have in common: a reference drawn once, and neighbours found once."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from hf_clipbd.detection.kept import Kept
 from hf_clipbd.detection.reference import Reference
@@ -10,6 +13,27 @@ from hf_clipbd.detection.reference import Reference
 
 ROOM = 256
 """Megabytes of neighbours that are kept: those of 500,000 rows with 64 each."""
+
+
+class Once:
+    """A detector that scores one set, and does so once for each reference.
+
+    What was scored is told apart by the reference alone, so it is for one search: the same features and options in
+    every call.
+
+    Args:
+        detector: `detector(features, reference, ...) -> scores (N,)`.
+    """
+
+    def __init__(self, detector: Callable[..., np.ndarray]):
+        self._detector = detector
+        self._found: dict[Reference, np.ndarray] = {}
+
+    def __call__(self, features: Any, reference: Reference, *more: Any, **options: Any) -> np.ndarray:
+        """Return the scores against this reference, those that were found before where it is known."""
+        if reference not in self._found:
+            self._found[reference] = self._detector(features, reference, *more, **options)
+        return self._found[reference]
 
 
 class Shared:

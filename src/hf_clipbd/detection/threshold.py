@@ -41,6 +41,23 @@ class Cut:
         return max(0.0, self.n_removed - self.expected_clean)
 
 
+def removed_rows(n: int, share: float) -> int:
+    """Return how many of n rows are removed where a share of them is asked for: share * n, rounded up.
+
+    The one definition of it: `cut_share` removes so many, `detection_performance` takes the recall at 1 % among so
+    many, and so does the table of `benchmarks/detectors_table.py`.
+
+    Args:
+        n: Rows in all, at least 1.
+        share: In (0, 1).
+
+    Example:
+        >>> removed_rows(250, 0.01), removed_rows(100, 0.07), removed_rows(7, 0.01)
+        (3, 7, 1)
+    """
+    return max(1, math.ceil(round(share * n, 6)))  # 0.07 * 100 is a little over 7 in floating point
+
+
 def cut_share(scores: Any, share: float) -> Cut:
     """Return the threshold that removes a share of the rows, those of the highest scores.
 
@@ -81,7 +98,7 @@ def cut_share(scores: Any, share: float) -> Cut:
     if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
         raise ValueError(f"Expected at least two finite scores in a row, but got shape {scores.shape}.")
     n = len(scores)
-    count = max(1, math.ceil(round(share * n, 6)))  # 0.07 * 100 is a little over 7 in floating point
+    count = removed_rows(n, share)
     threshold = float(np.partition(scores, n - count)[n - count])
     removed = int((scores >= threshold).sum())
     if removed > TIED * count or removed == n:
