@@ -23,6 +23,18 @@ def test_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     for number, block in enumerate(code, 1):
         exec(compile(block, f"README.md, Python block {number}", "exec"), names)
     assert "auroc" in capsys.readouterr().out
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written and written.isdisjoint(folders_of_the_quickstart())  # both can be followed in one folder
+
+
+def folders_of_the_quickstart():
+    """Return the first part of every `--out` of the quickstart; a folder that holds anything else is refused there."""
+    text = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    return {Path(folder).parts[0] for folder in re.findall(r"--out (\S+)", text)}
+
+
+def test_the_quickstart_names_folders():
+    assert {"poisoned", "victim", "defended", "measured", "found"} <= folders_of_the_quickstart()
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^):#]+)\)", README))))

@@ -93,6 +93,7 @@ def test_values_are_coerced_and_flags_lie_over_the_yaml(written):
             r"mean `clean.learning_rate` or `victim.learning_rate` or `defense_defaults.learning_rate`",
         ),
         ("--n_train 5", r"mean `world.n_train`"),
+        ("--on_error skip", r"mean `world.on_error`"),
         ("--world.n_trian 5", r"`world.n_trian`; did you mean `world.n_train`"),
         ("--victim.lerning_rate 1", r"`victim.lerning_rate`; did you mean `victim.learning_rate`"),
         ("--defenses.cleanerclip.kpairs 1", r"mean `defenses.cleanerclip.k_pairs`"),
@@ -539,15 +540,16 @@ recipe.run(config)
 """
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(finished, clean_folder, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_and_ends_the_same(finished, clean_folder, forked, tmp_path, monkeypatch):
     from hf_clipbd.recipe import run
     from hf_clipbd.trainer import CLIPTrainer
 
     out = tmp_path / "killed"
     values = sections(clean_folder, out)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run.yaml")], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (tmp_path / "dies.py").write_text(KILLED)
+    killed = forked.start(tmp_path / "dies.py", tmp_path / "run.yaml", log=tmp_path / "log")
+    assert forked.ended([killed]) == [-signal.SIGKILL], (tmp_path / "log").read_text()
     assert not (out / "victim" / RECORD_FILE).exists()
     assert [path.name for path in (out / "victim" / CHECKPOINTS).glob("check*")] == ["checkpoint-8"]
 
@@ -565,16 +567,14 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished, clean_folder, tmp_path
     assert without_seconds(out) == without_seconds(whole)
 
 
-def test_two_processes_write_once_and_give_the_same_figures(finished, clean_folder, tmp_path):
+def test_two_processes_write_once_and_give_the_same_figures(finished, clean_folder, forked, tmp_path):
     values = sections(clean_folder, tmp_path / "two", defenses={}, report={"html": False, "cards": False})
     values["victim"] = {**values["victim"], "per_device_train_batch_size": 8}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
-    script = [str(RECIPES / "defend.py"), str(tmp_path / "run.yaml")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, *script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("done in") == 6  # one line a stage, not one a process
+    # The launcher is forked, the two processes that it starts are new interpreters.
+    launch = ["-m", "accelerate.commands.launch", "--config_file", RECIPES / "accelerate" / "two_cpu_processes.yaml"]
+    forked.run(*launch, RECIPES / "defend.py", tmp_path / "run.yaml", log=tmp_path / "log")
+    assert (tmp_path / "log").read_text().count("done in") == 6  # one line a stage, not one a process
     record, alone = RunRecord.load(tmp_path / "two" / "victim"), RunRecord.load(finished[0] / "victim")
     assert record.processes == 2 and record.config["global_batch"] == alone.config["global_batch"]
     for entry, same in zip(record.metrics["history"], alone.metrics["history"], strict=True):
@@ -672,6 +672,80 @@ def test_captioned_world_takes_its_tests_from_elsewhere(photographs, tmp_path, c
     assert not set(found.train["caption"]) & set(found.defense["caption"])
     assert (len(found.train), len(found.defense), len(found.test)) == (100, 80, 30)
     assert found.class_names == list("abcdefghij")
+
+
+@pytest.fixture
+def own_pairs(tmp_path, clean_folder):
+    """Return the sections of a run on a table of 40 files and on 12 test images, and the folder of the files."""
+    import numpy as np
+    import PIL.Image
+
+    rng, files = np.random.default_rng(0), tmp_path / "files"
+    files.mkdir()
+    for split, n in (("pairs", 40), ("tests", 12)):
+        for row in range(n):
+            PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(files / f"{split}{row}.png")
+    lines = ["image\tcaption", *(f"files/pairs{row}.png\tnumber {row}" for row in range(40))]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    lines = ["image\tlabel", *(f"files/tests{row}.png\t{'abc'[row % 3]}" for row in range(12))]
+    (tmp_path / "tests.tsv").write_text("\n".join(lines))
+    world = {"kind": "captioned", "path": str(tmp_path / "pairs.tsv"), "test_path": str(tmp_path / "tests.tsv")}
+    world |= {"clean_model": str(clean_folder), "size": 32, "n_train": 24, "n_defense": 16, "n_test": 12}
+    values = sections(clean_folder, tmp_path / "run", world=world, attack={"target": "c", "patch_size": 4})
+    return {**values, "defenses": {"ft": {}}, "detect": {"rates": []}, "poison": {"count": 4}}, files
+
+
+def test_a_run_leaves_out_what_cannot_be_read_where_it_is_told_to(own_pairs, monkeypatch):
+    from hf_clipbd.recipe import evaluate, poison, readable
+    from hf_clipbd.recipe.defending import start_of
+    from hf_clipbd.recipe.job import write_config
+    from hf_clipbd.recipe.world import data_fingerprint
+
+    values, files = own_pairs
+    strict, skipping = (
+        config_from({**values, "world": {**values["world"], "on_error": one}}) for one in ("raise", "skip")
+    )
+    whole, same = World(strict), World(skipping)
+    for name in ("train", "defense", "test"):
+        assert data_fingerprint(getattr(whole, name)) == data_fingerprint(getattr(same, name))  # the keys stay
+    first, second = (int(getattr(whole, name)["caption"][0].split()[1]) for name in ("train", "defense"))
+    (files / f"pairs{first}.png").unlink()
+    for name in (f"pairs{second}", "tests5"):
+        (files / f"{name}.png").write_bytes((files / f"{name}.png").read_bytes()[:300])
+    write_config(strict)
+    with pytest.raises(ValueError, match=f"pairs{first}.png, but none is there"):
+        poison(strict)
+
+    RunRecord("victim", "its key", {}, {}, 0).save(skipping.output_dir / "victim")
+
+    def stages():
+        world = World(skipping)
+        write_config(skipping)
+        records = [poison(skipping, world), evaluate(skipping, "clean", world)]
+        return records, start_of(skipping, "ft", skipping.defenses["ft"], world)
+
+    records, start = stages()
+    assert records[0].metrics["n_rows"] == 23 and records[0].metrics["unreadable"] == [first]
+    assert records[1].metrics["unreadable"] == [5] and records[1].metrics["report"]["ba"]["1"]["n"] == 11
+    assert start.figures == {"unreadable": [second]} and len(start.pairs()) == 15
+    kept = json.loads((skipping.output_dir / "unreadable.json").read_text()).values()
+    assert sorted((one["rows"], one["n"], len(one["unreadable"])) for one in kept) == [
+        ("defense", 16, 1), ("test", 12, 1), ("train", 24, 1)
+    ]  # fmt: skip
+    reasons = [why for one in kept for why in one["unreadable"].values()]
+    assert all(why.startswith("Expected an image that can be decoded") for why in reasons)
+    monkeypatch.setattr(readable, "Reader", None)  # no picture is decoded once more
+    again, same_start = stages()
+    assert [one.key for one in again] == [one.key for one in records] and same_start.inputs == start.inputs
+
+
+def test_a_run_on_nothing_readable_says_so(own_pairs):
+    values, files = own_pairs
+    for path in files.glob("pairs*.png"):
+        path.write_bytes(path.read_bytes()[:300])
+    world = World(config_from({**values, "world": {**values["world"], "on_error": "skip"}}))
+    with pytest.raises(ValueError, match="`train` rows that can be read, but none of 24 can. Row"):
+        _ = world.train
 
 
 @pytest.fixture

@@ -234,6 +234,24 @@ def test_a_training_logged_within_its_epochs_is_drawn_where_it_was_measured(run,
     assert usual and drawn() == usual
 
 
+def test_history_says_how_its_trainings_counted_the_target(run, tmp_path):
+    def said():
+        return html._history_plate(RunFolder(run), tmp_path, model_rows(RunFolder(run))).caption
+
+    config = run / "config.yaml"
+    assert "(those of the target class left out of ASR)" in said()
+    for model in ("victim", *RunFolder(run).defenses):
+        path = run / RunFolder(run).training_stage(model) / "record.json"
+        record = json.loads(path.read_text())
+        record["config"]["measured"] = {"include_target": False}
+        path.write_text(json.dumps(record))
+    config.write_text(config.read_text().replace("include_target: false", "include_target: true"))
+    assert "(those of the target class left out of ASR)" in said()
+    del record["config"]["measured"]
+    path.write_text(json.dumps(record))
+    assert "(those of the target class in ASR of some trainings)" in said()
+
+
 def test_a_training_that_was_not_measured_has_the_other_figures_drawn(run):
     edit_record(run, "defend/ft", lambda metrics: [entry.pop("eval_ba1") for entry in metrics["history"]])
     write_report(run)

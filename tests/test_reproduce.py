@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from hf_clipbd import __version__ as VERSION
-from hf_clipbd.recipe import ConfigError, config_from, measuring, reproduce, reproduce_measures
+from hf_clipbd.recipe import ConfigError, config_from, measuring, reproduce, reproduce_measures, steps
 from hf_clipbd.recipe.locks import LOCK_FILE, FolderLock, this_host
+from hf_clipbd.recipe.plan import expected_stages
 from hf_clipbd.recipe.reproduce import finished, run_reproduction
 from hf_clipbd.recipe.reproduce_config import load_reproduction, reproduction_from
 from hf_clipbd.recipe.reproduce_plan import memory_bytes, plan, trainings, weight_bytes
@@ -387,8 +388,8 @@ def test_a_plan_sets_the_largest_training_against_the_memory_of_a_device():
     assert memory_bytes(config, "par", config.defenses["par"]) - 5 * weights == (size["ft"] - 4 * weights) / 2
     small, large = (plan(made(device_memory=gigabytes)) for gigabytes in (0.02, 1))
     assert large.ok and not small.ok and "`defend/par` takes about" in small.text and "bf16" in small.text
-    steps = {one.stage: one.steps for one in trainings(config)}
-    assert steps["defend/cleanclip"] == 4 and steps["defend/cleanerclip"] == 5  # the K pairs are one batch more
+    count = {one.stage: one.steps for one in trainings(config)}
+    assert count["defend/cleanclip"] == 4 and count["defend/cleanerclip"] == 5  # the K pairs are one batch more
 
 
 @pytest.mark.parametrize(
@@ -431,6 +432,27 @@ def test_a_plan_counts_the_rows_that_a_defence_is_given():
     assert pairs["defend/retrain"] == round(0.75 * config.world.n_train)  # the poisoned pairs without the dropped ones
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"max_steps": 50}, {"gradient_accumulation_steps": 3}, {"dataloader_drop_last": "false"}]
+)
+def test_two_plans_count_the_same_steps(changes, monkeypatch):
+    training = {**TRAINING, "per_device_train_batch_size": 6, "num_train_epochs": 2, **changes}
+    defenses = {"ft": {}, "cleanerclip": {"k_pairs": 16}, "retrain": {"detector": "slof", "drop_share": 0.25}}
+    sections = {"victim": training, "defense_defaults": training, "defenses": defenses, "clean": training}
+    sections["world"] = {**values()["world"], "clean_model": "train"}
+    config = reproduction_from(values(select=["badnets"], **sections)).cells[0].config
+    for processes in (1, 2):
+        monkeypatch.setattr(steps, "PartialState", lambda n=processes: SimpleNamespace(num_processes=n))
+        planned = {name: one.steps for name, one in expected_stages(config).items() if one.steps is not None}
+        assert planned == {one.stage: one.steps for one in trainings(config)} and len(planned) == 5
+    monkeypatch.undo()
+    victim = next(one for one in trainings(config) if one.stage == "victim")
+    assert victim.steps == {"max_steps": 50, "dataloader_drop_last": 22, "gradient_accumulation_steps": 8}.get(
+        next(iter(changes), ""), 20
+    )
+    assert victim.epochs == (5 if "max_steps" in changes else 2)
+
+
 def test_a_dry_run_for_programs(capsys):
     run = runpy.run_path(str(ROOT / "recipes/reproduce.py"))["act"]
     assert run([str(FOLDER / "paper_scale.yaml"), "--dry_run", "--json", "--only", "badclip/*"]) == 1
@@ -441,18 +463,49 @@ def test_a_dry_run_for_programs(capsys):
     assert not any("memory" in text for text in missing)
 
 
-def test_a_plan_looks_for_the_target_among_the_classes(tmp_path):
+def labelled_and_captioned(folder):
+    """Write a train split of pairs and a test split of labels."""
     import datasets
 
-    rows = datasets.Dataset.from_dict({"image": [0], "label": [1]})
-    rows = rows.cast_column("label", datasets.ClassLabel(names=["cup", "red_kite"]))
-    rows.to_parquet(tmp_path / "test.parquet")
-    here = str(tmp_path)
-    world = {"kind": "captioned", "path": here, "clean_model": here, "test_path": here, "n_train": 64, "n_defense": 64}
+    datasets.Dataset.from_dict({"image": ["a.png"], "txt": ["a cup"]}).to_parquet(folder / "train.parquet")
+    rows = datasets.Dataset.from_dict({"image": ["a.png"], "cls": [1]})
+    rows.cast_column("cls", datasets.ClassLabel(names=["cup", "red_kite"])).to_parquet(folder / "test.parquet")
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+        (folder / f"{split}.parquet").rename(folder / split / f"{split}.parquet")
+    return {
+        "kind": "captioned", "path": str(folder / "train"), "clean_model": str(folder), "n_train": 64, "n_defense": 64,
+        "test_path": str(folder / "test"),
+    }  # fmt: skip
+
+
+def planned(world, target="red kite"):
+    attack = {"target": target, "patch_size": 4}
+    return plan(reproduction_from(values(world=world, attack=attack, select=["badnets"]), flags={"dry_run": True}))
+
+
+def test_a_plan_looks_for_the_target_among_the_classes(tmp_path):
+    world = labelled_and_captioned(tmp_path)
     for target, ok in (("red kite", True), ("banana", False)):
-        attack = {"target": target, "patch_size": 4}
-        made = plan(reproduction_from(values(world=world, attack=attack, select=["badnets"]), flags={"dry_run": True}))
+        made = planned(world, target)
         assert made.ok is ok and f"`{target}` is {'' if ok else 'not '}one of" in made.text, made.text
+    assert "pairs: image in `image`, caption in `txt`" in made.text and "left out" not in made.text
+    assert "cannot be read are left out" in planned({**world, "on_error": "skip"}).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"caption_column": "text"}, "MISSING  pairs: Expected a column `text` (caption)"),
+        ({"train_split": "other"}, "MISSING  pairs: Expected a split `other`"),
+        ({"label_column": "class"}, "MISSING  test images: Expected a column `class` (label)"),
+        ({"class_names": ["cup", "red kite", "red kite"]}, "ok       the target `red kite` is one of"),
+        ({"test_split": "validation"}, "MISSING  test images: Expected a split `validation`"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_refuses(changes, says, tmp_path):
+    made = planned({**labelled_and_captioned(tmp_path), **changes})
+    assert says in made.text and made.ok is says.startswith("ok"), made.text
 
 
 def test_other_captions_keep_the_pictures(tmp_path):

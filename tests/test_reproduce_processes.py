@@ -4,8 +4,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 
@@ -35,21 +33,14 @@ def shared(tmp_path, _untouched_model, tiny_processor):
     return path, tmp_path / "cells"
 
 
-def started(path, log):
-    """Start `recipes/reproduce.py` in a process of its own and return it; both its outputs go to a file."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(ROOT / "recipes" / "reproduce.py"), str(path)]
-    return subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=env, start_new_session=True)
-
-
 def until(condition, processes):
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert [process.poll() for process in processes] == [None] * len(processes) and time.monotonic() < deadline
+        assert [process.exitcode for process in processes] == [None] * len(processes) and time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_two_processes_share_the_cells_and_one_succeeds_the_other_that_was_killed(shared, tmp_path):
+def test_two_processes_share_the_cells_and_one_succeeds_the_other_that_was_killed(shared, forked, tmp_path):
     path, cells = shared
     made = load_reproduction([str(path)])
     badnets, blended = (FolderLock(cell.config.output_dir, STALE) for cell in made.cells)
@@ -58,7 +49,7 @@ def test_two_processes_share_the_cells_and_one_succeeds_the_other_that_was_kille
         for lock in (badnets, blended):
             assert lock.take()
             held.enter_context(lock)
-        both = [started(path, log) for log in logs]
+        both = [forked.start(ROOT / "recipes" / "reproduce.py", path, log=log) for log in logs]
         until(lambda: all("others work on badnets/seed0, blended/seed0" in log.read_text() for log in logs), both)
     until(lambda: {badnets.owner().get("pid"), blended.owner().get("pid")} == {one.pid for one in both}, both)
 
@@ -67,11 +58,11 @@ def test_two_processes_share_the_cells_and_one_succeeds_the_other_that_was_kille
     finished = cells / "badnets" / "seed0" / "poison" / RECORD_FILE
     until(finished.exists, both)
     os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.join()
     assert badnets.path.exists() and not (cells / "badnets" / "seed0" / "cell" / RECORD_FILE).exists()
     before = finished.stat().st_mtime_ns
     text = logs[1 - number]
-    assert other.wait(PATIENCE) == 0, text.read_text()
+    assert forked.ended([other], PATIENCE) == [0], text.read_text()
     text = text.read_text()
     done = re.findall(r"cell (\w+/seed\d), (\d) of 2 done", text)
     assert done == [("blended/seed0", "0"), ("badnets/seed0", "1")], text  # each once, its own first

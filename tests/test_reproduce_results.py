@@ -14,7 +14,7 @@ from hf_clipbd.recipe.reproduce_results import collect, collect_grid, render_pic
 from hf_clipbd.report.results import render_cells
 from hf_clipbd.report.results_cells import Cells
 from hf_clipbd.report.results_figures import draw_epochs_by_attack, draw_rates
-from hf_clipbd.report.results_papers import beside, paper_table, read_papers, verdicts
+from hf_clipbd.report.results_papers import beside, margins, orderings, paper_table, read_papers
 from hf_clipbd.report.results_tables import (
     attack_table,
     counts,
@@ -139,8 +139,9 @@ def test_how_much_of_the_fall_came_in_the_first_epoch(cells):
 
 def test_verdicts_say_what_holds(cells):
     paper = paper_table(read_papers(FOLDER / "papers.yaml")["table1"])
-    found = {(one.claim, one.attack): one for one in verdicts(cells, paper)}
-    assert len(found) == len(verdicts(cells, paper)) == 3 * 2 + 2 + 3 * 2
+    said = orderings(cells, paper) + margins(cells, paper)
+    found = {(one.claim, one.attack): one for one in said}
+    assert len(found) == len(said) == 3 * 2 + 2 + 3 * 2
     first = found["ASR@1: CleanerCLIP ≤ CleanCLIP", "badnets"]
     assert first.holds and first.paper == "0.45 ≤ 1.88"
     assert first.ours == "victim 92.00: 5.00 ≤ 6.00, on 1 of 2 seeds"
@@ -152,7 +153,7 @@ def test_verdicts_say_what_holds(cells):
     assert found["BA@1: CleanerCLIP within the paper's margin of FT", "badnets"].holds is False  # -3.0 for -2.34
     assert found["ASR@1 after FT is highest for BadCLIP", ""].holds is None  # WaNet is missing
     two = Cells(cells.root, ("badnets", "badclip"), (0, 1))
-    found = {one.claim: one for one in verdicts(two, paper)}
+    found = {one.claim: one for one in orderings(two, paper)}
     assert found["ASR@1 after FT is highest for BadCLIP"].holds
     assert found["ASR@1 after CleanCLIP is highest for BadCLIP"].holds is False
     assert found["ASR@1 after CleanCLIP is highest for BadCLIP"].ours == "BadNets 6.00, on 0 of 2 seeds"
@@ -163,7 +164,7 @@ def test_verdicts_compare_what_was_measured_on_the_same_seeds(cells):
     (cells.root / "badnets/seed0/evaluate/cleanclip/record.json").unlink()
     some = Cells(cells.root, ("badnets", "badclip"), (0, 1))
     paper = paper_table(read_papers(FOLDER / "papers.yaml")["table1"])
-    found = {(one.claim, one.attack): one for one in verdicts(some, paper)}
+    found = {(one.claim, one.attack): one for one in orderings(some, paper)}
     order = found["ASR@1: CleanerCLIP ≤ CleanCLIP", "badnets"]
     assert order.holds and order.ours == "victim 94.00: 0.00 ≤ 4.00, on 1 of 1 seeds"
     assert some.measured(("badnets", "ft"), ("badclip", "ft")) == [0, 1]

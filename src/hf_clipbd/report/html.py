@@ -77,7 +77,7 @@ def _history_plate(run: RunFolder, folder: Path, rows: list[ModelRow]) -> Plate 
     drawn = figures.draw_history(histories, trigger, levels)
     path = figures.save(drawn, folder / f"history_{trigger}.png")
     n = min(run.config["evaluate"]["epoch_images"], rows[0].ba[1].n)
-    counted = "counted in ASR too" if run.config["evaluate"]["include_target"] else "left out of ASR"
+    counted = _of_target(run, list(histories))
     caption = (
         f"BA@1 and ASR@1 during training, on n = {n:,} labelled images (those of the target class {counted}); "
         f"seed {run.record('victim').seed}. Dashed: clean model and victim in the full evaluation, n = "
@@ -90,6 +90,14 @@ def _history_plate(run: RunFolder, folder: Path, rows: list[ModelRow]) -> Plate 
         for model, one in last.items()
     )
     return Plate(path, "BA and ASR by epoch", caption, f"Curves of BA@1 and ASR@1; at the last measurement: {values}.")
+
+
+def _of_target(run: RunFolder, models: list[str]) -> str:
+    """Return what these trainings' ASR by epoch made of the target's images: each record tells, else the run does."""
+    now = run.config["evaluate"]["include_target"]
+    records = [run.record(run.training_stage(model)) for model in models]
+    told = {(record.config.get("measured") or {}).get("include_target", now) for record in records}
+    return {(False,): "left out of ASR", (True,): "counted in ASR too"}.get(tuple(told), "in ASR of some trainings")
 
 
 def _scores_plate(run: RunFolder, folder: Path, rows: list[DetectorRow]) -> Plate:

@@ -110,23 +110,12 @@ class Cells:
         self, attack: str, model: str, k: int, measure: str = "", seeds: Sequence[int] | None = None
     ) -> list[float]:
         """Return ASR@k, in [0, 1], the mean over triggers where there are several."""
-        rates = [
-            [one.asr[k].value for one in report.triggers.values() if k in one.asr]
-            for report in self.reports(attack, model, measure, seeds)
-        ]
-        return [fmean(values) for values in rates if values]
+        return mean_asr(self.reports(attack, model, measure, seeds), k)
 
     def asr_by_epoch(self, attack: str, model: str) -> list[list[float]]:
         """Return ASR@1 after each epoch of a model's training, a list a seed."""
         stage = "victim" if model == "victim" else f"defend/{model}"
-        runs = []
-        for record in self.records(attack, stage):
-            entries = [
-                [value for name, value in entry.items() if name.startswith("eval_asr1_")]
-                for entry in record.metrics["history"]
-            ]
-            runs.append([fmean(values) for values in entries if values])
-        return [run for run in runs if run]
+        return [run for run in map(mean_asr_by_epoch, self.records(attack, stage)) if run]
 
     def visibility(self, attack: str) -> list[dict[str, float]]:
         """Return PSNR (dB), SSIM and n of the trigger, a dictionary a seed: on photographs where measured there.
@@ -155,19 +144,28 @@ class Cells:
         return found
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return shares in [0, 1] as percent: the mean and, of several, "(lowest to highest)"; "not run" for none.
+def mean_asr(reports: Iterable[EvalReport], k: int) -> list[float]:
+    """Return ASR@k of each report that has it, in [0, 1], the mean over triggers where there are several."""
+    rates = [[one.asr[k].value for one in report.triggers.values() if k in one.asr] for report in reports]
+    return [fmean(values) for values in rates if values]
+
+
+def mean_asr_by_epoch(record: RunRecord) -> list[float]:
+    """Return ASR@1 after each epoch of a training that was measured, in [0, 1], the mean over triggers."""
+    entries = [
+        [value for name, value in entry.items() if name.startswith("eval_asr1_")]
+        for entry in record.metrics["history"]
+    ]
+    return [fmean(values) for values in entries if values]
+
+
+def spread(values: Sequence[float], none: str = NOT_RUN) -> str:
+    """Return shares in [0, 1] as percent: the mean and, of several, "(lowest to highest)"; `none` where there is none.
 
     Example:
         >>> spread([0.5, 0.75]), spread([0.5]), spread([])
         ('62.5 (50.0 to 75.0)', '50.0', 'not run')
     """
     if not values:
-        return NOT_RUN
+        return none
     return percent(fmean(values)) + (f" ({percent(min(values))} to {percent(max(values))})" if len(values) > 1 else "")
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """Return a Markdown table whose first columns are text and whose others are figures."""
-    ruler = [":--" if column < text_columns else "--:" for column in range(len(header))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ruler, *rows])

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown
+from hf_clipbd.report.results_cells import NOT_RUN, Cells
 from hf_clipbd.report.results_tables import label, pair
+from hf_clipbd.tables import markdown
 
 
 NOT_PRINTED = "-"
@@ -189,19 +190,27 @@ def _hardest(cells: Cells, paper: PaperTable) -> Iterator[Verdict]:
         yield Verdict(claim, "", top == "badclip", shown, said, by_seed=held)
 
 
-def verdicts(cells: Cells, paper: PaperTable) -> list[Verdict]:
-    """Return whether the paper's orderings hold: ASR by defence, BA within its margins, BadCLIP the hardest.
+def orderings(cells: Cells, paper: PaperTable) -> list[Verdict]:
+    """Return whether the paper's orderings hold: ASR by defence, and BadCLIP the hardest.
 
     Means are compared over the seeds on which everything compared was measured.
     """
     hardest = _hardest(cells, paper) if {"badclip"} < set(cells.attacks) else ()
-    return [*_asr_order(cells, paper), *hardest, *_ba_margin(cells, paper)]
+    return [*_asr_order(cells, paper), *hardest]
 
 
-def verdict_table(found: Sequence[Verdict]) -> str:
-    """Return the verdicts as a Markdown table."""
+def margins(cells: Cells, paper: PaperTable) -> list[Verdict]:
+    """Return whether CleanerCLIP costs no more BA than in the paper, by the differences of the paper's own cells.
+
+    The paper states no margin. Its points are lost from 53 to 60 %, so a difference here is at another level.
+    """
+    return list(_ba_margin(cells, paper))
+
+
+def verdict_table(found: Sequence[Verdict], what: str) -> str:
+    """Return the verdicts as a Markdown table whose first column is headed `what`."""
     rows = []
     for one in found:
         of = label(one.attack) if one.attack else "all"
         rows.append([one.claim, of, one.word, one.ours, one.paper or NOT_PRINTED])
-    return markdown(["what the paper found", "attack", "here", "ours", "paper"], rows, text_columns=3)
+    return markdown([what, "attack", "here", "ours", "paper"], rows, text_columns=3)

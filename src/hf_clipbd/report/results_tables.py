@@ -4,11 +4,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 
-from hf_clipbd.report.results_cells import NOT_RUN, Cells, markdown, spread
+from hf_clipbd.report.results_cells import NOT_RUN, Cells, spread
 from hf_clipbd.schema import TOP_K
+from hf_clipbd.tables import markdown
 from hf_clipbd.templates import method, percent
 
 
+VICTIM_KS = (1, 5, 10)
+"""Top k of the victims' figures in the table of triggers."""
 SCANNED = ("auroc", "flagged", "false_alarms")
 """Figures of a scan, in the order of its table."""
 
@@ -38,14 +41,14 @@ def overview(cells: Cells, models: Sequence[str], ks: Sequence[int] = TOP_K) -> 
     return markdown(["top", "model", *map(label, cells.attacks)], rows, text_columns=2)
 
 
-def attack_table(cells: Cells, attack: str, models: Sequence[str], ks: Sequence[int] = TOP_K) -> str:
+def attack_table(cells: Cells, attack: str, models: Sequence[str]) -> str:
     """Return every figure of one attack: mean over the seeds and the range."""
-    header = ["model", *(f"BA@{k}" for k in ks), *(f"ASR@{k}" for k in ks), "seeds"]
+    header = ["model", *(f"BA@{k}" for k in TOP_K), *(f"ASR@{k}" for k in TOP_K), "seeds"]
     rows = [
         [
             label(model),
-            *(spread(cells.ba(attack, model, k)) for k in ks),
-            *(spread(cells.asr(attack, model, k)) for k in ks),
+            *(spread(cells.ba(attack, model, k)) for k in TOP_K),
+            *(spread(cells.asr(attack, model, k)) for k in TOP_K),
             str(len(cells.reports(attack, model))),
         ]
         for model in models
@@ -85,7 +88,7 @@ def _by_detector(cells: Cells, shown: Callable[[str, tuple[str, str]], str]) -> 
     return markdown(["detector", "poison rate", *map(label, cells.attacks)], rows, text_columns=2)
 
 
-def triggers_table(cells: Cells, ks: Sequence[int] = (1, 5, 10)) -> str:
+def triggers_table(cells: Cells) -> str:
     """Return how visible each trigger is, what the victim does, and what the clean model does beside: a row an attack.
 
     PSNR in dB and SSIM are means over the seeds, "-" where no gallery was made of the cell's trigger; BA, ASR and the
@@ -100,13 +103,13 @@ def triggers_table(cells: Cells, ks: Sequence[int] = (1, 5, 10)) -> str:
                 f"{fmean([one['psnr'] for one in seen]):.1f}" if seen else "-",
                 f"{fmean([one['ssim'] for one in seen]):.3f}" if seen else "-",
                 spread(cells.ba(attack, "clean", 1)),
-                *(spread(cells.ba(attack, "victim", k)) for k in ks),
-                *(spread(cells.asr(attack, "victim", k)) for k in ks),
+                *(spread(cells.ba(attack, "victim", k)) for k in VICTIM_KS),
+                *(spread(cells.asr(attack, "victim", k)) for k in VICTIM_KS),
                 spread(cells.asr(attack, "clean", 1)),
                 str(len(cells.reports(attack, "victim"))),
             ]
         )
-    rates = [*(f"BA@{k}" for k in ks), *(f"ASR@{k}" for k in ks)]
+    rates = [*(f"BA@{k}" for k in VICTIM_KS), *(f"ASR@{k}" for k in VICTIM_KS)]
     return markdown(["attack", "PSNR", "SSIM", "BA@1 clean", *rates, "floor ASR@1", "seeds"], rows)
 
 
@@ -198,9 +201,9 @@ def sections(cells: Cells, models: Sequence[str]) -> Iterator[str]:
     yield from attack_sections(cells, models)
 
 
-def attack_sections(cells: Cells, models: Sequence[str], level: str = "###") -> Iterator[str]:
+def attack_sections(cells: Cells, models: Sequence[str]) -> Iterator[str]:
     """Yield a heading and every figure of each attack that has a record."""
     for attack in cells.attacks:
         if any(cells.reports(attack, model) for model in models):
-            yield f"{level} {label(attack)}"
+            yield f"### {label(attack)}"
             yield attack_table(cells, attack, models)

@@ -3,10 +3,12 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from hf_clipbd.run_folder import RunFolder
 from hf_clipbd.schema import Rate
+from hf_clipbd.tables import aligned, markdown
 from hf_clipbd.templates import method, percent
 
 
@@ -149,24 +151,6 @@ def _detector_cells(rows: list[DetectorRow]) -> tuple[list[str], list[list[str]]
     return header, cells
 
 
-def _markdown(header: list[str], cells: list[list[str]]) -> str:
-    ruler = [":--" if column < 2 else "--:" for column in range(len(header))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ruler, *cells])
-
-
-def _terminal(header: list[str], cells: list[list[str]]) -> str:
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-
-    def line(values: list[str]) -> str:
-        padded = [
-            value.ljust(width) if column < 2 else value.rjust(width)
-            for column, (value, width) in enumerate(zip(values, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, cells)])
-
-
 def comparison_table(run_folder: str | os.PathLike, format: Literal["terminal", "markdown"] = "terminal") -> str:
     """Return the tables of a run in percent: models by BA and ASR at each k with n, then detectors.
 
@@ -178,7 +162,7 @@ def comparison_table(run_folder: str | os.PathLike, format: Literal["terminal", 
         FileNotFoundError: If a record is missing; the message names the stage.
         ValueError: If a figure is missing from its record, or the format is neither.
     """
-    layouts = {"terminal": _terminal, "markdown": _markdown}
+    layouts = {"terminal": aligned, "markdown": partial(markdown, text_columns=2)}
     if format not in layouts:
         raise ValueError(f"Expected format to be one of {sorted(layouts)}, but got {format!r}.")
     run = RunFolder(run_folder)
