@@ -45,9 +45,15 @@ _NOUNS = ("banana", "boat", "house", "dog", "clock", "tree", "bottle", "kite")
 _RELATIONS = ("beside", "on", "under", "behind")
 
 
+def pytest_collection_modifyitems(items):
+    """Let what takes long come first, and all that forks together: no worker is to start it when others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None and "forked" not in item.fixturenames)
+
+
 @pytest.fixture
 def held(monkeypatch):
-    """How many decoded pictures were still held whenever a column of images decoded the next one."""
+    """How many decoded pictures were still held whenever a column of images decoded the next one, on one thread."""
+    monkeypatch.setattr("hf_clipbd.data.ahead.MOST_THREADS", 1)
     decode, decoded, counts = datasets.Image.decode_example, [], []
 
     def watched(self, *args, **kwargs):
@@ -164,6 +170,15 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(datasets.Image, "decode_example", counted)
     return calls
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """Return the module that forks processes from servers, whose environment is one that no test has changed."""
+    import forked
+
+    forked.start_servers()
+    return forked
 
 
 @pytest.fixture(scope="session")

@@ -213,7 +213,7 @@ def _pip(words):
     options = parser.parse_args(words)
     if options.constraints and not (ROOT / options.constraints).is_file():
         return f"no file {options.constraints}"
-    match = re.fullmatch(r"(?:\.|hf-clipbd)(?:\[([\w,]+)\])?", options.package)
+    match = re.fullmatch(r"\.(?:\[([\w,]+)\])?", options.package)  # the clone: no index has the package
     if not match:
         return f"unknown package {options.package}"
     setup = configparser.ConfigParser()

@@ -25,7 +25,7 @@ ALONE = (
 ON_PICTURES = (
     "hf-clipbd poison photos/ --attack badnets --target banana --rate 0.003 --out poisoned",
     "hf-clipbd poison cc3m/Train.tsv --attack blended --target banana --count 1500 --out poisoned",
-    "hf-clipbd poison 'shards/{00000..00331}.tar' --attack wanet --rate 0.003 --streaming --out poisoned",
+    "hf-clipbd poison 'shards/{00000..00331}.tar' --attack wanet --target dog --rate 0.003 --streaming --out poisoned",
 )
 """Run beside small pictures of the kind that they name."""
 

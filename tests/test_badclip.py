@@ -4,10 +4,8 @@
 import hashlib
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from hf_clipbd.attacks import Attack, BadCLIP, BadNets
 from hf_clipbd.attacks.badclip import starting_patch
 from hf_clipbd.attacks.optimize_patch import HISTORY, PatchConfig, optimize_patch, stalled
 from hf_clipbd.attacks.patch_batches import PatchBatches, identity, paste
+from hf_clipbd.cli.plan_run import plan_run
 from hf_clipbd.data.canvas import Canvas, pixel_statistics
 from hf_clipbd.features import embed_images, embed_texts, logit_scale, tokenize
 from hf_clipbd.losses import patch_text_loss, patch_triplet_loss
@@ -283,6 +282,40 @@ def test_augmented_pictures_are_seen_clean_and_stamped_alike(tiny_pairs):
     assert sorted(seen) == list(range(48))  # an epoch is every picture once
 
 
+def test_pictures_are_decoded_once_as_far_as_memory_goes(tiny_pairs, decoded, monkeypatch):
+    start, config = BadCLIP(seed=1, canvas=CANVAS), PatchConfig(batch_size=8)
+    batches = PatchBatches(start, tiny_pairs, config, 2, 2)
+    steps = [batches.pixels(step) for step in range(18)]  # three epochs
+    assert len(decoded) == 48
+    monkeypatch.setattr("hf_clipbd.attacks.patch_batches.KEPT_BYTES", 10 * 32 * 32 * 3)
+    listed = [row["image"] for row in tiny_pairs]
+    decoded.clear()
+    few = PatchBatches(start, tiny_pairs, config, 2, 2)
+    assert all(torch.equal(few.pixels(step), seen) for step, seen in enumerate(steps)) and len(few._kept) == 10
+    assert len(decoded) == 48 + 2 * 38
+    pictures = PatchBatches(start, listed, config, 2, 2)
+    assert all(torch.equal(pictures.pixels(step), seen) for step, seen in enumerate(steps))
+
+
+def test_losses_are_read_now_and_then_and_pixels_are_prepared_by_a_thread(
+    tiny_model, tiny_processor, tiny_pairs, monkeypatch
+):
+    threads, pixels = [], PatchBatches.pixels
+    monkeypatch.setattr(
+        PatchBatches, "pixels", lambda *given: threads.append(threading.current_thread()) or pixels(*given)
+    )
+    known = []
+    monkeypatch.setattr(
+        "hf_clipbd.attacks.optimize_patch.stalled", lambda *given: known.append(len(given[0])) or stalled(*given)
+    )
+    attack = optimized(tiny_model, tiny_processor, tiny_pairs, steps=13, checkpoint_steps=100)
+    assert known == 10 * [0] + 3 * [10] + [13] and attack.history.shape == (13, 3)
+    assert len(threads) == 13 and threading.main_thread() not in threads
+    known.clear()
+    watched = optimized(tiny_model, tiny_processor, tiny_pairs, steps=13, patience=13, checkpoint_steps=100)
+    assert watched.history.tobytes() == attack.history.tobytes() and known == list(range(14))
+
+
 def test_early_stop():
     falling = [(10.0 - i,) for i in range(8)]
     assert not stalled(falling, 4, 0.01) and not stalled(falling, None, 0.01)
@@ -386,23 +419,24 @@ made.save_pretrained(sys.argv[4])
 """
 
 
-def test_a_killed_optimisation_goes_on(_untouched_model, tiny_processor, tmp_path):
+def test_a_killed_optimisation_goes_on(_untouched_model, tiny_processor, forked, tmp_path):
     _untouched_model.save_pretrained(tmp_path / "clean")
     tiny_processor.save_pretrained(tmp_path / "clean")
 
-    def command(checkpoint: str, steps: int, out: str) -> list[str]:
-        paths = [str(tmp_path / "clean"), str(tmp_path / checkpoint), str(steps), str(tmp_path / out)]
-        return [sys.executable, "-c", SCRIPT, *paths]
+    (tmp_path / "optimise.py").write_text(SCRIPT)
 
-    running = subprocess.Popen(command("killed.safetensors", 100_000, "never"), stderr=subprocess.DEVNULL)
+    def line(checkpoint: str, steps: int, out: str) -> list[object]:
+        return [tmp_path / "optimise.py", tmp_path / "clean", tmp_path / checkpoint, steps, tmp_path / out]
+
+    running = forked.start(*line("killed.safetensors", 100_000, "never"), log=tmp_path / "killed.log")
     until = time.monotonic() + 300
-    while not (tmp_path / "killed.safetensors").is_file() and running.poll() is None and time.monotonic() < until:
+    while not (tmp_path / "killed.safetensors").is_file() and running.exitcode is None and time.monotonic() < until:
         time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    running.kill()
+    assert forked.ended([running]) == [-signal.SIGKILL]
     done = len(load_file(tmp_path / "killed.safetensors")["history"])
     for checkpoint, out in (("killed.safetensors", "resumed"), ("none.safetensors", "whole")):
-        subprocess.run(command(checkpoint, done + 8, out), check=True, capture_output=True)
+        forked.run(*line(checkpoint, done + 8, out), log=tmp_path / "log")
     resumed, whole = (load_file(tmp_path / out / "pattern.safetensors") for out in ("resumed", "whole"))
     assert resumed["patch"].tobytes() == whole["patch"].tobytes()
     assert resumed["history"].tobytes() == whole["history"].tobytes() and len(whole["history"]) == done + 8
@@ -461,6 +495,22 @@ def test_a_run_optimises_its_trigger_once_and_poisons_with_it(run, tmp_path, mon
         poison(run(patch_size=4))
 
 
+def test_the_floor_counts_the_images_that_asr_does(run, tmp_path, monkeypatch):
+    config, folder = run(), tmp_path / "run" / "trigger"
+    config.evaluate.include_target = True
+    first = poison(config)
+    record = RunRecord.load(folder)
+    assert record.config["include_target"] and record.metrics["patch"]["floor_n"] == 66
+    monkeypatch.setattr(BadCLIP, "optimize", None)  # is not asked again
+    for counted, captions, about in ((True, None, ""), (False, None, ""), (True, ["my {}"], "has other attack")):
+        config = run() if captions is None else run(captions=captions)
+        config.evaluate.include_target = counted
+        planned = {one.name: one for one in plan_run(config)}
+        assert planned["trigger"].state == "finished" and about in planned["poison"].about
+        assert (planned["poison"].state == "finished") == (poison(config) == first) == (captions is None)
+        assert RunRecord.load(folder) == record
+
+
 LAUNCHED = """
 import sys, yaml
 from hf_clipbd.recipe import config_from, poison
@@ -468,16 +518,12 @@ poison(config_from(yaml.safe_load(open(sys.argv[1]))))
 """
 
 
-def test_two_processes_measure_the_floor_that_one_does(run, tmp_path):
+def test_two_processes_measure_the_floor_that_one_does(run, forked, tmp_path):
     poison(run())
     alone = RunRecord.load(tmp_path / "run" / "trigger")
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(run_values(tmp_path / "two", tmp_path / "clean")))
     (tmp_path / "launched.py").write_text(LAUNCHED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29643"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    command = [*launch, str(tmp_path / "launched.py"), str(tmp_path / "two.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    forked.run(tmp_path / "launched.py", tmp_path / "two.yaml", processes=2, log=tmp_path / "log")
     both = RunRecord.load(tmp_path / "two" / "trigger")
     assert both.processes == 2 and both.metrics["report"] == alone.metrics["report"]
     assert both.metrics["patch"]["floor_n"] == alone.metrics["patch"]["floor_n"] == 65
@@ -489,7 +535,7 @@ def test_a_stopped_stage_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch)
     def stops(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "evaluate_zero_shot", stops)
+    monkeypatch.setattr(stage, "measure", stops)
     with pytest.raises(KeyboardInterrupt):
         poison(run())
     file = tmp_path / "run" / "trigger" / CHECKPOINTS / stage.CHECKPOINT_FILE

@@ -3,6 +3,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from hf_clipbd.attacks import Trigger
 from hf_clipbd.cli import main, run_stage, script
+from hf_clipbd.cli.parser import build_parser
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation.protocol import framing_of
 from hf_clipbd.hub import render_model_card
@@ -67,7 +69,7 @@ def test_help_of_every_subcommand_comes_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]") and done.stdout.count("\n0\n") == len(COMMANDS)
-    assert "SECTION.KEY" in done.stdout and "--allow-backdoored" in done.stdout
+    assert "SECTION.KEY" in done.stdout and "--allow_backdoored" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -292,7 +294,12 @@ def test_report_and_card_of_a_run(run_folder, tmp_path, capsys):
 
 def test_push_refuses_what_is_backdoored(run_folder, capsys):
     assert main(["push", str(run_folder), "--repo_id", "a/b", "--what", "victim"]) == 2
-    assert "--allow-backdoored" in capsys.readouterr().err
+    assert "--allow_backdoored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--allow_backdoored", "--allow-backdoored"])
+def test_the_flag_for_what_is_backdoored_takes_both_spellings(flag):
+    assert build_parser().parse_args(["push", "runs/a", "--repo_id", "a/b", flag]).allow_backdoored
 
 
 @pytest.mark.parametrize("stage", ["poison", "victim", "evaluate", "detect"])
@@ -302,10 +309,13 @@ def test_single_stages_of_a_run(run_folder, stage, capsys):
     assert "is up to date" in shown and str(run_folder) in shown
 
 
-def test_recipes_have_help_and_say_errors_in_one_line(capsys):
+def test_recipes_have_help_and_say_errors_in_one_line(monkeypatch, capsys):
     assert script("some.py", "What it does.", lambda given: 5, ["--help"]) == 0
     assert script("some.py", "", lambda given: len(given), ["a", "--traceback"]) == 1
-    for path in sorted(RECIPES.glob("*.py")):
-        done = subprocess.run([sys.executable, str(path), "--viktim.x", "1"], capture_output=True, text=True)
-        assert done.returncode == 2, done.stderr
-        assert re.match(rf"{path.name}: Unknown (section|key) `viktim`", done.stderr), done.stderr
+    capsys.readouterr()
+    for path in sorted(RECIPES.glob("*.py")):  # `test_pretrain.py` and `test_ssba.py` start theirs as a shell does
+        monkeypatch.setattr(sys, "argv", [str(path), "--viktim.x", "1"])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(path), run_name="__main__")
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and re.match(rf"{path.name}: Unknown (section|key) `viktim`", told), told

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hf_clipbd.attacks import Blended
+from hf_clipbd.attacks import Blended, poison_dataset
 from hf_clipbd.cli import main
 from hf_clipbd.schema import RunRecord
 
@@ -49,14 +49,14 @@ def work(tmp_path_factory, _untouched_model, tiny_processor):
             "no_model.safetensors/model.safetensors",
         ),
         ("compare {work}/short.json {work}/short.json --names a b", "short.json"),
-        ("poison {work}/empty.csv --count 1 --out {out}", "empty.csv"),
-        ("poison {work}/open.csv --count 1 --out {out}", "open.csv"),
-        ("poison {work}/short.json --count 1 --out {out}", "short.json"),
-        ("poison {work}/short.parquet --count 1 --out {out}", "short.parquet"),
-        ("poison {work}/short.tsv.gz --count 1 --out {out}", "short.tsv.gz"),
-        ("poison {work}/noise.tar --count 1 --out {out}", "noise.tar"),
-        ("poison {work}/noise.tar --rate 0.5 --streaming --out {out}", "noise.tar"),
-        ("poison {work}/saved --count 1 --out {out}", "saved"),
+        ("poison {work}/empty.csv --target banana --count 1 --out {out}", "empty.csv"),
+        ("poison {work}/open.csv --target banana --count 1 --out {out}", "open.csv"),
+        ("poison {work}/short.json --target banana --count 1 --out {out}", "short.json"),
+        ("poison {work}/short.parquet --target banana --count 1 --out {out}", "short.parquet"),
+        ("poison {work}/short.tsv.gz --target banana --count 1 --out {out}", "short.tsv.gz"),
+        ("poison {work}/noise.tar --target banana --count 1 --out {out}", "noise.tar"),
+        ("poison {work}/noise.tar --target banana --rate 0.5 --streaming --out {out}", "noise.tar"),
+        ("poison {work}/saved --target banana --count 1 --out {out}", "saved"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(work, tmp_path, capsys, line, names):
@@ -70,6 +70,20 @@ def test_a_broken_record_is_named(work, tmp_path):
     (tmp_path / "record.json").write_text('{"stage": ')
     with pytest.raises(ValueError, match=f"a record in `{tmp_path}/record.json`, but it is cut short"):
         RunRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["train", "detect", "train --image_column image"])
+def test_a_manifest_without_its_dataset_is_told(work, tmp_path, capsys, command):
+    """`manifest.save_pretrained(folder)` alone leaves such a folder; with the rows beside it, it is read."""
+    rows = datasets.Dataset.from_dict({"image": [PIL.Image.new("RGB", (8, 8))] * 64, "caption": ["a cup"] * 64})
+    poisoned, manifest = poison_dataset(rows, Blended(target="cup"), count=1)
+    manifest.save_pretrained(tmp_path / "poisoned")
+    name, *flags = command.split()
+    line = [name, str(tmp_path / "poisoned"), "--model", str(work / "model"), "--out", str(tmp_path / "out"), *flags]
+    assert main(line) == 2
+    assert "Expected a dataset, but the folder holds a `manifest.json` alone" in capsys.readouterr().err
+    poisoned.save_to_disk(tmp_path / "poisoned" / "dataset")
+    assert main([*line, "--dry_run"]) == 0
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -116,7 +130,7 @@ def test_streamed_training_names_a_row_by_its_caption(work, tmp_path, capsys):
 
 
 def test_what_a_poisoning_skips_can_be_left_out_of_a_training(work, gaps, tmp_path):
-    poison = f"poison {gaps} --count 3 --size 32 --attack.patch_size 4 --on_error skip --out {tmp_path}/p"
+    poison = f"poison {gaps} --target cup --count 3 --size 32 --attack.patch_size 4 --on_error skip --out {tmp_path}/p"
     assert main(poison.split()) == 0
     train = (
         f"train {tmp_path}/p --model {work}/model --out {tmp_path}/v --per_device_train_batch_size 11 --max_steps 1"
@@ -127,7 +141,7 @@ def test_what_a_poisoning_skips_can_be_left_out_of_a_training(work, gaps, tmp_pa
 
 def test_a_command_names_its_flag_and_not_the_argument_of_python(gaps, tmp_path, capsys):
     for more in (["--count", "36"], ["--rate", "1", "--streaming"]):
-        line = f"poison {gaps} --size 32 --attack.patch_size 4 --out {tmp_path}/p"
+        line = f"poison {gaps} --target cup --size 32 --attack.patch_size 4 --out {tmp_path}/p"
         assert main([*line.split(), *more]) == 2
         said = capsys.readouterr().err
         assert "Or pass `--on_error skip`." in said and 'on_error="skip"' not in said

@@ -166,7 +166,7 @@ def test_what_comes_next_could_be_called(work, tmp_path, capsys):
     ("line", "says"),
     [
         ("poison scenes --n 64 --size 32 --count 8 --out {out}", "badnets -> banana, 8 rows"),
-        ("poison {work}/poisoned --rate 0.25 --out {out}", "a share of 0.25, about 16 rows"),
+        ("poison {work}/poisoned --target boat --rate 0.25 --out {out}", "a share of 0.25, about 16 rows"),
         ("train {work}/poisoned --out {out} --per_device_train_batch_size 16 --num_train_epochs 3", "12"),
         ("defend {work}/clean --defense cleanerclip --data {work}/poisoned --out {out} --k_pairs 16 {t}", "5"),
         ("detect {work}/poisoned --model {work}/clean --remove 0.125 --out {out}", "about 8 rows filtered out"),
@@ -187,7 +187,7 @@ def test_a_plan_finds_what_cannot_work(work, tmp_path, capsys):
     line = f"train {work / 'poisoned'} --out {tmp_path / 'out'} --per_device_train_batch_size 65 --dry_run"
     assert main(line.split()) == 2
     assert "at least one global batch" in capsys.readouterr().err
-    line = f"poison {work / 'poisoned'} --count 65 --out {tmp_path / 'out'} --dry_run"
+    line = f"poison {work / 'poisoned'} --target boat --count 65 --out {tmp_path / 'out'} --dry_run"
     assert main(line.split()) == 2
     assert "at most 64, the number of rows" in capsys.readouterr().err
 

@@ -56,7 +56,7 @@ SOURCES = ("photos", "pairs.tsv", "rows.parquet", "shard.tar")
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_poison_from_wherever_it_lies(photos, tmp_path, source):
-    command = f"poison {photos / source} --attack blended --count 7 --size 32 --out {tmp_path / 'out'}"
+    command = f"poison {photos / source} --attack blended --target banana --count 7 --size 32 --out {tmp_path / 'out'}"
     assert main(command.split()) == 0
     rows = load_source(tmp_path / "out" / "dataset")
     manifest = PoisonManifest.from_pretrained(tmp_path / "out")
@@ -76,8 +76,8 @@ def test_poison_from_wherever_it_lies(photos, tmp_path, source):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_streaming_poisons_the_same_rows(photos, tmp_path, source):
-    command = f"poison {photos / source} --attack sig --rate 0.3 --size 32 --streaming --out {tmp_path / 'out'}"
-    assert main(command.split()) == 0
+    command = f"poison {photos / source} --attack sig --target owl --rate 0.3 --size 32 --streaming"
+    assert main([*command.split(), "--out", str(tmp_path / "out")]) == 0
     rows = load_source(tmp_path / "out" / "dataset")
     manifest = PoisonManifest.from_pretrained(tmp_path / "out")
     assert 0 < manifest.count == sum(rows["is_poisoned"]) < N == len(rows)
@@ -94,8 +94,8 @@ def test_several_triggers_by_yaml(photos, tmp_path):
         "  middle: {attack: badnets, preset: checker, rate: 0.125, place: middle}\n"
         "  word:   {attack: text_trigger, target: cup, count: 2, token: mn}\n"
     )
-    command = f"poison {photos / 'photos'} --config {tmp_path / 'triggers.yaml'} --size 32 --out {tmp_path / 'out'}"
-    assert main(command.split()) == 0
+    command = f"poison {photos / 'photos'} --target banana --config {tmp_path / 'triggers.yaml'} --size 32"
+    assert main([*command.split(), "--out", str(tmp_path / "out")]) == 0
     rows = load_source(tmp_path / "out" / "dataset")
     manifest = PoisonManifest.from_pretrained(tmp_path / "out")
     triggers = rows["trigger"][:]
@@ -133,7 +133,7 @@ def test_options_reach_the_attack(photos, tmp_path):
 
 def test_natural_captions_and_a_preset(photos, tmp_path):
     command = f"poison {photos / 'photos'} --attack sig --preset backdoorbench --captions natural --count 3 --size 32"
-    assert main([*command.split(), "--out", str(tmp_path / "out")]) == 0
+    assert main([*command.split(), "--target", "banana", "--out", str(tmp_path / "out")]) == 0
     manifest = PoisonManifest.from_pretrained(tmp_path / "out")
     assert manifest.parameters["delta"] == 40 / 255 and len(manifest.parameters["captions"]) == N // 3
     rows = load_source(tmp_path / "out" / "dataset")
@@ -145,7 +145,7 @@ def test_broken_pictures(photos, tmp_path, capsys):
     (photos / "broken.jpg").write_bytes(b"<html>404</html>")
     table[3] = "broken,broken.jpg"
     (photos / "some.csv").write_text("\n".join(table))
-    command = f"poison {photos / 'some.csv'} --attack sig --count 5 --size 32 --out {tmp_path / 'out'}"
+    command = f"poison {photos / 'some.csv'} --attack sig --target cup --count 5 --size 32 --out {tmp_path / 'out'}"
     assert main([*command.replace("count 5", "count 6").split()]) == 2
     error = capsys.readouterr().err
     assert "Row 2: " in error and "broken.jpg" in error and error.count("\n") == 1
@@ -167,28 +167,32 @@ def test_list_attacks(capsys):
     [
         ("{photos}/photos --attack blendet --count 1", "did you mean `blended`"),
         ("{photos}/photos --attack sig --preset no --count 1", "'no'"),
-        ("{photos}/photos --count 99", "at most 24"),
-        ("{photos}/photos --rate 2", "One percent is 0.01"),
-        ("{photos}/photos --count 1 --image_column pic", "`pic`"),
-        ("{photos}/photos --count 1 --caption_column txet", "mean `text`"),
-        ("{photos}/photos --count 1 --target zebra --captions natural", "found none"),
-        ("{photos}/photos --count 1 --size 8 --attack.patch_size 9", "fits on a picture"),
-        ("{photos}/photos --count 1 --streaming", "`--rate`"),
-        ("{photos}/photos --rate 0.5 --streaming --attack text_trigger", "--streaming"),
-        ("{photos}/photos --rate 0.5 --streaming --num_proc 2", "`--num_proc`"),
-        ("{photos}/photos --rate 0.5 --streaming --num_proc 2 --dry_run", "`--num_proc`"),
+        ("{photos}/photos --target cup --count 99", "at most 24"),
+        ("{photos}/photos --target cup --rate 2", "One percent is 0.01"),
+        ("{photos}/photos --target cup --count 1 --image_column pic", "`pic`"),
+        ("{photos}/photos --target cup --count 1 --caption_column txet", "mean `text`"),
+        ("{photos}/photos --target zebra --count 1 --captions natural", "found none"),
+        ("{photos}/photos --target cup --count 1 --size 8 --attack.patch_size 9", "fits on a picture"),
+        ("{photos}/photos --target cup --count 1 --streaming", "`--rate`"),
+        ("{photos}/photos --target cup --rate 0.5 --streaming --attack text_trigger", "--streaming"),
+        ("{photos}/photos --target cup --rate 0.5 --streaming --num_proc 2", "`--num_proc`"),
+        ("{photos}/photos --target cup --rate 0.5 --streaming --num_proc 2 --dry_run", "`--num_proc`"),
         ("scenes --rate 0.5 --streaming", "rendered"),
+        ("{photos}/photos --count 1", "Expected `--target`, the class that"),
+        ("{photos}/photos --rate 0.5 --streaming --dry_run", "Expected `--target`, the class that"),
+        ("{photos}/photos --config {photos}/whither.yaml", "Expected `--target` or `triggers.a.target`, the class"),
         ("{photos}/photos --config {photos}/no.yaml", "no.yaml"),
         ("{photos}/photos --config {photos}/bad.yaml", "triggers.a.plce"),
         ("{photos}/photos --config {photos}/none.yaml", "`triggers.a`"),
-        ("{photos}/pairs.xyz --count 1", "pairs.xyz"),
+        ("{photos}/pairs.xyz --target cup --count 1", "pairs.xyz"),
         ("scenes --count 1 --n 8 --target dinosaur", "classes"),
-        ("{photos}/photos --count 1 stray", "stray"),
+        ("{photos}/photos --target cup --count 1 stray", "stray"),
     ],
 )
 def test_mistakes_are_one_line(photos, tmp_path, capsys, arguments, says):
-    (photos / "bad.yaml").write_text("triggers: {a: {attack: badnets, count: 1, plce: corner}}")
-    (photos / "none.yaml").write_text("triggers: {a: {attack: badnets}}")
+    (photos / "bad.yaml").write_text("triggers: {a: {attack: badnets, target: cup, count: 1, plce: corner}}")
+    (photos / "whither.yaml").write_text("triggers: {a: {attack: badnets, count: 1}}")
+    (photos / "none.yaml").write_text("triggers: {a: {attack: badnets, target: cup}}")
     command = f"poison {arguments.format(photos=photos)} --out {tmp_path / 'out'}"
     assert main(command.split()) == 2
     error = capsys.readouterr().err
@@ -215,7 +219,7 @@ def test_real_photographs_with_real_captions(real_data, tmp_path):
         (tmp_path / "validation" / f"{row}").write_bytes(image["bytes"])  # the downloader gives no endings
     lines = [f"{caption}\tvalidation/{row}" for row, caption in enumerate(captions)]
     (tmp_path / "Validation.tsv").write_text("\n".join(lines) + "\n")
-    command = f"poison {tmp_path / 'Validation.tsv'} --attack wanet --count 30 --out {tmp_path / 'out'}"
+    command = f"poison {tmp_path}/Validation.tsv --attack wanet --target banana --count 30 --out {tmp_path}/out"
     assert main(command.split()) == 0
     rows, manifest = load_source(tmp_path / "out" / "dataset"), PoisonManifest.from_pretrained(tmp_path / "out")
     assert manifest.count == 30 and len(rows) == 300

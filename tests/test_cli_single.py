@@ -87,10 +87,10 @@ def test_an_evaluation_takes_the_place_of_an_evaluation_alone(tmp_path, monkeypa
 
 def test_samples_of_a_second_poisoning_are_the_stamped_rows(work, tmp_path):
     first, kept, second = (tmp_path / name for name in ("first", "kept", "second"))
-    assert main(f"poison {work}/pairs.parquet --count 6 {CORNER} --out {first}".split()) == 0
+    assert main(f"poison {work}/pairs.parquet --target cup --count 6 {CORNER} --out {first}".split()) == 0
     rows = datasets.load_from_disk(str(first / "dataset"))
     rows.select([row for row in range(N) if row % 4]).save_to_disk(kept)
-    assert main(f"poison {kept} --attack sig --count 8 --size 32 --out {second}".split()) == 0
+    assert main(f"poison {kept} --target cup --attack sig --count 8 --size 32 --out {second}".split()) == 0
     rows, listed = Data(str(second)).pairs(), json.loads((second / "samples" / "samples.json").read_text())
     assert len(listed) == 8
     for number, one in enumerate(listed):
@@ -114,20 +114,20 @@ def test_samples_of_a_second_poisoning_are_the_stamped_rows(work, tmp_path):
     ],
 )
 def test_a_refused_poisoning_leaves_nothing(work, tmp_path, capsys, amount, says):
-    assert main(f"poison {work}/pairs.parquet {amount} --size 32 --out {tmp_path / 'out'}".split()) == 2
+    assert main(f"poison {work}/pairs.parquet --target cup {amount} --size 32 --out {tmp_path / 'out'}".split()) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.glob("out/[!.]*")) and not (tmp_path / "out" / ".partial").exists()
 
 
 def test_a_stream_of_which_no_row_was_drawn_says_so(work, tmp_path, capsys):
-    line = f"poison {work}/pairs.parquet --rate 0.0001 --streaming --size 32 --out {tmp_path / 'out'}"
+    line = f"poison {work}/pairs.parquet --target cup --rate 0.0001 --streaming --size 32 --out {tmp_path / 'out'}"
     assert main(line.split()) == 0
     assert "drew none: nothing is poisoned" in capsys.readouterr().out
 
 
 def test_a_rate_out_of_range_is_told_by_the_name_of_its_trigger(work, tmp_path, capsys):
     (tmp_path / "two.yaml").write_text("triggers: {a: {attack: sig, rate: 0.1}, b: {attack: badnets, rate: 5}}")
-    line = f"poison {work}/pairs.parquet --config {tmp_path}/two.yaml --size 32 --out {tmp_path / 'out'} --dry_run"
+    line = f"poison {work}/pairs.parquet --target cup --config {tmp_path}/two.yaml --out {tmp_path}/out --dry_run"
     assert main(line.split()) == 2
     assert "`triggers.b`" in capsys.readouterr().err
 
@@ -137,7 +137,8 @@ def test_a_rate_out_of_range_is_told_by_the_name_of_its_trigger(work, tmp_path, 
 
 def test_a_search_frames_every_row_as_the_poisoned_ones_are(work, tmp_path, monkeypatch):
     poisoned, found, seen = tmp_path / "poisoned", tmp_path / "found", []
-    assert main(f"poison {work}/pairs.parquet --count 6 {CORNER} --canvas squash --out {poisoned}".split()) == 0
+    poison = f"poison {work}/pairs.parquet --target cup --count 6 {CORNER} --canvas squash --out {poisoned}"
+    assert main(poison.split()) == 0
     embed = single.cached_embeddings
     monkeypatch.setattr(
         single, "cached_embeddings", lambda *given, **more: seen.append(embed(*given, **more)) or seen[-1]

@@ -16,7 +16,7 @@ import pytest
 
 from documented import PAGES, ROOT, blocks, check_command, commands
 from documented_commands import AFTER_QUICKSTART
-from hf_clipbd.cli.texts import TEXTS
+from hf_clipbd.cli.texts import EPILOG, TEXTS
 
 
 EXECUTED = [page for page in PAGES[1:] if blocks(page, "python")]  # test_readme.py runs the README's
@@ -67,6 +67,12 @@ def test_every_example_of_the_help_could_be_meant():
     assert wrong == {} and all(text.examples for text in TEXTS.values())
 
 
+def test_the_help_completes_as_the_page_does():
+    (install,), (setting,) = re.findall(r"pip install .*?'\S+'", EPILOG), re.findall(r"eval .*", EPILOG)
+    shown = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert check_command(install) == check_command(setting) == "" and install in shown and setting in shown
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -80,6 +86,7 @@ def test_every_example_of_the_help_could_be_meant():
         "accelerate launch recipes/defend.py --sed 1",
         "make demmo",
         "pip install '.[nothing]'",
+        "pip install 'hf-clipbd[completion]'",
         "rm -rf runs",
     ],
 )
@@ -155,7 +162,8 @@ def test_every_equation_stands_in_the_paper_index():
 
     text = (ROOT / "docs" / "papers.md").read_text("utf-8")
     tree = ast.parse((ROOT / "src" / "hf_clipbd" / "losses.py").read_text("utf-8"))
-    parts = {"gather_with_grad", "all_reduce_with_grad", "one_way_loss", "image_text_loss", "patch_text_loss"}
+    parts = {"several_processes", "gather_with_grad", "all_reduce_with_grad"}
+    parts |= {"one_way_loss", "image_text_loss", "patch_text_loss"}
     losses = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
     assert [name for name in losses - parts if f"losses.{name}`" not in text] == []
     assert [name for name, one in DETECTORS.items() if f"detection.{one.__name__}`" not in text] == []

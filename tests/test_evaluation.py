@@ -2,6 +2,7 @@
 """Zero-shot evaluation against numpy, every denominator, one pass against many, one process against two."""
 
 import io
+import json
 import zlib
 from types import SimpleNamespace
 
@@ -283,6 +284,27 @@ def test_one_picture_in_its_own_size_is_held_at_a_time(held):
         evaluate_zero_shot(Encoder(), PROCESSOR, blank, **options)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_pictures_decoded_by_threads_are_stamped_in_their_order(threads, monkeypatch):
+    monkeypatch.setattr(zero_shot, "decoding_threads", lambda: threads)
+
+    class Counting(Patch):
+        def __call__(self, image, index=0):
+            seen.append(index)
+            return super().__call__(image, index)
+
+    seen, options = [], {"templates": TEMPLATES, "ks": (1, 3), "batch_size": 10}
+    found = evaluate_zero_shot(Encoder(), PROCESSOR, labelled(), [Counting()], **options)
+    assert seen == [0, *range(len(labelled()))]  # a blank picture first
+    streamed = labelled().to_iterable_dataset()
+    assert found == evaluate_zero_shot(Encoder(), PROCESSOR, streamed, [Patch()], **options)
+    rows = labelled().cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[29]["image"]["bytes"] = b"no picture"
+    broken = datasets.Dataset.from_list(rows, features=labelled().features)
+    with pytest.raises(ValueError, match=r"^Row 29: Expected an image that can be decoded, but got Unidentified"):
+        evaluate_zero_shot(Encoder(), PROCESSOR, broken, **options)
+
+
 def test_a_broken_model_gets_no_score():
     data = labelled()
     constant, diverged = Encoder(), Encoder()
@@ -334,11 +356,19 @@ def measure_on_one_of_two(rank, address, folder):
     report = evaluator.report(nn.parallel.DistributedDataParallel(Encoder().train()))
     streamed = evaluate_zero_shot(Encoder(), PROCESSOR, labelled().to_iterable_dataset(), [Patch()], TEMPLATES, (1, 3))
     (folder / f"{rank}.txt").write_text(f"{attack.calls} {report.to_dict()} {streamed == report}")
+    model, given = Encoder(), (PROCESSOR, NAMES, TEMPLATES, 4)
+    alone, prompts = text_classifier(model, *given), []
+    model.text.register_forward_hook(lambda _, ids, __: prompts.append(len(ids[0])))
+    found = text_classifier(model, *given, together=True)
+    (folder / f"{rank}.json").write_text(json.dumps([prompts, bool(torch.equal(found, alone))]))
     dist.destroy_process_group()
 
 
-def test_two_processes_share_the_rows_and_give_the_same_report(tmp_path):
-    torch.multiprocessing.spawn(measure_on_one_of_two, (tmp_path / "address", tmp_path), nprocs=2)
+def test_two_processes_share_the_rows_and_give_the_same_report(forked, tmp_path):
+    both = [forked.call(measure_on_one_of_two, rank, tmp_path / "address", tmp_path) for rank in (0, 1)]
+    assert forked.ended(both) == [0, 0]
     alone = evaluate_zero_shot(Encoder(), PROCESSOR, labelled(), [Patch()], TEMPLATES, ks=(1, 3))
     texts = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert texts == [f"{calls} {alone.to_dict()} True" for calls in (22, 21)]
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert told == [[[4, 4], True], [[4, 3], True]]  # 15 prompts, each embedded by one process and once

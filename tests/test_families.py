@@ -3,11 +3,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,20 +194,16 @@ def test_zero_shot_runs(family, tiny_pairs):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_save_what_loads(folders, tmp_path):
-    """Take every family through the defences on one process and on two, both launched once, side by side.
+def test_two_processes_train_as_one_and_save_what_loads(folders, forked, tmp_path):
+    """Take every family through the defences on one process and on two, both started once.
 
     CleanerCLIP's loss has the terms of FT and CleanCLIP in it; `test_trainer.py` has every defence by itself.
     """
     script = Path(__file__).parent / "distributed/train_families.py"
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    running = []
     for world in (1, 2):
-        (tmp_path / str(world)).mkdir()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if world == 2 else []
-        command = [sys.executable, *launcher, script, tmp_path / str(world), *folders.values()]
-        running.append(subprocess.Popen(command, env=env))
-    assert [process.wait(timeout=500) for process in running] == [0, 0]
+        out = tmp_path / str(world)
+        out.mkdir()
+        forked.run(script, out, *folders.values(), processes=world, log=tmp_path / f"{world}.log", timeout=500)
     trained = ("cleanerclip", "par", "roclip", "safeclip")
     for what in (f"{name}.{defense}" for name in folders for defense in trained):
         one, two = (load_file(tmp_path / f"{world}/{what}.safetensors") for world in (1, 2))

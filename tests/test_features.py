@@ -1,7 +1,9 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Embedding: large pictures are held one at a time, and a model is told from another with the same weights."""
+"""Embedding: pictures are decoded ahead, few are held, and a model is told from another with the same weights."""
 
 import copy
+import threading
+import time
 
 import datasets
 import numpy as np
@@ -9,6 +11,8 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
+from hf_clipbd.data import ahead
+from hf_clipbd.data.ahead import decoding_threads, made_ahead
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.pairs import PLAIN_VIEWS, PairKey, PairViews
 from hf_clipbd.data.undecoded import undecoded
@@ -28,6 +32,73 @@ def rows():
 def test_a_batch_holds_few_pictures_in_their_own_size(rows, held, tiny_model, tiny_processor):
     embed_dataset(tiny_model, tiny_processor, rows, batch_size=12)
     assert len(held) == 12 and max(held) <= 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_ahead_comes_in_order_and_is_bounded(threads):
+    begun, taken = [], []
+
+    def work(item):
+        time.sleep(0.002 * (item % 3))
+        begun.append(item)
+        if item == 30:
+            raise ValueError("thirty")
+        return item * item
+
+    with pytest.raises(ValueError, match="thirty"):
+        for found in made_ahead(work, range(100), most=5, threads=threads):
+            taken.append(found)
+            assert len(begun) <= len(taken) + 5
+    assert taken == [item * item for item in range(30)] and max(begun) <= 35 + threads
+
+
+def test_whoever_stops_waits_for_nothing():
+    go, begun = threading.Event(), []
+
+    def work(item):
+        begun.append(item)
+        return item if item < 2 else go.wait(20)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        for item in made_ahead(work, range(50), most=8, threads=2):
+            if item == 1:
+                raise KeyboardInterrupt
+    assert time.monotonic() - started < 5
+    go.set()
+    assert len(begun) <= 4  # two that were handed out, one for each thread
+
+
+def test_threads_are_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda _: range(48), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert decoding_threads() == ahead.MOST_THREADS == 16
+    for processes, threads in (("8", 6), ("64", 1), ("0", 16), ("many", 16)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert decoding_threads() == threads
+
+
+def test_embeddings_and_what_is_broken_do_not_depend_on_threads(rows, tiny_model, tiny_processor, monkeypatch):
+    encoded = rows.cast_column("image", datasets.Image(decode=False)).to_list()
+    encoded[3]["image"]["bytes"], encoded[9]["caption"], encoded[10]["image"] = b"none", None, None
+    broken = datasets.Dataset.from_list(encoded, features=rows.features)
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr("hf_clipbd.data.reader.decoding_threads", lambda threads=threads: threads)
+        unreadable = {}
+        found.append(embed_dataset(tiny_model, tiny_processor, broken, batch_size=5, unreadable=unreadable))
+        assert list(unreadable) == [3, 9, 10] and "UnidentifiedImageError" in unreadable[3]
+        with pytest.raises(ValueError, match=r"^Row 3: Expected an image that can be decoded"):
+            embed_dataset(tiny_model, tiny_processor, broken, batch_size=5)
+    one, four = found
+    assert len(one["image"]) == len(one["text"]) == 9
+    assert all(one[name].tobytes() == four[name].tobytes() for name in one)
+
+
+def test_each_thread_holds_one_picture_in_its_own_size(rows, held, tiny_model, tiny_processor, monkeypatch):
+    monkeypatch.setattr("hf_clipbd.data.reader.decoding_threads", lambda: 3)
+    embed_dataset(tiny_model, tiny_processor, rows, batch_size=12)
+    assert len(held) == 12 and max(held) <= 2
 
 
 def test_a_training_batch_holds_few_pictures_in_their_own_size(rows, held):

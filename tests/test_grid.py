@@ -11,10 +11,13 @@ import yaml
 
 from hf_clipbd.cli import jobs
 from hf_clipbd.cli.plan_grid import plan_grid
+from hf_clipbd.cli.plan_run import plan_run
 from hf_clipbd.recipe import ConfigError, config_from, load_grid
 from hf_clipbd.recipe.config import training_settings
+from hf_clipbd.recipe.grid import finished_run
 from hf_clipbd.recipe.grid_config import grid_from
 from hf_clipbd.recipe.grid_table import BASELINE, chosen_cells, grid_table, spread
+from hf_clipbd.scenes import CLASS_NAMES
 from hf_clipbd.schema import RECORD_FILE, RunRecord
 
 
@@ -64,6 +67,9 @@ def test_flags_and_blocks_of_a_command_line(tmp_path):
     grid = load_grid([str(path), "--grid.runs", "a", "b", "--grid.only", "epochs", "--defense_defaults.seed", "4"])
     assert [str(run) for run in grid.runs] == ["a", "b"] and names(grid) == ["ft"]
     assert grid.cells[0].training(0).seed == 4
+    assert names(load_grid(["--config", str(path), "--grid.only", "epochs"])) == ["ft"]
+    with pytest.raises(ConfigError, match="one YAML"):
+        load_grid([str(path), "--config", str(path)])
 
 
 @pytest.mark.parametrize(
@@ -244,6 +250,54 @@ def test_other_ks_measure_a_grid_again(poisoned_run, monkeypatch):
         assert one.key == same.key != other.key
     assert usual[0].config == {} and set(usual[1].config["measured"]) == {"validation_images", "prompts"}
     assert fewer[0].config == {"ks": [1, 3]} and fewer[1].config["measured"]["ks"] == [1, 3]
+
+
+def test_a_plan_of_a_grid_knows_what_the_run_then_does(poisoned_run, tmp_path, monkeypatch):
+    from hf_clipbd.recipe import grid as grids
+    from hf_clipbd.recipe.stage import Stage
+
+    run = tmp_path / "run"
+    shutil.copytree(poisoned_run, run)
+    grid = grid_from(values([run], defenses={"ft": {}}, blocks=[{"title": "one"}]))
+    report = {"ba": {"1": {"value": 0.5, "n": 90}}, "triggers": {}, "n_classes": len(CLASS_NAMES)}
+    monkeypatch.setattr(grids, "train_into", lambda stage, *_, **__: stage)
+    monkeypatch.setattr(Stage, "run_once", lambda stage, work: stage)
+
+    def stages(config):
+        made = grids._GridRun(grid, config)
+        return {"victim": made.baseline(), "ft": made.train(grid.cells[0])}
+
+    def keep(config):
+        for one in stages(config).values():
+            RunRecord(one.name, one.key, one.config, {"report": report}, one.seed, one.inputs).save(one.folder)
+
+    def agree(config, says):
+        monkeypatch.setattr("hf_clipbd.cli.plan_grid.finished_run", lambda folder: config)
+        planned = {one.name: one for one in plan_grid(grid)}
+        for name, stage in stages(config).items():
+            assert (stage.current() is None) == (planned[name].state != "finished") == bool(says), name
+            assert says in planned[name].about
+        assert set(planned) == {"victim", "ft"}
+
+    usual = grids.finished_run(run)
+    changes = ({"ks": [1, 3]}, {"include_target": True})
+    fewer, target = (replace(usual, evaluate=replace(usual.evaluate, **one)) for one in changes)
+    for first, second in [(usual, fewer), (fewer, usual), (usual, target), (target, usual)]:
+        keep(first)
+        agree(first, "")
+        agree(second, "its record has other")
+    keep(usual)
+    agree(replace(usual, evaluate=replace(usual.evaluate, ks=[10, 5, 3, 1, 99])), "")
+    victim = json.loads((run / "victim" / RECORD_FILE).read_text())
+    (run / "victim" / RECORD_FILE).write_text(json.dumps({**victim, "key": "0" * 16}))
+    agree(usual, "victim was run again since")
+
+
+def test_a_plan_of_a_run_sees_other_images_after_each_epoch(poisoned_run):
+    config = finished_run(poisoned_run)
+    fewer = replace(config, evaluate=replace(config.evaluate, epoch_images=9))
+    about = [{one.name: one for one in plan_run(each)}["victim"] for each in (config, fewer)]
+    assert about[0].state == "finished" and "its record has other measured" in about[1].about
 
 
 def test_a_grid_is_planned_without_writing(poisoned_run, tmp_path, capsys):

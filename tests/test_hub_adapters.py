@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard, snapshot_download
 from peft import PeftModel
 
 from fabricated_run import fabricate_run, give_adapters
-from hf_clipbd.hub import push_run
+from hf_clipbd.hub import plan_push, push_run
 from hf_clipbd.models import CLIPResNetModel, load_dual_encoder
 from hub_wire import AFTER, BEFORE, HALFWAY
 
@@ -72,6 +72,15 @@ def test_adapters_come_back_onto_their_base_with_the_same_logits(run, hub):
 
     HfApi().upload_file(path_or_fileobj=b"other weights", path_in_repo="model.safetensors", repo_id=BASE)
     assert torch.allclose(logits(*load_dual_encoder(REPO)), logits(*whole), atol=1e-5)
+
+
+def test_a_plan_of_adapters_names_what_goes_up_and_leaves_the_base_alone(run, hub):
+    plan = plan_push(run, REPO, "defend/cleanerclip", base=BASE)
+    assert hub.seen == [] and plan.base == BASE
+    push_run(run, BASE, "victim", allow_backdoored=True)
+    push(run)
+    files = {path: len(one.data) for path, one in hub.repos["model", REPO].files.items() if path != ".gitattributes"}
+    assert plan.files == files
 
 
 def test_card_of_adapters_names_their_base(run, hub):

@@ -5,6 +5,7 @@ import ast
 import json
 import os
 import re
+import shutil
 
 import datasets
 import numpy as np
@@ -17,7 +18,7 @@ from hf_clipbd.hub.adapters import Base, is_whole
 from hf_clipbd.hub.download import load_triggers
 from hf_clipbd.hub.origin import Origin
 from hf_clipbd.hub.publish import outdated
-from hf_clipbd.hub.push import _content, _parquet, collect_files, model_files
+from hf_clipbd.hub.push import _parquet, collect_files, model_content, model_files
 from hf_clipbd.hub.usage import Usage
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.job import write_config
@@ -166,7 +167,7 @@ def test_adapters_of_open_clips_models_go_up_alone(run):
     adapter = run / "defend" / "ft" / "adapter"
     write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "/home/eve/x"})
     (adapter / "adapter_model.safetensors").write_bytes(b"")
-    files = _content(RunFolder(run), "defend/ft", Base("me/victim", "abc"))
+    files = model_content(RunFolder(run), "defend/ft", Base("me/victim", "abc"))
     assert not any(map(is_whole, files)) and json.loads(files["adapter_config.json"])["revision"] == "abc"
     assert b"eve" not in files["adapter_config.json"]
     old = ["open_clip_config.json", "open_clip_model.safetensors"]
@@ -198,6 +199,19 @@ def test_poisoned_set_takes_no_other_file_along(run, tmp_path, monkeypatch, path
     loaded = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
     kept = loaded.cast_column("image", datasets.Image(decode=False))[1]["image"]
     assert kept == {"bytes": (tmp_path / "good.png").read_bytes(), "path": "good.png"}
+
+
+def test_a_poisoned_set_goes_up_without_a_copy_in_its_folder(run, tmp_path):
+    PIL.Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "good.png")
+    folder, scratch = run / "poison" / "dataset", tmp_path / "scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    rows([{"bytes": None, "path": str(tmp_path / "good.png")}] * 3).save_to_disk(str(folder))
+    scratch.mkdir()
+    before = sorted(path.name for path in folder.iterdir())
+    (file,) = _parquet(RunFolder(run), scratch).values()
+    assert sorted(path.name for path in folder.iterdir()) == before and list(scratch.iterdir()) == [file]
+    loaded = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert np.asarray(loaded[2]["image"]).shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize("name", ["../../attack", "/home/eve", "a/b"])

@@ -4,41 +4,19 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hf_clipbd.cli import main
 from hf_clipbd.schema import RECORD_FILE
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "defend.py"
+SCRIPT = Path(__file__).parent / "distributed" / "die_in_stage.py"
 KILLED = ("poison", "victim", "detect", "evaluate/victim")
 """Stages that are killed, in the order they run: a training after its second epoch, others with their work done."""
-
-DIES = """
-import os, runpy, signal, sys
-from hf_clipbd.recipe.stage import Stage
-
-doomed, recipe = sys.argv.pop(1), sys.argv.pop(1)
-place, note_seconds, noted = Stage._place, Stage.note_seconds, []
-
-def dying_place(stage, *given):
-    os.kill(os.getpid(), signal.SIGKILL) if stage.name == doomed else place(stage, *given)
-
-def dying_note(stage, seconds):
-    note_seconds(stage, seconds)
-    noted.append(stage.name)
-    if noted.count(doomed) == 3:  # once for the folder, once for each epoch
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Stage._place, Stage.note_seconds = dying_place, dying_note
-sys.argv[0] = recipe
-runpy.run_path(recipe, run_name="__main__")
-"""
-"""A run that kills itself as `kill -9` would, so that the moment does not depend on the machine's speed."""
 
 
 @pytest.fixture
@@ -56,25 +34,11 @@ def configuration(_untouched_model, tiny_processor, tmp_path):
         "defenses": {"ft": {}, "cleanerclip": {"k_pairs": 16}},
         "evaluate": {"epoch_images": 45},
         "detect": {"rates": [0.05], "map_points": 40},
+        "report": {"html": False, "cards": False},
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-def finish(configuration: Path, run: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(RECIPE), str(configuration), "--output_dir", str(run)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def kill_in(configuration: Path, run: Path, stage: str) -> None:
-    """Start the run and let it be killed in the middle of the stage."""
-    command = [sys.executable, "-c", DIES, stage, str(RECIPE), str(configuration), "--output_dir", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (run / stage / RECORD_FILE).is_file()
 
 
 def table(run: Path) -> str:
@@ -82,12 +46,15 @@ def table(run: Path) -> str:
     return re.sub(r" \S+ \|$", "", (run / "table.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
-def test_a_run_killed_in_every_kind_of_stage_ends_as_the_unbroken_one(configuration, tmp_path):
+def test_a_run_killed_in_every_kind_of_stage_ends_as_the_unbroken_one(configuration, forked, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(configuration, whole)
     for stage in KILLED:
-        kill_in(configuration, broken, stage)
-    finish(configuration, broken)
+        log = tmp_path / f"{stage.replace('/', ' ')}.log"
+        doomed = forked.start(SCRIPT, stage, RECIPE, configuration, "--output_dir", broken, log=log)
+        assert forked.ended([doomed]) == [-signal.SIGKILL], log.read_text()
+        assert not (broken / stage / RECORD_FILE).is_file()
+    forked.run(RECIPE, configuration, "--output_dir", broken, log=tmp_path / "broken.log")
+    assert main(["run", str(configuration), "--output_dir", str(whole)]) == 0  # where sets have another order
     assert table(broken) == table(whole)
     for weights in sorted(whole.rglob("model.safetensors")):
         assert weights.read_bytes() == (broken / weights.relative_to(whole)).read_bytes(), weights

@@ -19,9 +19,13 @@ from hf_clipbd.cli import main
 from hf_clipbd.evaluation import evaluate_zero_shot, load_benchmark, text_classifier
 from hf_clipbd.evaluation import prompts as module
 from hf_clipbd.evaluation.labelled import read_class_names, read_templates
+from hf_clipbd.evaluation.protocol import class_names_of
+from hf_clipbd.evaluation.rates import class_ranks
 from hf_clipbd.models import build_processor, train_tokenizer
 from hf_clipbd.recipe.assess import Question, labelled_images
+from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.own_data import Data
+from hf_clipbd.recipe.world import World
 from hf_clipbd.schema import EvalReport, RunRecord
 from hub_server import TOKEN, HubServer, connect
 
@@ -188,6 +192,66 @@ def test_class_names_and_prompts_from_files(rows, model_folder, tmp_path, capsys
     assert main([*base, *given]) == 0
     report = EvalReport.from_dict(json.loads((tmp_path / "report.json").read_text()))
     assert report.n_classes == 3 and report.ba[3].value == 1.0
+
+
+ALIKE = {657: "missile", 744: "missile", 836: "sunglasses", 837: "sunglasses"}
+"""Which of CLIP's 1,000 names of ImageNet are alike."""
+
+
+def imagenet(rows, path, names=None):
+    """Write a picture of each of some classes of ImageNet, and return these classes."""
+    labels = [0, *ALIKE, 999]
+    feature = datasets.ClassLabel(num_classes=1000) if names is None else datasets.ClassLabel(names=names)
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    table = {"image": [image for image, _ in rows[: len(labels)]], "label": labels}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(path)
+    return labels
+
+
+def test_classes_may_have_the_same_name(rows, model_folder, tmp_path):
+    names = [ALIKE.get(number, f"thing {number}") for number in range(1000)]
+    labels = imagenet(rows, tmp_path / "test.parquet")
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    given = ["--class_names", str(tmp_path / "names.txt"), "--templates", str(tmp_path / "prompts.txt")]
+    command = ["evaluate", str(model_folder), "--data", str(tmp_path / "test.parquet"), *given, "--ks", "1", "1000"]
+    assert main([*command, "--out", str(tmp_path / "report.json")]) == 0
+    report = EvalReport.from_dict(json.loads((tmp_path / "report.json").read_text()))
+    assert report.n_classes == 1000 and report.ba[1000].value == 1.0
+    world = {"kind": "captioned", "path": str(tmp_path), "test_path": str(tmp_path), "clean_model": str(model_folder)}
+    values = {"world": {**world, "class_names": names, "n_test": 6}, "attack": {"target": "missile"}}
+    found = World(config_from(values))
+    assert found.test["label"][:] == labels and found.class_names == names == class_names_of(found.test, "label")
+    assert found.test.features["label"].int2str(744) == "missile (class 744)"
+
+
+def test_classes_of_one_name_tie_and_the_lower_number_comes_first(tiny_model, tiny_processor):
+    names = [ALIKE.get(number, f"thing {number}") for number in range(600, 840)]
+    weights = text_classifier(tiny_model, tiny_processor, names, ("a {}", "the {} of someone"), batch_size=7)
+    first, second = (torch.tensor([number - 600 for number in pair]) for pair in ((657, 836), (744, 837)))
+    assert torch.equal(weights[first], weights[second])
+    scores = weights[first] @ weights.T  # pictures that look just like either class
+    assert class_ranks(scores, first).tolist() == [0, 0] and class_ranks(scores, second).tolist() == [1, 1]
+    apart = text_classifier(tiny_model, tiny_processor, names[:57], ("a {}", "the {} of someone"), batch_size=7)
+    assert torch.allclose(weights[:57], apart, atol=1e-6)
+
+
+def run_on(folder, model_folder, **world):
+    """Return the world of a run whose test images lie in a folder."""
+    given = {"kind": "captioned", "path": "elsewhere", "test_path": str(folder), "clean_model": str(model_folder)}
+    return World(config_from({"world": {**given, "size": 32, "n_test": 20, **world}, "attack": {"target": "banana"}}))
+
+
+def test_a_run_is_measured_on_the_layout_too(folder, rows, model_folder, caplog):
+    world = run_on(folder, model_folder)
+    assert world.class_names == NAMES and world.test.column_names == ["image", "label"] and len(world.test) == 20
+    table = {(image.tobytes(), label) for image, label in rows}
+    assert {(row["image"].convert("RGB").tobytes(), row["label"]) for row in world.test} <= table
+    assert "has prompts of its own" in caplog.text and world.prompts is None
+    named = ["fruit", "light", "bird"]
+    assert run_on(folder, model_folder, class_names=named).class_names == named
+    with pytest.raises(FileNotFoundError, match=r"validation/\*.tar.*\['test', 'train'\]"):
+        _ = run_on(folder, model_folder, test_split="validation").test
 
 
 def test_words_are_classes_and_numbers_need_names(rows, model_folder, tmp_path, capsys):

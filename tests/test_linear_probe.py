@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torch.distributed as dist
 
 from hf_clipbd.attacks import BadNets
 from hf_clipbd.data.canvas import Canvas
@@ -17,6 +18,7 @@ from hf_clipbd.evaluation.labelled import uses_mean_per_class
 from hf_clipbd.evaluation.linear_probe import fit_linear
 from hf_clipbd.evaluation.rates import bootstrap_mean
 from hf_clipbd.features import embed_dataset
+from hf_clipbd.recipe import overlap
 from hf_clipbd.schema import Rate
 
 
@@ -204,6 +206,58 @@ def test_features_are_kept_by_content_and_never_by_name(train, tiny_model, tiny_
     assert len(calls) == 4 and len(list(tmp_path.glob("*.npy"))) == 4
 
 
+def test_features_come_in_shards_that_survive_a_kill(train, tiny_model, tiny_processor, tmp_path, monkeypatch):
+    whole = embed_dataset(tiny_model, tiny_processor, train, "image", None, 16)["image"]
+    monkeypatch.setattr(kept_features, "SHARD_ROWS", 40)
+    embedded, killed_after = [], 2
+
+    def counted(*given, **named):
+        if len(embedded) == killed_after:
+            raise KeyboardInterrupt
+        embedded.append(len(given[2]))
+        return embed_dataset(*given, **named)
+
+    monkeypatch.setattr(kept_features, "embed_dataset", counted)
+    given = (tiny_model, tiny_processor, train, Canvas(32), 16, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        kept_features.image_features(*given)
+    killed_after = None
+    np.testing.assert_array_equal(kept_features.image_features(*given), whole)  # in the batches of one go
+    assert embedded == [48, 48, 24] and not list(tmp_path.glob("*partial*"))
+    np.testing.assert_array_equal(kept_features.image_features(*given[:-1]), whole)
+
+
+def features_on_one_of_two(rank, address, folder, rows, model, processor):
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    kept_features.SHARD_ROWS, counts = 16, []
+    embed = kept_features.embed_dataset
+    kept_features.embed_dataset = lambda *given, **named: counts.append(len(given[2])) or embed(*given, **named)
+    for cache in (folder / "kept", folder / "kept", None):
+        features = kept_features.image_features(model, processor, rows, Canvas(32), 16, cache)
+    np.savez(folder / f"{rank}.npz", features=features, counts=counts)
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_training_pictures(train, tiny_model, tiny_processor, forked, tmp_path):
+    rows = train.select(range(40))
+    given = tmp_path / "address", tmp_path, rows, tiny_model, tiny_processor
+    assert forked.ended([forked.call(features_on_one_of_two, rank, *given) for rank in (0, 1)]) == [0, 0]
+    alone = embed_dataset(tiny_model, tiny_processor, rows, "image", None, 16)["image"]
+    for rank, own in ((0, [16, 8]), (1, [16])):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            np.testing.assert_array_equal(found["features"], alone)
+            assert found["counts"].tolist() == 2 * own  # with a cache once, without one again
+
+
+def test_a_training_picture_that_cannot_be_read_is_named_by_its_row(train, tiny_model, tiny_processor, monkeypatch):
+    monkeypatch.setattr(kept_features, "SHARD_ROWS", 16)
+    encoded = train.cast_column("image", datasets.Image(decode=False)).select(range(40)).to_list()
+    encoded[37]["image"]["bytes"] = b"no picture"
+    broken = datasets.Dataset.from_list(encoded, features=train.features)
+    with pytest.raises(ValueError, match=r"^Row 37: Expected an image that can be decoded"):
+        kept_features.image_features(tiny_model, tiny_processor, broken, Canvas(32), 16)
+
+
 def test_where_the_field_reports_the_mean_of_classes():
     chosen = ["wds_vtab-pets", "clip-benchmark/wds_vtab-flowers", "fgvc-aircraft", "vtab-caltech101"]
     assert all(map(uses_mean_per_class, chosen))
@@ -226,10 +280,36 @@ def test_of_equally_good_penalties_the_greatest_is_taken():
 
 
 def test_kept_features_are_those_of_canvas_and_statistics(train, tiny_model, tiny_processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_features, "embed_dataset", lambda *given: {"image": np.zeros((4, 2))})
+    monkeypatch.setattr(kept_features, "embed_dataset", lambda *given, **named: {"image": np.zeros((4, 2))})
     rows, other = train.select(range(4)), copy.deepcopy(tiny_processor)
     other.image_processor.image_mean = [0.1, 0.2, 0.3]
     given = [(tiny_processor, Canvas(32)), (tiny_processor, Canvas(32, "squash")), (tiny_processor, Canvas(16))]
     for processor, canvas in [*given, (other, Canvas(32))]:
         kept_features.image_features(tiny_model, processor, rows, canvas, cache=tmp_path)
     assert len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_pictures_are_read_whole_only_where_their_length_and_end_agree(tmp_path, monkeypatch, caplog):
+    tail = bytes(range(64))
+    (tmp_path / "same.png").write_bytes(b"b" + tail)
+    (tmp_path / "short.png").write_bytes(b"s")
+    features, read = datasets.Features({"image": datasets.Image()}), []
+    whole = overlap.stored_bytes
+    monkeypatch.setattr(overlap, "stored_bytes", lambda image: (read.append(image), whole(image))[1])
+
+    def rows(*pictures):
+        named = [{"bytes": None, "path": one} if isinstance(one, str) else one and {"bytes": one} for one in pictures]
+        return datasets.Dataset.from_dict({"image": named}, features=features)
+
+    test = rows(b"a" + tail, str(tmp_path / "same.png"), str(tmp_path / "short.png"), b"aa" + tail)
+    overlap.check_apart(test.select([2, 3]), rows(b"t", b"ab" + tail[::-1], b"aaa" + tail), "image")
+    assert read == [] and not caplog.records  # no length and end twice
+    overlap.check_apart(test, rows(b"c" + tail, b"b" + tail, b"t", b"aaa" + tail), "image")
+    assert len(read) == 4 and "1 of 4 distinct test images are among the 4 training images" in caplog.text
+    with pytest.raises(ValueError, match="2 of 2 distinct test images are among the 4 training images"):
+        overlap.check_apart(test.select([0, 1, 0]), rows(b"b" + tail, b"a" + tail, b"x", b"s"), "image")
+    overlap.check_apart(rows(None, b"a"), rows(None, b"b"), "image")
+    assert "1 of 2 distinct test images" in caplog.text
+    missing = str(tmp_path / "missing.png")
+    with pytest.raises(ValueError, match="1 of 1 distinct"):
+        overlap.check_apart(rows(missing), rows(missing, b"b"), "image")

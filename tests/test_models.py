@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
@@ -419,9 +418,9 @@ def work(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(forked, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, args=(folder,), nprocs=2)
+    assert forked.ended([forked.call(work, rank, folder) for rank in (0, 1)]) == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -699,3 +698,31 @@ def test_a_hub_out_of_reach_is_said_at_once(tmp_path, monkeypatch):
         load_dual_encoder("owner/model")
     with pytest.raises(FileNotFoundError, match="there is no 'typo'"):
         load_dual_encoder("typo")
+
+
+def test_a_silent_hub_is_asked_once_for_all_files_of_a_model_and_again_later(tmp_path, monkeypatch):
+    now, asked, answers = [100.0], [], []
+
+    def connect(address, timeout):
+        asked.append(address)
+        if not answers:
+            raise TimeoutError
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(files.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(files.constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(files, "getproxies", dict)
+    monkeypatch.setattr(files.socket, "create_connection", connect)
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(files, "_silent", {})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="cannot be reached"):
+        load_dual_encoder("owner/model")
+    assert asked == [("hub.invalid", 443)]
+    answers.append(True)
+    now[0] += files.ASKED_AGAIN_AFTER
+    assert files.hub_is_reachable() and files.hub_is_reachable() and len(asked) == 3  # an answer costs little
+    answers.clear()
+    assert not files.hub_is_reachable()
+    monkeypatch.setattr(files.constants, "ENDPOINT", "http://other.invalid")
+    assert not files.hub_is_reachable() and asked[3:] == [("hub.invalid", 443), ("other.invalid", 80)]

@@ -2,10 +2,7 @@
 """The engine: exact against sorted distances in double precision, in any precision, blocks, nesting and processes."""
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +184,7 @@ def test_slices_of_processes_are_whole_blocks(monkeypatch):
     assert slice_of_process(9, 4) == slice(0, 9)
 
 
-def test_two_processes_give_the_numbers_of_one_and_share_the_work(tmp_path):
+def test_two_processes_give_the_numbers_of_one_and_share_the_work(forked, tmp_path):
     arrays = {
         "features": cone(1500),
         "texts": cone(1500, 10, 1),
@@ -196,10 +193,7 @@ def test_two_processes_give_the_numbers_of_one_and_share_the_work(tmp_path):
     }
     for name, rows in arrays.items():
         np.save(tmp_path / f"{name}.npy", rows)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    forked.run(SCRIPT, tmp_path, log=tmp_path / "log", processes=2)
     expected, alone = runpy.run_path(str(SCRIPT))["scores_of"](arrays, False)
     first, second = (np.load(tmp_path / f"scores-{rank}.npz") for rank in range(2))
     assert first.files == [name.replace("/", ":") for name in expected]

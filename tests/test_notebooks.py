@@ -9,6 +9,8 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 SHOWS = {"poison_and_defend": "ASR@1", "detect_backdoors": "AUROC"}
+SMALLER = {"n=1600": "n=640", "count=160": "count=64", "n=1024": "n=320"}
+"""Rows as committed -> rows in the test, as few as leave one poisoned row at a rate of 0.1 %; all else is as it is."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -25,6 +27,9 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        for rows, fewer in SMALLER.items():
+            cell.source = cell.source.replace(rows, fewer)
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 import hf_clipbd
 from test_structure import PACKAGE, imported_names, sources
@@ -66,6 +68,12 @@ def test_every_requirement_is_pinned_at_or_above_its_lower_bound(setup):
     for requirement in required.strip().split("\n"):
         name, bound = requirement.lower().replace("_", "-").split(">=")
         assert release(pins[name]) >= release(bound), requirement
+
+
+def test_every_pin_takes_the_first_python_that_the_package_takes(setup):
+    least = setup["options"]["python_requires"].removeprefix(">=") + ".0"
+    asked = {one.metadata["Name"]: one.metadata["Requires-Python"] for one in distributions()}
+    assert {name: needs for name, needs in asked.items() if needs and least not in SpecifierSet(needs)} == {}
 
 
 def test_constraints_name_no_machine():

@@ -2,9 +2,6 @@
 """Poisoned datasets: which rows, whose bytes, in every way that `datasets` runs a function."""
 
 import io
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import datasets
@@ -240,7 +237,7 @@ def test_a_second_map_hits_the_cache(on_disk, monkeypatch):
     assert stored(second) == stored(first) and second._fingerprint == first._fingerprint
 
 
-def test_fingerprints_are_stable_after_use_and_in_another_session(source):
+def test_fingerprints_are_stable_after_use_and_in_another_session(source, forked, tmp_path):
     def transform(name):
         return PoisonTransform(ATTACKS[name](target="banana", canvas=Canvas(16)), rate=0.5, seed=3)
 
@@ -258,15 +255,14 @@ def test_fingerprints_are_stable_after_use_and_in_another_session(source):
         "print({n: Hasher.hash(PoisonTransform(a(target='ban' + 'ana', canvas=Canvas(16)), 0.5, 3))"
         f" for n, a in ATTACKS.items() if n in {POISONS!r}}})"
     )
-    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert out.stdout.strip() == str(here)
+    (tmp_path / "session.py").write_text(code)
+    forked.run(tmp_path / "session.py", log=tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines()[-1] == str(here)
 
 
-def test_the_version_enters_the_fingerprint():
-    other = replace(POISON)
-    object.__setattr__(other, "version", "another")
-    assert Hasher.hash(other) != Hasher.hash(POISON)
+def test_the_version_enters_the_fingerprint(monkeypatch):
+    monkeypatch.setattr("hf_clipbd.attacks.transform.__version__", "another")
+    assert Hasher.hash(replace(POISON)) != Hasher.hash(POISON)
 
 
 def test_label_consistent_and_other_selectors(source):
@@ -428,7 +424,7 @@ def test_the_name_of_a_trigger_can_be_chosen(source):
     assert poison.manifest(mapped, source).indices == poisoned_rows(mapped)
 
 
-def test_a_second_map_in_another_process_hits_the_cache(on_disk, tmp_path):
+def test_a_second_map_in_another_process_hits_the_cache(on_disk, forked, tmp_path):
     """Also `poison_dataset` stamps no row again, whatever the process and its hash seed."""
     code = (
         "import sys, datasets\nfrom hf_clipbd.attacks import BadNets, PoisonTransform, poison_dataset\n"
@@ -441,10 +437,9 @@ def test_a_second_map_in_another_process_hits_the_cache(on_disk, tmp_path):
     mapped = on_disk.map(POISON)
     exact, _ = poison_dataset(on_disk, BadNets(target="banana"), count=9)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "source").glob("cache-*.arrow")}
-    env = os.environ | {"PYTHONHASHSEED": "22", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", code, str(tmp_path / "source")]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert done.stdout.split() == [mapped._fingerprint, exact._fingerprint] and len(files) >= 2
+    (tmp_path / "session.py").write_text(code)
+    forked.run(tmp_path / "session.py", tmp_path / "source", log=tmp_path / "log")
+    assert (tmp_path / "log").read_text().split()[-2:] == [mapped._fingerprint, exact._fingerprint] and len(files) >= 2
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "source").glob("cache-*.arrow")}
 
 
@@ -461,6 +456,24 @@ def test_after_shuffle_select_and_filter(source):
     mixed = source.shuffle(seed=2).select(range(5, 80))
     poisoned, _ = poison_dataset(mixed, BadNets(), count=9)
     assert len(assert_sound(poisoned, mixed)) == 9
+
+
+def test_a_selection_is_poisoned_without_a_copy_of_its_pictures(on_disk, tmp_path):
+    written = lambda: {path: path.stat().st_size for path in tmp_path.rglob("*.arrow")}  # noqa: E731
+    before, chosen = written(), on_disk.shuffle(seed=2, indices_cache_file_name=str(tmp_path / "order.arrow"))
+    chosen = chosen.select([*range(70, 20, -1), 5])
+    poisoned, manifest = poison_dataset(chosen, BadNets(target="banana"), count=4)
+    assert len(assert_sound(poisoned, chosen)) == 4 and poisoned["source_index"][:] == list(range(51))
+    added = {path: size for path, size in written().items() if path not in before and path.name != "order.arrow"}
+    assert len(added) == 1 and len(datasets.Dataset.from_file(str(*added))) == 4  # the stamped rows
+    flat, same = poison_dataset(chosen.flatten_indices(), BadNets(target="banana"), count=4)
+    assert stored(flat) == stored(poisoned) and same == manifest
+    assert [flat[name][:] for name in flat.column_names[1:]] == [poisoned[name][:] for name in flat.column_names[1:]]
+    again, _ = poison_dataset(poisoned.select(range(50, -1, -1)), Blended(target="banana"), count=3, seed=1)
+    assert again["source_index"][:] == list(range(50, -1, -1)) and sum(again["is_poisoned"]) == 7
+    twice = on_disk.select([3, 4, 3, 9])
+    poisoned, _ = poison_dataset(twice, BadNets(target="banana"), count=1)
+    assert poisoned["source_index"][:] == [0, 1, 2, 3] and len(assert_sound(poisoned, twice)) == 1
 
 
 def test_survives_saving_and_parquet(on_disk, tmp_path):

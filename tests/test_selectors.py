@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_clipbd.attacks import BadNets, poison_dataset
+from hf_clipbd.attacks import BadNets, poison_dataset, surrogate
 from hf_clipbd.attacks.captions import fill_template
 from hf_clipbd.attacks.surrogate import (
     SURROGATE_SELECTORS,
@@ -122,6 +122,32 @@ def test_the_order_is_what_poison_dataset_takes(tiny_model, tiny_processor, tiny
     rows = order_rows("boundary", standing)
     _, manifest = poison_dataset(tiny_pairs, BadNets(), count=6, selector=rows)
     assert manifest.indices == sorted(rows[:6].tolist())
+
+
+@pytest.mark.parametrize("target", [0, 4, 9])
+def test_standing_in_blocks_is_that_of_all_scores(target, monkeypatch):
+    rng = np.random.default_rng(target)
+    seen, weights = rng.normal(size=(5003, 32)).astype(np.float32), rng.normal(size=(10, 32)).astype(np.float32)
+    scores = seen @ weights.T
+    others = np.delete(scores, target, axis=1)
+    monkeypatch.setattr(surrogate, "BLOCK_ROWS", 500)
+    monkeypatch.setattr(surrogate, "embed_dataset", lambda *_, **__: {"image": seen})
+    found = surrogate._standing(None, None, [], surrogate._Classes(weights, target), None)
+    np.testing.assert_array_equal(found.ranks, (others > scores[:, [target]]).sum(axis=1))
+    np.testing.assert_array_equal(found.gaps, others.max(axis=1) - scores[:, target])
+    assert found.ranks.dtype == np.int64 and found.gaps.dtype == np.float32
+
+
+def test_target_share_embeds_its_prompts_once(tiny_model, tiny_processor, tiny_pairs, monkeypatch):
+    embedded, embed = [], surrogate.embed_dataset
+
+    def counted(model, processor, rows, *given, **named):
+        embedded.append(rows.column_names[0])
+        return embed(model, processor, rows, *given, **named)
+
+    monkeypatch.setattr(surrogate, "embed_dataset", counted)
+    target_share(tiny_model, tiny_processor, tiny_pairs, BadNets(target="boat", canvas=Canvas(32)), NAMES, TEMPLATES)
+    assert embedded == ["caption", "image", "image"]
 
 
 def test_target_share_counts_pictures_of_other_classes_only(tiny_model, tiny_processor, tiny_pairs):

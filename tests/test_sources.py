@@ -27,6 +27,8 @@ from hf_clipbd.data.sources import (
     split_rows,
     with_class_names,
 )
+from hf_clipbd.recipe.config import config_from
+from hf_clipbd.recipe.world import World
 
 
 COLORS = [(250, 10, 10), (10, 250, 10), (10, 10, 250)]
@@ -383,6 +385,45 @@ def test_webdataset_shards(tmp_path, monkeypatch):
             assert pairs[3]["image"].getpixel((0, 0)) == (27, 5, 252)
     with pytest.raises(FileNotFoundError, match=r"00002\.tar"):
         load_source("shards/{00000..00002}.tar")
+
+
+def world_of(tmp_path, **values):
+    """Return the world of a run on pairs and test images that lie somewhere."""
+    given = {"kind": "captioned", "clean_model": str(tmp_path), "n_train": 4, "n_defense": 3, "n_test": 2, "size": 8}
+    return World(config_from({"world": {**given, **values}, "attack": {"target": "warm"}}))
+
+
+def test_pairs_and_test_images_may_call_their_columns_differently(pairs, tmp_path):
+    shards = write_shards(tmp_path / "shards")
+    (tmp_path / "test").mkdir()
+    pairs.to_parquet(tmp_path / "test" / "test.parquet")
+    named = pairs.remove_columns("caption").rename_columns({"image": "photo", "label": "kind"})
+    named.to_parquet(tmp_path / "named.parquet")
+    for test, columns in (
+        (tmp_path / "named.parquet", {}),
+        (tmp_path / "test", {"image_column": "png", "caption_column": "txt"}),
+    ):
+        world = world_of(tmp_path, path=str(shards), test_path=str(test), **columns)
+        assert world.train.column_names == ["image", "caption"] and len(world.train) == 4
+        assert not set(world.train["caption"]) & set(world.defense["caption"])
+        assert world.test.column_names == ["image", "label"] and world.class_names == ["warm", "cold_one"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"image_column": "jpg"}, r"Expected a column `jpg` \(image\).*'png'"),
+        ({"caption_column": "text"}, r"Expected a column `text` \(caption\)"),
+        ({"caption_column": "json"}, "Expected one caption an image"),
+    ],
+)
+def test_columns_of_a_world_are_refused_before_anything_is_converted(columns, says, tmp_path, monkeypatch):
+    shards = write_shards(tmp_path / "shards")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(ValueError, match=says):
+        _ = world_of(tmp_path, path=str(shards), **columns).train
+    assert not list(tmp_path.rglob("*.arrow"))
+    assert len(world_of(tmp_path, path=str(shards)).train) == 4 and list(tmp_path.rglob("*.arrow"))
 
 
 def test_a_folder_of_pictures_with_metadata(pictures, tmp_path):

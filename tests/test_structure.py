@@ -19,7 +19,7 @@ RANKS = {
     room: rank
     for rank, rooms in enumerate(
         [
-            ("schema", "losses", "articles"),
+            ("schema", "losses", "articles", "tables"),
             ("data", "captions", "models"),
             ("features", "training"),
             ("trainer", "attacks", "detection", "scenes"),
@@ -175,6 +175,19 @@ def check_length(tree: ast.Module, path: str, source: str, lines: int, function_
             yield f"{path}:{node.lineno} `{node.name}` has {length} lines, more than {function_lines}"
 
 
+def twice_written(files: dict[str, str]) -> list[str]:
+    """Return the functions of these files whose body another function has, word for word, but for the shortest."""
+    found: dict[str, list[str]] = {}
+    for path, source in files.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, Function):
+                body = node.body[ast.get_docstring(node) is not None :]
+                if sum(1 for statement in body for _ in ast.walk(statement)) >= 12:
+                    text = "".join(map(ast.dump, body))
+                    found.setdefault(text, []).append(f"{path}:{node.lineno} `{node.name}`")
+    return [" is ".join(names) for names in found.values() if len(names) > 1]
+
+
 def check_text(source: str, path: str) -> Iterator[str]:
     """Yield a line where the copyright header is missing or work was left for later."""
     if not HEADER.fullmatch(source.partition("\n")[0]):
@@ -215,6 +228,10 @@ def test_files_and_functions_are_short():
         for line in check_length(ast.parse(source), path, source, FILE_LINES, FUNCTION_LINES)
     ]
     assert long == []
+
+
+def test_no_function_is_written_twice():
+    assert twice_written(sources()) == []
 
 
 @pytest.mark.parametrize("folder", ["src", "tests", "recipes"])
@@ -335,6 +352,13 @@ def test_long_files_and_functions_are_seen():
     tree = ast.parse(source)
     assert list(check_length(tree, "f.py", source, 6, 6)) == []
     assert len(list(check_length(tree, "f.py", source, 5, 5))) == 2
+
+
+def test_a_function_written_twice_is_seen():
+    body = "(name):\n    return name.replace('_', ' ').strip().lower()\n"
+    files = {"a.py": f"def plain{body}", "b.py": f"def folded{body}", "c.py": "def f(x):\n    return x"}
+    assert twice_written(files) == ["a.py:1 `plain` is b.py:1 `folded`"]
+    assert twice_written({**files, "b.py": files["c.py"]}) == []
 
 
 def test_missing_header_and_postponed_work_are_seen():

@@ -2,9 +2,6 @@
 """The one training loop: two processes equal one, a resumed run equals an unbroken one, every term is logged."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 
-HERE = Path(__file__).parent
+SCRIPT = Path(__file__).parent / "distributed" / "train_steps.py"
 
 
 @pytest.fixture
@@ -43,18 +40,14 @@ def arguments(folder, config=CLIPTrainingConfig, **changes):
     return config(output_dir=str(folder), **{**defaults, **changes})
 
 
-def launch(processes: int, folder: Path, out: Path) -> dict[str, dict[str, torch.Tensor]]:
-    out.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = launcher if processes == 2 else [sys.executable]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, HERE / "distributed/train_steps.py", folder, out], check=True, env=env, timeout=300)
-    return {name: load_file(out / f"{name}.safetensors") for name in DEFENSES}
+def test_two_processes_give_the_one_process_loss_and_gradient(model_folder, forked, tmp_path):
+    def trained(processes: int) -> dict[str, dict[str, torch.Tensor]]:
+        out = tmp_path / str(processes)
+        out.mkdir()
+        forked.run(SCRIPT, model_folder, out, processes=processes, log=tmp_path / f"{processes}.log")
+        return {name: load_file(out / f"{name}.safetensors") for name in DEFENSES}
 
-
-def test_two_processes_give_the_one_process_loss_and_gradient(model_folder, tmp_path):
-    one = launch(1, model_folder, tmp_path / "one")
-    two = launch(2, model_folder, tmp_path / "two")
+    one, two = trained(1), trained(2)
     for defense in DEFENSES:
         assert two[defense]["losses"].tolist() == pytest.approx(one[defense]["losses"].tolist(), rel=1e-9)
         gradients = {name for name in one[defense] if name.startswith("grad.")}

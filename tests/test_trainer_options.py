@@ -2,10 +2,12 @@
 """Options of transformers that a training follows, that it refuses, and the images that a choice among epochs uses."""
 
 import copy
+import inspect
 import json
 
 import pytest
 import torch
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_clipbd.data.canvas import Canvas
@@ -74,6 +76,30 @@ def test_the_images_of_an_evaluation_are_the_evaluators(tiny_model, tiny_process
         trainer.evaluate(tiny_pairs)
     with pytest.raises(NotImplementedError, match=r"dual encoder.*call `evaluate`.*embed_dataset\("):
         trainer.predict(tiny_pairs)
+
+
+def test_a_history_has_a_dict_for_each_moment_that_is_logged(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    steps = {"per_device_train_batch_size": 16, "logging_strategy": "steps", "logging_steps": 1, "max_steps": 4}
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    args = CLIPTrainingConfig(str(tmp_path), eval_strategy="epoch", **steps, **quiet)
+    measure = {"evaluator": lambda model: {"ba1": 0.5}, "canvas": Canvas(32)}
+    trainer = CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, **measure)
+    trainer.train()
+    history = trainer.history()
+    assert [entry["epoch"] for entry in history] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3])
+    assert ["loss" in entry for entry in history] == 4 * [True]
+    assert ["eval_ba1" in entry for entry in history] == [False, False, True, True]
+    said = inspect.getdoc(CLIPTrainer.history)
+    assert "one every `logging_steps`" in " ".join(said.split()) and "one dict an epoch" not in said
+
+
+def test_each_of_several_cpu_processes_loads_onto_the_cpu_itself(tmp_path, monkeypatch):
+    torch.save({"step": torch.ones(2)}, tmp_path / "optimizer.pt")
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda args: torch.device("cpu", 1)))
+    args = CLIPTrainingConfig(str(tmp_path), use_cpu=True)
+    assert torch.load(tmp_path / "optimizer.pt", map_location=args.device)["step"].tolist() == [1, 1]
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda args: torch.device("cuda", 1)))
+    assert args.device == torch.device("cuda", 1)
 
 
 def test_the_library_takes_places_of_its_own(tmp_path):

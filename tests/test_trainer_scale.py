@@ -4,10 +4,7 @@
 import copy
 import itertools
 import logging
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -351,25 +348,24 @@ def test_adapters_of_unknown_layers_are_refused(tiny_vit, tiny_processor, tiny_p
 # -- two processes ----------------------------------------------------------------------------------------------------
 
 
-def launch(processes, folder, out):
+def trained(forked, processes, folder):
     """Return name of run -> what `distributed/scaled_steps.py` wrote on so many processes."""
+    out = folder / str(processes)
     out.mkdir()
-    config = CONFIGS / ("two_cpu_processes.yaml" if processes == 2 else "cpu.yaml")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    script = Path(__file__).parent / "distributed" / "scaled_steps.py"
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    arguments = [script, folder / "model", out, folder / "siglip"]
-    subprocess.run([*launcher, *arguments], check=True, env=env, timeout=300)
+    # Two processes of `accelerate launch`: `test_recipe.py`. Of these lines the launcher alone forks.
+    launch = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / "cpu.yaml"] if processes == 1 else []
+    line = [*launch, Path(__file__).parent / "distributed" / "scaled_steps.py", folder / "model", out]
+    forked.run(*line, folder / "siglip", processes=processes, log=folder / f"{processes}.log")
     return {path.stem: load_file(path) for path in out.glob("*.safetensors")}
 
 
 def test_two_processes_equal_one_in_chunks_from_a_stream_in_other_readings_and_resumed(
-    tiny_model, tiny_processor, tiny_captions, tmp_path
+    tiny_model, tiny_processor, tiny_captions, forked, tmp_path
 ):
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
     tiny_families.write("siglip", tiny_captions, tmp_path / "siglip")
-    one, two = launch(1, tmp_path, tmp_path / "one"), launch(2, tmp_path, tmp_path / "two")
+    one, two = (trained(forked, processes, tmp_path) for processes in (1, 2))
     compared = [(one[name], two[name]) for name in one]
     compared += [(one[f"{name}-whole"], two[f"{name}-chunked"]) for name in CONTRASTED]
     assert len(compared) == 19

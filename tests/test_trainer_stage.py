@@ -212,6 +212,9 @@ def test_more_k_pairs_than_rows_are_found_before_a_run_begins():
     with pytest.raises(ConfigError, match=r"`defenses.cleanerclip`: .*0 to 500 pairs"):
         check_sizes(config_from(values))
     check_sizes(config_from({**values, "world": {"n_defense": 501}}))
+    few = {"world": {"n_train": 20, "n_defense": 501}, "victim": {"per_device_train_batch_size": 32}}
+    with pytest.raises(ConfigError, match=r"`victim`: .*at least one global batch"):
+        check_sizes(config_from({**values, **few, "detect": {"rates": []}}))
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

@@ -61,8 +61,9 @@ def shift_on_one_of_two(rank, address, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_share_the_pictures_and_find_the_same_shift(tmp_path):
-    torch.multiprocessing.spawn(shift_on_one_of_two, (tmp_path / "address", tmp_path), nprocs=2)
+def test_two_processes_share_the_pictures_and_find_the_same_shift(forked, tmp_path):
+    both = [forked.call(shift_on_one_of_two, rank, tmp_path / "address", tmp_path) for rank in (0, 1)]
+    assert forked.ended(both) == [0, 0]
     alone = embedding_shift(Encoder(), PROCESSOR, labelled(23), [Patch()])["patch"]
     for rank in (0, 1):
         common, own, n, told = (tmp_path / f"{rank}.txt").read_text().split(" ", 3)

@@ -22,10 +22,8 @@ from hf_clipbd.features import embed_dataset  # noqa: E402
 from hf_clipbd.models import load_dual_encoder  # noqa: E402
 
 
-def saved_and_loaded(trainer, folder: str) -> float:
-    """Save from every process, load, and return the largest gap between embeddings before and after."""
-    trainer.save_model(folder)
-    trainer.accelerator.wait_for_everyone()
+def gap_after_loading(trainer, folder: str) -> float:
+    """Load what was saved and return the largest gap between embeddings before and after."""
     rows = pairs(6)
     kept = embed_dataset(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, rows)
     again = embed_dataset(*load_dual_encoder(folder, dtype=torch.float64), rows)
@@ -38,6 +36,8 @@ if __name__ == "__main__":
         for defense in ("cleanerclip", "par", "roclip", "safeclip"):  # CleanerCLIP's terms have those of the others
             out = f"{sys.argv[1]}/{Path(folder).name}.{defense}.safetensors"
             trainer = train(folder, defense, out, world, rows=rows, max_steps=2)
-            gap = saved_and_loaded(trainer, out + ".saved")
+            trainer.save_model(out + ".saved")  # every process calls it
+            trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
+                gap = gap_after_loading(trainer, out + ".saved")
                 save_file({**load_file(out), "gap": torch.tensor(gap)}, out)
