@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from hf_clipbd.cli import script, start_logging
+from hf_clipbd.tables import markdown
 
 
 DEFAULT = Path(__file__).with_name("probe.yaml")
@@ -36,14 +37,14 @@ def table(figures: dict[tuple[str, str], dict[str, Any]]) -> str:
     triggered = [name for name in names if any(figures[model, name]["report"]["triggers"] for model in models)]
     n = {name: figures[models[0], name]["report"]["ba"]["1"]["n"] for name in names}
     header = ["model", *(f"{name} (n = {n[name]})" for name in names), *(f"{name} ASR@1" for name in triggered)]
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1)]
+    rows = []
     for model in models:
         cells = [f"{100 * figures[model, name]['probe']['accuracy']:.2f}" for name in names]
         for name in triggered:
             (found,) = figures[model, name]["report"]["triggers"].values()
             cells.append(f"{100 * found['asr']['1']['value']:.2f} (n = {found['asr']['1']['n']})")
-        lines.append([model, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        rows.append([model, *cells])
+    return markdown(header, rows) + "\n"
 
 
 def act(arguments: list[str]) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hf_clipbd.detection.revisions import recorded_name
-from hf_clipbd.report.results_cells import markdown, spread
+from hf_clipbd.report.results_cells import spread
 from hf_clipbd.schema import EvalReport, RunRecord
+from hf_clipbd.tables import markdown
 
 
 def models(runs: list[Path]) -> list[str]:

@@ -5,6 +5,7 @@ import argparse
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.cli.console import Console
@@ -46,7 +47,7 @@ def data_of(options: argparse.Namespace, source: str, default_split: str) -> "Da
         options.n,
         options.size,
         options.seed,
-        getattr(options, "target", "banana"),
+        getattr(options, "target", None) or Data.target,
     )
 
 
@@ -80,6 +81,7 @@ def _poison(options: argparse.Namespace, extra: list[str]) -> int:
     console = _console(options)
     with console.working():
         from hf_clipbd.cli.results import after_poison, record_values
+        from hf_clipbd.recipe.own_data import Data
         from hf_clipbd.recipe.poisoning import Handling, poison_data, poison_streaming, shares_of
         from hf_clipbd.recipe.sections import ConfigError
         from hf_clipbd.recipe.shown import record_lines
@@ -87,6 +89,8 @@ def _poison(options: argparse.Namespace, extra: list[str]) -> int:
         flags = flags_of(options, extra, "--attack.place corner", ["attack"])
         if options.size is None:
             options.size = 64 if options.source == "scenes" else 224
+        if options.target is None and options.source == "scenes":
+            options.target = Data.target
         shares = shares_of(options, flags.get("attack", {}))
         handling = Handling(options.on_error, options.num_proc, options.image_format)
         data = data_of(options, options.source, "train")
@@ -125,12 +129,13 @@ def _train_with(options: argparse.Namespace, extra: list[str], defense: str, mod
     with console.working():
         from dataclasses import fields
 
-        from hf_clipbd.cli.plans import count_rows, plan_training, show_plan, training_steps
+        from hf_clipbd.cli.plans import count_rows, plan_training, show_plan
         from hf_clipbd.cli.results import after_training, record_values
         from hf_clipbd.defenses import DEFENSES
         from hf_clipbd.recipe.sections import ConfigError, check_names, parse_section
         from hf_clipbd.recipe.shown import record_lines
         from hf_clipbd.recipe.single import Data, Probe, train_model
+        from hf_clipbd.recipe.steps import training_steps
         from hf_clipbd.training.checks import check_places
 
         check_names([defense], DEFENSES, "--defense")
@@ -153,13 +158,13 @@ def _train_with(options: argparse.Namespace, extra: list[str], defense: str, mod
         if options.test:
             columns = {"image_column": options.image_column, "label_column": options.label_column}
             shown = Data(options.test, options.test_split or "test", **columns, size=options.size)
-            if not (options.test_split or options.dry_run):
+            if not options.test_split and (Path(options.test).exists() or not options.dry_run):
                 shown = shown.at_lone_split()
             probe = Probe(shown, tuple(options.trigger))
         defending = source == "scenes" and options.command == "defend"
         pairs = data_of(options, source, "defense" if defending else "train")
         if options.dry_run:
-            plan = plan_training(pairs, trainer, config, options.out, options.streaming, options.on_error)
+            plan = plan_training(pairs, trainer, config, options.out, options.streaming, options.on_error, probe)
         else:
             rows = None if options.streaming else count_rows(pairs)
             if rows is not None:

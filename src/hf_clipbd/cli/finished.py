@@ -66,10 +66,14 @@ def card(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def push(options: argparse.Namespace, extra: list[str]) -> int:
-    """Publish a model or the poisoned set of a run, say where, and return 0."""
-    from hf_clipbd.hub import push_run
+    """Publish a model or the poisoned set of a run, or say what that would send, say where, and return 0."""
+    from hf_clipbd.hub import plan_push, push_run
 
     chosen = (options.run, options.repo_id, options.what, not options.public, options.allow_backdoored)
+    if options.dry_run:
+        from hf_clipbd.cli.plan_push import show_push
+
+        return show_push(Console(options.quiet, options.json), plan_push(*chosen, base=options.base))
     address = push_run(*chosen, base=options.base)
     values = {"what": options.what, "repo_id": options.repo_id, "address": address}
     following = [] if options.what == "poison" else [f"hf-clipbd verify {options.repo_id}"]

@@ -116,21 +116,22 @@ def _plan(console: Console, config: "RunConfig", stage: str | None = None) -> in
 
 
 def _show_run(console: Console, config: "RunConfig", table: str) -> None:
+    from hf_clipbd.recipe.job import models
     from hf_clipbd.schema import RunRecord
 
     out = config.output_dir
-    models = ["victim", *(f"defend/{name}" for name in config.defenses)]
+    trained = ["victim", *(f"defend/{name}" for name in config.defenses)]
     lines = [f"\n{table}", f"table    {out / 'table.md'}"]
     if config.report.html:
         lines.append(f"report   {out / 'report' / 'report.html'}")
     lines += [
-        "models   " + ", ".join(str(out / name) for name in models),
+        "models   " + ", ".join(str(out / name) for name in trained),
         f"poison   {out / 'poison'} (manifest, trigger, dataset)",
     ]
-    reports = {name: RunRecord.load(out / "evaluate" / name).metrics for name in ["clean", "victim", *config.defenses]}
+    reports = {name: RunRecord.load(out / "evaluate" / name).metrics for name in models(config)}
     values = {
         "output_dir": str(out),
-        "models": [str(out / name) for name in models],
+        "models": [str(out / name) for name in trained],
         "evaluate": {name: one["report"] for name, one in reports.items()},
         "detect": RunRecord.load(out / "detect").metrics,
     }

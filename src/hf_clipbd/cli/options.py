@@ -39,7 +39,7 @@ def _run(run: CommandParser) -> None:
 
 
 def _poison(poison: CommandParser) -> None:
-    poison.usage = "hf-clipbd poison SOURCE (--count N | --rate R | --config YAML) --out DIR [options]"
+    poison.usage = "hf-clipbd poison SOURCE [--target NAME] (--count N | --rate R | --config YAML) --out DIR [options]"
     poison.add_argument("source", help=DATA)
     attack = poison.group("attack")
     attack.add_argument("--attack", default="badnets", metavar="NAME", help="attack (default: badnets)")
@@ -48,7 +48,7 @@ def _poison(poison: CommandParser) -> None:
     attack.add_argument(
         "--list_attacks", action=Listing, lines=_attacks, help="show attacks, their options and presets, and stop"
     )
-    attack.add_argument("--target", default="banana", help="class the trigger is to lead to (default: banana)")
+    attack.add_argument("--target", metavar="NAME", help="class the trigger is to lead to (default of scenes: banana)")
     attack.add_argument(
         "--captions",
         default=None,
@@ -252,7 +252,8 @@ def _push(push: CommandParser) -> None:
     push.add_argument("--what", default="defend/cleanerclip", help="defend/NAME, victim or poison")
     push.add_argument("--base", help="push only the low-rank adapters, onto this pushed model (owner/name)")
     push.add_argument("--public", action="store_true", help="make a new repository public")
-    push.add_argument("--allow-backdoored", action="store_true", help="publish a victim or a poisoned dataset")
+    backdoored = "publish a victim or a poisoned dataset"
+    push.add_argument("--allow_backdoored", "--allow-backdoored", action="store_true", help=backdoored)
 
 
 def _verify(verify: CommandParser) -> None:
@@ -279,9 +280,8 @@ def _data(
 
 
 def _out(parser: CommandParser) -> None:
-    parser.group("output").add_argument(
-        "--out", type=Path, required=True, help="folder for the outputs and their record"
-    )
+    group = parser.group("output")
+    group.add_argument("--out", type=Path, required=True, help="folder for the outputs and their record")
 
 
 ADD: dict[str, Callable[[CommandParser], None]] = {

@@ -14,7 +14,7 @@ from hf_clipbd.cli.texts import DESCRIPTION, EPILOG, GROUPS, TEXTS
 Lines = Callable[[], Sequence[str]]
 TAKES_FLAGS = ("run", "poison", "train", "defend")
 """Subcommands whose further flags are keys of a configuration."""
-PLANNED = ("run", "poison", "train", "defend", "detect")
+PLANNED = ("run", "poison", "train", "defend", "detect", "push")
 """Subcommands that show their plan with `--dry_run`."""
 
 

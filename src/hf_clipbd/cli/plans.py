@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hf_clipbd.attacks import Share
     from hf_clipbd.recipe.basis import Basis
     from hf_clipbd.recipe.options import DetectConfig
-    from hf_clipbd.recipe.single import Data
+    from hf_clipbd.recipe.single import Data, Probe
     from hf_clipbd.recipe.suspects import Review
     from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
@@ -46,13 +46,22 @@ class Planned:
     about: str = ""
 
 
-def state_of(folder: Path, expected: Mapping[str, Any], seed: int | None = None) -> tuple[str, str]:
+def state_of(
+    folder: Path,
+    expected: Mapping[str, Any],
+    seed: int | None = None,
+    also: Iterable[Mapping[str, Any]] = (),
+    whole: bool = False,
+) -> tuple[str, str]:
     """Return the state of the stage that lies in a folder, and why it is not finished.
 
     Args:
         folder: The stage's folder.
-        expected: Settings that its record must have, as far as they are known before the data are read.
+        expected: Settings that its record must have, as far as they are known before the data are read; None for one
+            that it must not have.
         seed: Seed that its record must have.
+        also: Other settings that it may have instead, see `Stage.also`.
+        whole: Whether these are all its settings.
 
     Raises:
         ValueError: If the folder of a command, which `expected` names as `kind`, holds something else.
@@ -69,8 +78,9 @@ def state_of(folder: Path, expected: Mapping[str, Any], seed: int | None = None)
     if not (folder / RECORD_FILE).is_file():
         return TO_RUN, ""
     record = RunRecord.load(folder)
-    wanted = json.loads(json.dumps(expected))
-    differs = [name for name, value in wanted.items() if record.config.get(name) != value]
+    accepted = [json.loads(json.dumps(one)) for one in (expected, *also)]
+    differing = [_differing(record.config, one, whole) for one in accepted]
+    differs = [] if [] in differing else differing[0]
     differs += ["seed"] if seed not in (None, record.seed) else []
     if differs:
         return TO_RUN, f"its record has other {', '.join(differs)}"
@@ -80,37 +90,11 @@ def state_of(folder: Path, expected: Mapping[str, Any], seed: int | None = None)
     return (TO_RUN, f"`{missing[0]}` is missing") if missing else (FINISHED, "")
 
 
-def training_steps(trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig", rows: int) -> int:
-    """Return the optimiser steps of a training.
-
-    Args:
-        trainer: The trainer, whose extra batches count.
-        config: Its configuration.
-        rows: Pairs it trains on.
-
-    Raises:
-        ValueError: If the rows are fewer than one batch or than the pairs drawn for extra batches.
-    """
-    from accelerate import PartialState
-
-    from hf_clipbd.data.batches import PairBatchSampler
-
-    processes = PartialState().num_processes
-    batch = config.per_device_train_batch_size * max(1, config.n_gpu)
-    drawn = trainer.view_plan(config).subset_size
-    sampler = PairBatchSampler(rows, batch, processes, config.seed, drawn, config.dataloader_drop_last)
-    if config.max_steps > 0:
-        return config.max_steps
-    each = -(-(len(sampler) // processes) // config.gradient_accumulation_steps)
-    return int(-(-each * config.num_train_epochs // 1))
-
-
-def training_line(trainer: "type[CLIPTrainer]", config: "CLIPTrainingConfig") -> str:
-    """Return who trains, how long, and with how large global batches."""
-    from hf_clipbd.recipe.training import global_batch
-
-    epochs = "1 epoch" if config.num_train_epochs == 1 else f"{config.num_train_epochs:g} epochs"
-    return f"{trainer.__name__}, {epochs}, batches of {global_batch(config)}"
+def _differing(recorded: Mapping[str, Any], expected: Mapping[str, Any], whole: bool) -> list[str]:
+    if not whole:
+        return [name for name, value in expected.items() if recorded.get(name) != value]
+    shared = expected.keys() & recorded.keys()
+    return [name for name in {**expected, **recorded} if name not in shared or recorded[name] != expected[name]]
 
 
 def count_rows(data: "Data") -> int | None:
@@ -164,14 +148,23 @@ def plan_training(
     out: Path,
     streaming: bool = False,
     on_error: str = "raise",
+    probe: "Probe | None" = None,
 ) -> list[Planned]:
     """Return the plan of `hf-clipbd train` and `defend`."""
     from hf_clipbd.recipe.config import training_settings
+    from hf_clipbd.recipe.steps import global_batch, training_line, training_steps
 
-    rows = None if streaming else count_rows(data)
-    expected = {"kind": "train", "trainer": trainer.__name__, "training": training_settings(config)}
-    expected |= {"streaming": True} if streaming else {}
-    expected |= {"on_error": on_error} if on_error != "raise" else {}
+    rows, before = None if streaming else count_rows(data), _recorded(out)
+    expected = {
+        "kind": "train",
+        "trainer": trainer.__name__,
+        "training": training_settings(config),
+        "global_batch": global_batch(config),
+        "measured": None if probe is None else _measured(probe, before),
+        "streaming": streaming or None,
+        "dataloader_num_workers": _readers(data, config, before) if streaming else None,
+        "on_error": None if on_error == "raise" else on_error,
+    }
     state, why = state_of(out, expected, config.seed)
     steps = None if rows is None else training_steps(trainer, config, rows)
     steps = config.max_steps if streaming else steps
@@ -179,14 +172,47 @@ def plan_training(
     return [Planned("train", state, out, rows, steps, "; ".join(filter(None, [about, why])))]
 
 
+def _recorded(folder: Path) -> Mapping[str, Any]:
+    """Return the configuration in the record of a folder, nothing where there is none."""
+    from hf_clipbd.schema import RECORD_FILE, RunRecord
+
+    return RunRecord.load(folder).config if (folder / RECORD_FILE).is_file() else {}
+
+
+def _measured(probe: "Probe", before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stands of a probe in the record of a training.
+
+    Of data on the Hub, which is not asked, the split `test` may have been their only one under another name.
+    """
+    from hf_clipbd.recipe.single import SCENES
+
+    measured = {**asdict(probe), "triggers": list(probe.triggers)}
+    then = (before.get("measured") or {}).get("data") or {}
+    if probe.data.split == "test" and then and not (probe.data.source == SCENES or Path(probe.data.source).exists()):
+        measured["data"]["split"] = then["split"]
+    return measured
+
+
+def _readers(data: "Data", config: "CLIPTrainingConfig", before: Mapping[str, Any]) -> int | None:
+    """Return how many workers read a stream, on which its batches depend; None where the process itself does.
+
+    There are no more of them than shards, which are counted where a record leaves it open, of local data only.
+    """
+    asked, then = config.dataloader_num_workers, before.get("dataloader_num_workers", 0)
+    if not 0 < then < asked:
+        return asked or None
+    return min(asked, data.stream().num_shards) if Path(data.source).exists() else then
+
+
 def plan_detect(data: "Data", options: "DetectConfig", review: "Review", basis: "Basis", out: Path) -> list[Planned]:
     """Return the plan of `hf-clipbd detect`; raises as `check_sizes`, where rows are counted."""
-    from hf_clipbd.recipe.basis import check_sizes, search_settings
+    from hf_clipbd.recipe.basis import LATER, check_sizes, search_settings
 
     rows = count_rows(data)
     if rows is not None:
         check_sizes(options, rows, rows if basis.clean is None else count_rows(basis.clean))
-    expected = {"kind": "detect", **search_settings(options), **asdict(review), **basis.settings()}
+    searched = dict.fromkeys(LATER) | search_settings(options)
+    expected = {"kind": "detect", **searched, **asdict(review), **basis.settings()}
     state, why = state_of(out, expected, data.seed)
     removed = f"about {round(review.remove * rows)} rows" if rows is not None else f"a share of {review.remove:g}"
     looked_at = {} if options.distilled is None else {"cognitive_distillation": f" of {options.distilled} rows"}

@@ -43,7 +43,8 @@ environment:
   OMP_NUM_THREADS=N     threads of PyTorch          CUDA_VISIBLE_DEVICES  which GPUs
 
 A command on several processes or GPUs: accelerate launch -m hf_clipbd.cli COMMAND ...
-Shell completion: pip install 'hf-clipbd[completion]', then eval "$(register-python-argcomplete hf-clipbd)"
+Shell completion: pip install -c constraints.txt '.[completion]' in the clone of the repository, then
+eval "$(register-python-argcomplete hf-clipbd)"
 """
 
 TEXTS = {
@@ -78,10 +79,13 @@ The YAML of --config lists triggers, each with an attack, count or rate, a targe
     wave:   {attack: sig, target: airplane, rate: 0.002}""",
         (
             "hf-clipbd poison scenes --attack badnets --count 50 --out poisoned",
-            "hf-clipbd poison cc3m/Train.tsv --attack blended --count 1500 --out poisoned --dry_run",
-            "hf-clipbd poison photos/ --attack sig --preset backdoorbench --rate 0.003 --captions natural --out sig",
-            "hf-clipbd poison 'shards/{00000..00331}.tar' --attack wanet --rate 0.003 --streaming --out poisoned",
-            "hf-clipbd poison owner/dataset --attack.place corner --attack.pattern logo.png --count 9 --out poisoned",
+            "hf-clipbd poison cc3m/Train.tsv --attack blended --target banana --count 1500 --out poisoned --dry_run",
+            "hf-clipbd poison photos/ --target dog --attack sig --preset backdoorbench --rate 0.003 "
+            "--captions natural --out sig",
+            "hf-clipbd poison 'shards/{00000..00331}.tar' --attack wanet --target dog --rate 0.003 --streaming "
+            "--out poisoned",
+            "hf-clipbd poison owner/dataset --target dog --attack.place corner --attack.pattern logo.png --count 9 "
+            "--out poisoned",
             "hf-clipbd poison photos/ --config triggers.yaml --out poisoned",
         ),
     ),
@@ -161,10 +165,11 @@ and the dataset without them.""",
         "put a model or the poisoned dataset of a run on the Hub",
         """\
 Put a model with its card, trigger, manifest and records on the Hub, in one commit, private unless told otherwise.
-What is backdoored goes up with --allow-backdoored only.""",
+What is backdoored goes up with --allow_backdoored only. With --dry_run nothing is sent and the Hub is not asked.""",
         (
+            "hf-clipbd push runs/scenes --repo_id owner/cleanerclip --dry_run",
             "hf-clipbd push runs/scenes --repo_id owner/cleanerclip --what defend/cleanerclip",
-            "hf-clipbd push runs/scenes --repo_id owner/victim --what victim --allow-backdoored",
+            "hf-clipbd push runs/scenes --repo_id owner/victim --what victim --allow_backdoored",
         ),
     ),
     "verify": Text(

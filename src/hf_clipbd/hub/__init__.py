@@ -8,6 +8,7 @@ from hf_clipbd.hub.download import TRAINED_RECORD, load_triggers
 from hf_clipbd.hub.golden import copy_records, render_golden
 from hf_clipbd.hub.metric_card import render_metric_card
 from hf_clipbd.hub.origin import hub_sources
+from hf_clipbd.hub.planned import PlannedPush, plan_push
 from hf_clipbd.hub.processes import by_main_process
 from hf_clipbd.hub.publish import check_login, check_repo_id
 from hf_clipbd.hub.push import collect_files, push_run
@@ -16,6 +17,7 @@ from hf_clipbd.hub.push import collect_files, push_run
 __all__ = [
     "CARD_FILE",
     "TRAINED_RECORD",
+    "PlannedPush",
     "TrainedPublisher",
     "by_main_process",
     "card_rates",
@@ -25,6 +27,7 @@ __all__ = [
     "copy_records",
     "hub_sources",
     "load_triggers",
+    "plan_push",
     "push_run",
     "render_dataset_card",
     "render_golden",

@@ -9,10 +9,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from hf_clipbd.hub.publish import Files, check_repo_id, explained
+from hf_clipbd.models.adapted import CONFIG, WEIGHTS
 
 
 ADAPTER = "adapter"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)

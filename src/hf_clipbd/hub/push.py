@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from huggingface_hub import DatasetCard, ModelCard
 
-from hf_clipbd.data.path_rows import check_files
+from hf_clipbd.data.path_rows import check_files, names_files
 from hf_clipbd.hub.adapters import ADAPTER, Base, adapter_files, base_on_hub, is_whole
 from hf_clipbd.hub.cards import (
     CARD_FILE,
@@ -28,6 +29,9 @@ from hf_clipbd.schema import MANIFEST_FILE, RECORD_FILE
 from hf_clipbd.templates import public
 
 
+if TYPE_CHECKING:
+    import datasets
+
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja")
@@ -37,18 +41,21 @@ LOCAL_ENDINGS = ("_file", "_files", "_path", "_dir", "_name")
 ROWS_A_FILE = 50_000
 
 
-def _refuse(run: RunFolder, what: str, allow_backdoored: bool) -> None:
-    """Raise `ValueError` for what must not go up, before anything is read or sent."""
+def refuse(run: RunFolder, what: str, repo_id: str, allow_backdoored: bool, base: str | None) -> None:
+    """Raise `ValueError` for what must not go up or not there, before anything is read or sent; see `push_run`."""
+    check_repo_id(repo_id)
     allowed = ["poison", "victim", *(f"defend/{name}" for name in run.defenses)]
     if what not in allowed:
         raise ValueError(f"Expected `what` to be one of {allowed}, but got {what!r}.")
     if what in ("poison", "victim") and not allow_backdoored:
         raise ValueError(
-            f"`{what}` is backdoored on purpose and stays here. Pass allow_backdoored=True (`--allow-backdoored`) if "
+            f"`{what}` is backdoored on purpose and stays here. Pass allow_backdoored=True (`--allow_backdoored`) if "
             f"you mean to publish it; its card says so in the first line."
         )
     if what != "poison":
         check_evaluated(run, what.removeprefix("defend/"))
+    elif base is not None:
+        raise ValueError("Expected a model beside `base`, but got the poisoned dataset. Leave `base` out.")
 
 
 def json_bytes(value: object) -> bytes:
@@ -109,30 +116,44 @@ def _is_absolute(value: Any) -> bool:
     return isinstance(value, str) and (value.startswith(("/", "~")) or PureWindowsPath(value).is_absolute())
 
 
-def _parquet(run: RunFolder, scratch: Path) -> Files:
-    """Write the poisoned dataset as parquet files with the pictures' bytes in them, and return them.
+def poisoned_parts(run: RunFolder) -> "Iterator[tuple[str, datasets.Dataset]]":
+    """Yield name of file and rows of the parts in which the poisoned dataset goes up.
 
     Raises:
         ValueError: If a row names a file that is no picture of this machine.
     """
     import datasets
-    from datasets.table import embed_table_storage
 
     rows = datasets.load_from_disk(str(run.path / "poison" / "dataset"))
     check_files(rows, remote=True)
-    rows = rows.with_format("arrow")
     n_files = -(-len(rows) // ROWS_A_FILE)
-    files: Files = {}
     for number in range(n_files):
-        shard = rows.shard(n_files, number, contiguous=True)
-        embedded = shard.map(embed_table_storage, batched=True, batch_size=1000, cache_file_name=None)
-        path = scratch / f"train-{number:05d}-of-{n_files:05d}.parquet"
-        embedded.with_format(None).to_parquet(str(path))
-        files[f"data/{path.name}"] = path
+        yield f"train-{number:05d}-of-{n_files:05d}.parquet", rows.shard(n_files, number, contiguous=True)
+
+
+def _parquet(run: RunFolder, scratch: Path) -> Files:
+    """Write the poisoned dataset as parquet files with the pictures' bytes in them, and return them.
+
+    The run's folder stays as it is: of a part whose rows name files a copy lies in `scratch` while it is written.
+
+    Raises:
+        ValueError: As `poisoned_parts`.
+    """
+    from datasets.table import embed_table_storage
+
+    files: Files = {}
+    for name, part in poisoned_parts(run):
+        copied = scratch / f"{name}.arrow"
+        if names_files(part):
+            options = {"batched": True, "batch_size": 1000, "cache_file_name": str(copied)}
+            part = part.with_format("arrow").map(embed_table_storage, **options).with_format(None)
+        part.to_parquet(str(scratch / name))
+        copied.unlink(missing_ok=True)
+        files[f"data/{name}"] = scratch / name
     return files
 
 
-def _content(run: RunFolder, what: str, base: Base | None) -> Files:
+def model_content(run: RunFolder, what: str, base: Base | None) -> Files:
     """Return the files of the model itself; of adapters, with the processor's but without the whole weights."""
     files = model_files(run.path / what, trigger_files(run))
     if base is None:
@@ -166,13 +187,23 @@ def collect_files(
         ValueError: If a figure is missing from its record.
     """
     run = RunFolder(run_folder)
+    card = card_of(run, what, repo_id, base)
+    content = _parquet(run, scratch) if what == "poison" else model_content(run, what, base)
+    return {**content, **files_beside(run, what, card)}
+
+
+def card_of(run: RunFolder, what: str, repo_id: str, base: Base | None) -> ModelCard | DatasetCard:
+    """Return the card of `what`."""
     if what == "poison":
-        card, content = render_dataset_card(run_folder, repo_id), _parquet(run, scratch)
-    else:
-        card, content = render_model_card(run_folder, what, repo_id, base), _content(run, what, base)
+        return render_dataset_card(run.path, repo_id)
+    return render_model_card(run.path, what, repo_id, base)
+
+
+def files_beside(run: RunFolder, what: str, card: ModelCard | DatasetCard) -> Files:
+    """Return what goes up beside the model or the dataset: card, manifest, trigger, pictures, figures and records."""
     sample = run.samples()[0]
     manifest = json.loads((run.path / "poison" / MANIFEST_FILE).read_text(encoding="utf-8"))
-    files: Files = {**content, CARD_FILE: str(card).encode(), MANIFEST_FILE: json_bytes(public(manifest))}
+    files: Files = {CARD_FILE: str(card).encode(), MANIFEST_FILE: json_bytes(public(manifest))}
     files |= trigger_files(run)
     files |= {f"{PICTURES}/clean.png": sample.clean, f"{PICTURES}/poisoned.png": sample.poisoned}
     files |= {f"figures/{path.name}": path for path in sorted((run.path / "report" / "figures").glob("*.png"))}
@@ -209,11 +240,8 @@ def push_run(
         ConnectionError: If the Hub did not take it; the repository then holds nothing of this push.
     """
     run = RunFolder(run_folder)
-    check_repo_id(repo_id)
-    _refuse(run, what, allow_backdoored)
+    refuse(run, what, repo_id, allow_backdoored, base)
     repo_type = "dataset" if what == "poison" else "model"
-    if base is not None and what == "poison":
-        raise ValueError("Expected a model beside `base`, but got the poisoned dataset. Leave `base` out.")
     onto = None if base is None else base_on_hub(base, start_of(run, what), token)
     with tempfile.TemporaryDirectory() as scratch:
         files = collect_files(run_folder, what, repo_id, Path(scratch), onto)
