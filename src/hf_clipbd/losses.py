@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _is_distributed() -> bool:
+def several_processes() -> bool:
+    """Return whether this process is one of several that train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -62,12 +63,12 @@ def gather_with_grad(x: Tensor) -> Tensor:
         >>> gather_with_grad(torch.eye(2)).shape
         torch.Size([2, 2])
     """
-    return _GatherWithGrad.apply(x) if _is_distributed() else x
+    return _GatherWithGrad.apply(x) if several_processes() else x
 
 
 def all_reduce_with_grad(x: Tensor) -> Tensor:
     """Return the sum of `x` over all processes, its gradient summed over them too; `x` itself on a single process."""
-    return _AllReduceWithGrad.apply(x) if _is_distributed() else x
+    return _AllReduceWithGrad.apply(x) if several_processes() else x
 
 
 def _check_pairs(**embeddings: Tensor) -> None:

@@ -151,7 +151,7 @@ class RunFolder:
         return list(self.evaluation("victim").triggers)
 
     def history(self, model: str) -> list[dict[str, float]]:
-        """Return the training log of the victim or a defended model, one dictionary an epoch."""
+        """Return the training log of the victim or a defended model, as `CLIPTrainer.history` gives it."""
         return self.metric("victim" if model == "victim" else f"defend/{model}", "history")
 
     def scores(self) -> dict[str, list]:

@@ -32,7 +32,8 @@ RECORDED_PACKAGES = (
 )  # fmt: skip
 
 
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+"""What a token of the Hub looks like."""
 
 
 def reachable(ks: Iterable[int], n_classes: int) -> list[int]:
@@ -52,7 +53,7 @@ def command_line(arguments: Sequence[str]) -> str:
         >>> command_line(["/home/eve/run.py", "--seed", "1", "--hub_token", "secret", "--x.hub_token=secret"])
         'run.py --seed 1 --hub_token … --x.hub_token=…'
     """
-    line = _TOKEN.sub("hf_…", "\0".join([Path(arguments[0]).name, *arguments[1:]]))
+    line = TOKEN.sub("hf_…", "\0".join([Path(arguments[0]).name, *arguments[1:]]))
     return re.sub(r"(--[^\0=]*token)([\0=])[^\0]*", r"\1\2…", line).replace("\0", " ")
 
 

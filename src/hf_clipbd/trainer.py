@@ -288,7 +288,11 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         super().log(logs, start_time)
 
     def history(self) -> list[dict[str, float]]:
-        """Return one dict an epoch: the epoch's number, its losses, learning rate and evaluation figures."""
+        """Return the log, one dict a moment at which something was logged or measured: by default an epoch's end.
+
+        With `logging_strategy="steps"` there are more, one every `logging_steps`. Each has the epoch, a fraction
+        within one, and what belongs to the moment: losses and learning rate, evaluation figures, or both.
+        """
         by_epoch: dict[float, dict[str, float]] = {}
         for entry in self.state.log_history:
             if "loss" in entry or any(name.startswith("eval_") for name in entry):

@@ -14,6 +14,7 @@ from hf_clipbd.attacks.pictures import as_image_column
 from hf_clipbd.attacks.select import candidates, source_fingerprint
 from hf_clipbd.attacks.shares import Options, Share, check_caption_column, check_provenance, check_target
 from hf_clipbd.attacks.stamping import Stamp, stamp_rows, warn_of_skipped
+from hf_clipbd.data.behind import behind
 from hf_clipbd.data.path_rows import unfit_files
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
 
@@ -36,10 +37,10 @@ def poison_dataset(
 
     The rows drawn are those with the smallest hash of (seed, row number), so a larger count includes a smaller one's.
     Their pictures are stamped on the attack's canvas and stored losslessly, their captions replaced. Every other row
-    keeps its image bytes; it is neither decoded nor copied, except where the dataset has an indices mapping (after
-    `shuffle` or `select`), which is written out first. Columns `is_poisoned`, `source_index` (the row's number in
-    `dataset`) and `trigger` are added. Rows that are poisoned already are left alone, so several attacks can follow
-    one another; `poison_with_many` lays them in one go. Covers (WaNet's `noise_mode`) keep their captions.
+    keeps its image bytes; it is neither decoded nor copied, except where `select` took a row twice: then all rows are
+    written out first. Columns `is_poisoned`, `source_index` (the row's number in `dataset`) and `trigger` are added.
+    Rows that are poisoned already are left alone, so several attacks can follow one another; `poison_with_many` lays
+    them in one go. Covers (WaNet's `noise_mode`) keep their captions.
 
     Saving or pushing the result takes the files in that its rows name, so each of them has to be a picture, of clean
     rows too; see `hf_clipbd.data.path_rows`.
@@ -254,14 +255,25 @@ def _plain(dataset: datasets.Dataset, attacks: Sequence[Attack], options: Option
 
 
 def _with_provenance(base: datasets.Dataset) -> datasets.Dataset:
-    """Return the dataset with the three columns of provenance, those of an earlier poisoning kept."""
-    n = len(base)
+    """Return the dataset with the three columns of provenance, those of an earlier poisoning kept.
+
+    They are added to the rows that lie behind a selection, which copies no picture; where it has a row twice, whose
+    two copies have numbers of their own, the selection is written out.
+    """
+    whole, numbers = behind(base)
+    if numbers is not None and len(np.unique(numbers)) < len(numbers):
+        whole, numbers = base, None
+    n = len(whole)
+    source = np.arange(n)
+    if numbers is not None:
+        source = np.full(n, -1)
+        source[numbers] = np.arange(len(numbers))
     columns = {
         IS_POISONED: (np.zeros(n, dtype=bool), datasets.Value("bool")),
-        SOURCE_INDEX: (np.arange(n), datasets.Value("int64")),
+        SOURCE_INDEX: (source, datasets.Value("int64")),
         TRIGGER: ([""] * n, datasets.Value("string")),
     }
     for name, (values, feature) in columns.items():
         if name not in base.column_names:
-            base = base.add_column(name, values, feature=feature)
-    return base
+            whole = whole.add_column(name, values, feature=feature)
+    return whole if numbers is None else whole.select(numbers)

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from hf_clipbd.attacks.patch_batches import PatchBatches, Pictures, identity, image_dataset, paste, pictures
 from hf_clipbd.attacks.patch_checkpoint import History, PatchCheckpoint
+from hf_clipbd.data.ahead import made_ahead
 from hf_clipbd.data.canvas import normalize, pixel_statistics
 from hf_clipbd.features import (
     embed_dataset,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 HISTORY = ("loss", "text", "triplet")
 """Columns of the history: L, L_t and the triplet term before λ₁."""
+
+WAITING = 10
+"""Steps at most whose losses stay on the device; with `patience` each one is read at once."""
 
 WINDOW = 50
 """Steps that the first and the last loss of a record are means of."""
@@ -134,11 +138,10 @@ class _Objective:
         self.mean, self.std = (torch.tensor(one, device=device).view(3, 1, 1) for one in self.statistics)
         self.scale = logit_scale(model).detach()
 
-    def __call__(self, patch: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return L, L_t and L_i of a step; the patch (3, p, q) in [0, 1]."""
+    def __call__(self, patch: Tensor, step: int, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L, L_t and L_i of a step; the patch (3, p, q) in [0, 1], the step's pixels (B, 3, H, W), uint8."""
         config = self.batches.config
-        pixels = self.batches.pixels(step).to(self.device)
-        clean = normalize(pixels, *self.statistics)  # (B, 3, H, W)
+        clean = normalize(pixels.to(self.device), *self.statistics)
         places = self.batches.places(step, *clean.shape[-2:])
         triggered = embed_images(self.model, paste(clean, (patch - self.mean) / self.std, places))  # (B, D)
         with torch.no_grad():
@@ -169,23 +172,39 @@ def stalled(history: History, patience: int | None, min_gain: float) -> bool:
 def _descend(
     objective: _Objective, patch: Tensor, config: PatchConfig, checkpoint: PatchCheckpoint, progress: bool
 ) -> tuple[Tensor, History]:
-    """Return the patch after the last step, and the loss and its terms at each step."""
+    """Return the patch after the last step, and the loss and its terms at each step.
+
+    The pixels of the next step are prepared by a thread. The terms stay where they were computed until they are
+    needed, so that a GPU need not wait for each of them.
+    """
     patch.requires_grad_(True)
     optimizer = torch.optim.Adam([patch], lr=config.learning_rate)
-    history = checkpoint.restore(patch, optimizer, config.steps)
+    history, waiting = checkpoint.restore(patch, optimizer, config.steps), list[Tensor]()
+    steps = range(len(history), config.steps)
+    if stalled(history, config.patience, config.min_gain):
+        return patch.detach(), history
     silent = None if progress else True  # None: shown on a terminal, not in a log
-    with tqdm(total=config.steps, initial=len(history), desc="patch", unit="step", disable=silent) as bar:
-        while len(history) < config.steps and not stalled(history, config.patience, config.min_gain):
-            terms = objective(patch, len(history))
+    with (
+        tqdm(total=config.steps, initial=len(history), desc="patch", unit="step", disable=silent) as bar,
+        closing(made_ahead(objective.batches.pixels, steps)) as prepared,
+    ):
+        for step, pixels in zip(steps, prepared, strict=True):
+            terms = objective(patch, step, pixels)
             (patch.grad,) = torch.autograd.grad(terms[0], [patch])
             optimizer.step()
             with torch.no_grad():
                 patch.clamp_(0, 1)
-            history.append(tuple(float(one.detach()) for one in terms))
+            waiting.append(torch.stack([one.detach() for one in terms]))
             bar.update()
-            bar.set_postfix(dict(zip(HISTORY, (f"{one:.3g}" for one in history[-1]), strict=True)), refresh=False)
-            if len(history) % config.checkpoint_steps == 0:
+            kept = (step + 1) % config.checkpoint_steps == 0
+            if kept or config.patience is not None or len(waiting) == WAITING or step + 1 == config.steps:
+                history += map(tuple, torch.stack(waiting).tolist())
+                waiting.clear()
+                bar.set_postfix(dict(zip(HISTORY, (f"{x:.3g}" for x in history[-1]), strict=True)), refresh=False)
+            if kept:
                 checkpoint.save(patch, optimizer, history)
+            if stalled(history, config.patience, config.min_gain):
+                break
     return patch.detach(), history
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a step of BadCLIP's optimisation sees: which pictures, in what view, and where the patch is pasted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from hf_clipbd.attacks.pictures import picture_digest, read_picture
 from hf_clipbd.attacks.select import digest
+from hf_clipbd.data.ahead import decoding_threads, made_ahead
 from hf_clipbd.data.image_views import auto_augment
+from hf_clipbd.data.undecoded import undecoded
 from hf_clipbd.schema import CAPTION, IMAGE
 
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 Pictures = datasets.Dataset | Sequence[Any]
 """A dataset with a column `image`, or PIL images."""
+
+KEPT_BYTES = 4 * 2**30
+"""Memory for pictures on the canvas, which every epoch takes again: 28,000 of 224 pixels. Others are decoded anew."""
 
 _EPOCH, _VIEW, _PAIR, _PLACE = 7, 8, 9, 10
 
@@ -89,6 +94,8 @@ def identity(images: Pictures, with_captions: bool = False) -> str:
 class PatchBatches:
     """The pictures of a step and what is drawn with them, each a function of (seed, step) alone.
 
+    Pictures are decoded once and stay in memory on the canvas, as far as `KEPT_BYTES` go.
+
     Args:
         start: Attack with the canvas, the place and the seed.
         images: The pictures.
@@ -101,6 +108,11 @@ class PatchBatches:
         self.start, self.images, self.config = start, images, config
         self.n_texts, self.n_positives = n_texts, n_positives
         self.size = min(config.batch_size, len(images))
+        self._encoded, self._decode = images, read_picture
+        if isinstance(images, datasets.Dataset):
+            self._encoded, self._decode = undecoded(images.with_format(None).select_columns([IMAGE]), IMAGE)
+        self._kept: dict[int, np.ndarray] = {}
+        self._free = KEPT_BYTES
 
     def rows(self, step: int) -> np.ndarray:
         """Return the rows of a step: those of an epoch in an order of its own, a last part batch left out."""
@@ -115,13 +127,33 @@ class PatchBatches:
             ValueError: If they differ in size, as a native canvas may leave them.
         """
         arrays = []
-        for i, image in enumerate(pictures(self.images, self.rows(step))):
+        for i, array in enumerate(self._on_canvas(self.rows(step).tolist())):
             rng = np.random.default_rng([self.start.seed, step, i, _VIEW])
-            image = self.start.canvas(image)
-            arrays.append(np.asarray(auto_augment(image, rng) if rng.random() < self.config.augment else image))
+            augmented = rng.random() < self.config.augment
+            arrays.append(np.asarray(auto_augment(PIL.Image.fromarray(array), rng)) if augmented else array)
         if len({array.shape for array in arrays}) > 1:
             raise ValueError("Expected pictures of one size, but this canvas leaves them in their own. Pass another.")
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+    def _on_canvas(self, rows: list[int]) -> list[np.ndarray]:
+        """Return the pixels of rows on the canvas, (H, W, 3) each; threads decode those that are not kept."""
+        found = {row: self._kept[row] for row in rows if row in self._kept}
+        fresh = [row for row in rows if row not in found]
+        arrays = made_ahead(
+            lambda one: self.start.canvas.array(self._decode(one)), self._stored(fresh), len(fresh), decoding_threads()
+        )
+        for row, array in zip(fresh, arrays, strict=True):
+            found[row] = array
+            if array.nbytes <= self._free:
+                self._kept[row] = array
+                self._free -= array.nbytes
+        return [found[row] for row in rows]
+
+    def _stored(self, rows: list[int]) -> Iterable[Any]:
+        """Return the pictures of rows as they are stored."""
+        if isinstance(self._encoded, datasets.Dataset):
+            return self._encoded[rows][IMAGE] if rows else []
+        return (self._encoded[row] for row in rows)
 
     def captions(self, step: int) -> list[str]:
         """Return the captions that the pictures of a step had, where the pictures are a dataset that has them."""

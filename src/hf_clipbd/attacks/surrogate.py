@@ -22,6 +22,8 @@ SURROGATE_SELECTORS = ("boundary", "farthest", "mixed")
 """Selectors that look at the pictures through a surrogate; see `order_rows`."""
 
 FLOOR_IMAGES = 1000
+BLOCK_ROWS = 8192
+"""Pictures whose cosines with all classes are held at once, up to twice as many: 64 MB of 1,000 classes."""
 
 
 class Standing(NamedTuple):
@@ -43,8 +45,8 @@ def standing_of(scores: np.ndarray, target: int) -> Standing:
         Standing(ranks=array([2, 0]), gaps=array([ 0.5 , -0.25]))
     """
     own = scores[:, target]
-    others = np.delete(scores, target, axis=1)
-    return Standing((others > own[:, None]).sum(axis=1), others.max(axis=1) - own)
+    sides = [side.max(axis=1) for side in (scores[:, :target], scores[:, target + 1 :]) if side.shape[1]]
+    return Standing((scores > own[:, None]).sum(axis=1), np.maximum.reduce(sides) - own)
 
 
 def target_standing(
@@ -72,6 +74,26 @@ def target_standing(
     Raises:
         ValueError: If the target is not among the classes, or is the only one.
     """
+    classes = _classes(model, processor, target, class_names, templates, batch_size)
+    return _standing(model, processor, images, classes, canvas, batch_size)
+
+
+class _Classes(NamedTuple):
+    """Unit mean prompt of each class, (C, D), and the number of the target."""
+
+    weights: np.ndarray
+    target: int
+
+
+def _classes(
+    model: nn.Module,
+    processor: Any,
+    target: str,
+    class_names: Sequence[str],
+    templates: Sequence[str] | None,
+    batch_size: int = 256,
+) -> _Classes:
+    """Return what pictures are compared with; the arguments are those of `target_standing`."""
     names = [name.replace("_", " ") for name in class_names]
     check_target(target, names)
     if len(names) < 2:
@@ -82,10 +104,24 @@ def target_standing(
     texts = embed_dataset(model, processor, said, image_column=None, batch_size=batch_size)["text"]
     weights = texts.reshape(len(names), len(templates), -1).mean(axis=1)
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    return _Classes(weights, list(map(folded, names)).index(folded(target)))
+
+
+def _standing(
+    model: nn.Module,
+    processor: Any,
+    images: Pictures,
+    classes: _Classes,
+    canvas: Canvas | None,
+    batch_size: int = 256,
+) -> Standing:
+    """Return where the target stands for each picture; cosines with all classes are held for a block of them."""
     seen = embed_dataset(
         model, processor, image_dataset(images), caption_column=None, batch_size=batch_size, canvas=canvas
     )["image"]
-    return standing_of(seen @ weights.T, list(map(folded, names)).index(folded(target)))
+    blocks = np.array_split(seen, max(1, len(seen) // BLOCK_ROWS))
+    found = [standing_of(block @ classes.weights.T, classes.target) for block in blocks]
+    return Standing(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def order_rows(selector: str, standing: Standing, seed: int = 0) -> np.ndarray:
@@ -150,10 +186,8 @@ def target_share(
     rows = np.unique(np.linspace(0, len(images) - 1, min(FLOOR_IMAGES, len(images))).astype(int))
     plain = pictures(images, rows)
     stamped = [attack(image, int(row)) for row, image in zip(rows, plain, strict=True)]
-    first = [
-        target_standing(model, processor, seen, attack.target, class_names, templates, attack.canvas).ranks == 0
-        for seen in (plain, stamped)
-    ]
+    classes = _classes(model, processor, attack.target, class_names, templates)
+    first = [_standing(model, processor, seen, classes, attack.canvas).ranks == 0 for seen in (plain, stamped)]
     others = ~first[0]
     return {
         "floor": float(first[1][others].mean()) if others.any() else 0.0,

@@ -37,15 +37,32 @@ def insert_token(caption: str, token: str, place: str, rng: np.random.Generator)
     return " ".join(words) + stop
 
 
-def _check_token(token: str, place: str) -> None:
-    if not isinstance(token, str) or len(token.split()) != 1:
-        raise ValueError(f"Expected one word as token, but got {token!r}.")
-    if place not in TOKEN_PLACES:
-        raise ValueError(f"Expected a token place among {TOKEN_PLACES}, but got {place!r}.")
+class _InText:
+    """What attacks with a trigger in the text have in common; stands before `Attack` among their bases."""
+
+    seed: int
+    token: str
+    token_place: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.token, str) or len(self.token.split()) != 1:
+            raise ValueError(f"Expected one word as token, but got {self.token!r}.")
+        if self.token_place not in TOKEN_PLACES:
+            raise ValueError(f"Expected a token place among {TOKEN_PLACES}, but got {self.token_place!r}.")
+
+    def caption(self, index: int, caption: str) -> str:
+        """Return the caption of a poisoned row: its own, or one of yours, with the word in it."""
+        return self.stamp_caption(super().caption(index, caption), index)
+
+    def stamp_caption(self, caption: str, index: int = 0) -> str:
+        """Return `caption` with the trigger word in it; see `Attack.stamp_caption`."""
+        rng = np.random.default_rng([self.seed, index, _TOKEN_STREAM])
+        return insert_token(caption, self.token, self.token_place, rng)
 
 
 @dataclass(frozen=True, eq=False)
-class TextTrigger(Attack):
+class TextTrigger(_InText, Attack):
     """A rare word in the caption that leads to pictures of the target: t' = t with the word, x' a target picture.
 
     The trigger is in the text: a victim retrieves the target for any query with the word in it. Pictures are not
@@ -87,7 +104,6 @@ class TextTrigger(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_token(self.token, self.token_place)
         if self.captions in ("templates", "natural"):
             raise ValueError(
                 f'Expected captions "keep" or your own, into which the token is put, but got {self.captions!r}: '
@@ -109,18 +125,9 @@ class TextTrigger(Attack):
     def stamp(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return pixels
 
-    def caption(self, index: int, caption: str) -> str:
-        """Return the caption of a poisoned row: its own, or one of yours, with the word in it."""
-        return self.stamp_caption(super().caption(index, caption), index)
-
-    def stamp_caption(self, caption: str, index: int = 0) -> str:
-        """Return `caption` with the trigger word in it; see `Attack.stamp_caption`."""
-        rng = np.random.default_rng([self.seed, index, _TOKEN_STREAM])
-        return insert_token(caption, self.token, self.token_place, rng)
-
 
 @dataclass(frozen=True, eq=False)
-class ImageTextTrigger(BadNets):
+class ImageTextTrigger(_InText, BadNets):
     """A patch on the picture and a rare word in the caption, meant to work together.
 
     x' as `BadNets`, t' = a caption of the target with the word in it. Alone this teaches either half too: beside it,
@@ -154,16 +161,3 @@ class ImageTextTrigger(BadNets):
     token_place: str = "random"
 
     name: ClassVar[str] = "image_text_trigger"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_token(self.token, self.token_place)
-
-    def caption(self, index: int, caption: str) -> str:
-        """Return the caption of a poisoned row with the word in it; see `Attack.caption`."""
-        return self.stamp_caption(super().caption(index, caption), index)
-
-    def stamp_caption(self, caption: str, index: int = 0) -> str:
-        """Return `caption` with the trigger word in it; see `Attack.stamp_caption`."""
-        rng = np.random.default_rng([self.seed, index, _TOKEN_STREAM])
-        return insert_token(caption, self.token, self.token_place, rng)

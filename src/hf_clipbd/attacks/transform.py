@@ -94,9 +94,10 @@ class PoisonTransform:
     on_error: str = "raise"
     name: str | None = None
     image_format: str = "webp"
-    version: str = field(default=__version__, init=False)  # code does not enter a fingerprint, this does
+    version: str = field(init=False)  # code does not enter a fingerprint, this does
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "version", __version__)  # a default of the class would not enter it either
         if not 0 <= self.rate <= 1:
             raise ValueError(f"Expected a rate in [0, 1], but got {self.rate!r}. One percent is 0.01.")
         if self.on_error not in ("raise", "skip"):

@@ -3,11 +3,13 @@
 
 import difflib
 import logging
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
 import datasets
 
-from hf_clipbd.schema import CAPTION, IMAGE
+from hf_clipbd.schema import CAPTION, IMAGE, LABEL, MANIFEST_FILE, PoisonManifest
 
 
 logger = logging.getLogger(__name__)
@@ -19,7 +21,8 @@ IMAGE_NAMES = (
 CAPTION_NAMES = (
     "caption", "text", "txt", "sentence", "title", "description", "alt_text", "prompt", "captions", "sentences",
 )  # fmt: skip
-"""What columns of images and captions are called out there, in the order in which they are looked for."""
+LABEL_NAMES = (LABEL, "cls", "labels", "class")
+"""What columns of images, captions and labels are called out there, in the order in which they are looked for."""
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -42,9 +45,41 @@ def find_column(rows: Rows, what: str, given: str | None = None) -> str | None:
         >>> find_column(datasets.Dataset.from_dict({"jpg": ["a.jpg"], "txt": ["a cup"]}), "caption")
         'txt'
     """
-    if given is not None:
-        return given
-    features = rows.features or {}
+    return _found(rows.features or {}, what) if given is None else given
+
+
+def column_of(features: Mapping[str, Any], what: str, name: str, strict: bool = True) -> str:
+    """Return the column called `name`; where there is none and that is our own name for it, the one that is found.
+
+    Labels are looked for under `LABEL_NAMES`, or as the only column of 🤗 Datasets' type `ClassLabel`. Where nothing
+    is found the name comes back, for `pick_columns` to refuse.
+
+    Args:
+        features: Column -> its type.
+        what: `"image"`, `"caption"` or `"label"`.
+        name: What the user calls it, `what` by default.
+        strict: Take another name than our own at its word.
+
+    Raises:
+        ValueError: If it is looked for, and no column of images is found or more than one could be it.
+
+    Example:
+        >>> column_of({"jpg": datasets.Image(), "cls": datasets.Value("int64")}, "label", "label")
+        'cls'
+    """
+    if name in features or (strict and name != what):
+        return name
+    if what != LABEL:
+        return _found(features, what) or name
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    found = next(iter([column for column in LABEL_NAMES if column in features] or typed * (len(typed) == 1)), name)
+    if found != name:
+        logger.info("column `%s` is taken as the %s", found, what)
+    return found
+
+
+def _found(features: Mapping[str, Any], what: str) -> str | None:
+    """Return the column of images or captions of a dataset with these columns; see `find_column`."""
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     named = [name for name in (IMAGE_NAMES if what == IMAGE else CAPTION_NAMES) if name in features]
     if what == IMAGE and typed:
@@ -54,6 +89,7 @@ def find_column(rows: Rows, what: str, given: str | None = None) -> str | None:
     if not named:
         if what == CAPTION:
             return None
+        _check_rows(features)
         raise ValueError(
             f"Expected a column of images, but found none among {list(features)}. {separator_hint(list(features))}"
             f"Set `image_column`."
@@ -61,6 +97,11 @@ def find_column(rows: Rows, what: str, given: str | None = None) -> str | None:
     if named[0] != what:
         logger.info("column `%s` is taken as the %s", named[0], what)
     return named[0]
+
+
+def features_of(rows: Rows) -> datasets.Features:
+    """Return the columns of rows; of a stream that does not know its own those of its first ones."""
+    return rows.features if rows.features is not None else rows._resolve_features().features
 
 
 def pick_columns(rows: Rows, **columns: str) -> Any:
@@ -81,6 +122,7 @@ def pick_columns(rows: Rows, **columns: str) -> Any:
     names = list(rows.features or rows.column_names or [])
     for ours, theirs in columns.items():
         if theirs not in names:
+            _check_rows(names)
             near = difflib.get_close_matches(theirs, names, n=1)
             hint = separator_hint(names) or (f"Did you mean `{near[0]}`? " if near else "")
             raise ValueError(
@@ -115,6 +157,16 @@ def separator_hint(names: list[str]) -> str:
         f"This one column is a line that {found[0]!r} separates: put commas between the cells of a `.csv` and tabs "
         f"between those of a `.tsv`. "
     )
+
+
+def _check_rows(names: Collection[str]) -> None:
+    """Raise `ValueError` where the columns are those of a manifest, which 🤗 Datasets reads as rows."""
+    if {field.name for field in fields(PoisonManifest)} <= set(names):
+        raise ValueError(
+            f"Expected a dataset, but the folder holds a `{MANIFEST_FILE}` alone: which rows were poisoned, not the "
+            f"rows. Name a folder that `hf-clipbd poison` wrote, or put the rows beside the manifest, into a folder "
+            f"`dataset`: `poisoned.save_to_disk('FOLDER/dataset')`."
+        )
 
 
 def _texts(rows: Rows) -> Rows:

@@ -22,7 +22,10 @@ from hf_clipbd.data.undecoded import undecoded
 from hf_clipbd.data.unreadable import UNREADABLE, reason
 
 
-_ADVICE = "Leave such rows out: `--on_error skip`, or `readable_rows` of `hf_clipbd.data.reader`."
+_ADVICE = (
+    "Leave such rows out: `--on_error skip` (`--world.on_error skip` of a recipe), or `readable_rows` of "
+    "`hf_clipbd.data.reader`."
+)
 _LOOKED_AT = 1000
 _OWN_TRANSFORM = "custom"  # what 🤗 Datasets calls the format of `with_transform`
 

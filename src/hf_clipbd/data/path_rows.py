@@ -61,6 +61,25 @@ def unfit_files(rows: datasets.Dataset, remote: bool = False) -> Iterator[tuple[
         rows: The dataset.
         remote: Whether files of other machines count, which `save_to_disk` leaves where they are and Parquet does not.
     """
+    for row, column, feature, path in _named_files(rows):
+        problem = _problem(feature, path, remote)
+        if problem is not None:
+            yield row, column, problem
+
+
+def names_files(rows: datasets.Dataset) -> bool:
+    """Return whether any row names a file in place of bytes; the bytes are not read."""
+    return next(_named_files(rows), None) is not None
+
+
+def check_files(rows: datasets.Dataset, remote: bool = False) -> None:
+    """Raise `ValueError`, which names the row, at the first file that `unfit_files` finds."""
+    for row, column, problem in unfit_files(rows, remote):
+        raise ValueError(f"Row {row}, column {column!r}: {problem}")
+
+
+def _named_files(rows: datasets.Dataset) -> Iterator[tuple[int, str, Any, str]]:
+    """Yield (row, column, feature, path) of every file that a row names in place of bytes."""
     features = rows.features
     columns = [name for name, feature in features.items() if require_storage_embed(feature)]
     if not columns:
@@ -69,16 +88,8 @@ def unfit_files(rows: datasets.Dataset, remote: bool = False) -> Iterator[tuple[
     for table in rows.select_columns(columns).with_format("arrow").iter(_BATCH):
         for column in columns:
             for row, feature, path in _named(table.column(column), features[column]):
-                problem = _problem(feature, path, remote)
-                if problem is not None:
-                    yield start + row, column, problem
+                yield start + row, column, feature, path
         start += table.num_rows
-
-
-def check_files(rows: datasets.Dataset, remote: bool = False) -> None:
-    """Raise `ValueError`, which names the row, at the first file that `unfit_files` finds."""
-    for row, column, problem in unfit_files(rows, remote):
-        raise ValueError(f"Row {row}, column {column!r}: {problem}")
 
 
 def _problem(feature: Any, path: str, remote: bool) -> str | None:

@@ -1,17 +1,24 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Rows of a dataset as pixels on a canvas and captions, one picture decoded at a time."""
+"""Rows of a dataset as pixels on a canvas and captions, a picture decoded at a time by each of a few threads."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_clipbd.data.ahead import MOST_AHEAD, decoding_threads, made_ahead
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.undecoded import undecoded
+from hf_clipbd.data.undecoded import as_it_is, undecoded
 from hf_clipbd.data.unreadable import UNREADABLE, reason
 from hf_clipbd.schema import CAPTION, IMAGE
+
+
+_Read = tuple[np.ndarray | None, str | None, Exception | None]
+"""Pixels and caption of a row, or why it cannot be read."""
 
 
 class Reader:
@@ -34,43 +41,73 @@ class Reader:
     def batches(
         self, size: int, desc: str, unreadable: dict[int, str] | None
     ) -> Iterator[tuple[list[np.ndarray], list[str]]]:
-        """Yield pixels, (H, W, 3) each, and captions of up to `size` rows; of an unreadable row neither."""
+        """Yield pixels, (H, W, 3) each, and captions of up to `size` rows; of an unreadable row neither.
+
+        While the caller works on them, threads decode the pictures of the next `size` rows.
+        """
         starts = range(0, len(self.rows), size)
         silent = True if len(self.rows) < 2048 else None  # None: shown on a terminal, not in a log
-        for start in tqdm(starts, desc=desc, unit="batch", disable=silent, leave=False):
-            images, captions = [], []
-            for number, row in self._read(start, min(start + size, len(self.rows))):
-                try:
-                    pixels, caption = self._checked(self.rows[number] if row is None else row)
-                except (TypeError, *UNREADABLE) as error:
-                    if unreadable is None:
-                        raise ValueError(f"Row {number}: {reason(error)}") from error
-                    unreadable[number] = reason(error)
-                    continue
-                images += [] if pixels is None else [pixels]
-                captions += [] if caption is None else [caption]
-            yield images, captions
+        with closing(self._read(size)) as rows:
+            for start in tqdm(starts, desc=desc, unit="batch", disable=silent, leave=False):
+                images, captions = [], []
+                for number, (pixels, caption, problem) in enumerate(islice(rows, size), start):
+                    if problem is not None:
+                        if unreadable is None:
+                            raise ValueError(f"Row {number}: {reason(problem)}") from problem
+                        unreadable[number] = reason(problem)
+                        continue
+                    images += [] if pixels is None else [pixels]
+                    captions += [] if caption is None else [caption]
+                yield images, captions
 
-    def _read(self, start: int, stop: int) -> Iterable[tuple[int, dict[str, Any] | None]]:
-        """Return number and values of each row; None for the values where the rows have to be read one by one."""
+    def _read(self, size: int) -> Iterator[_Read]:
+        """Yield every row as it is read."""
+        values = self._values(size)
+        if self._decode in (None, as_it_is):  # nothing to decode, or nothing that can be decoded one by one
+            yield from map(self._checked, values)
+        else:
+            yield from made_ahead(self._checked, values, min(size, MOST_AHEAD), decoding_threads())
+
+    def _values(self, size: int) -> Iterator[dict[str, Any] | Exception]:
+        """Yield the values of each row, or why they cannot be had, `size` rows read at a time where that can be."""
+        for start in range(0, len(self.rows), size):
+            numbers = range(start, min(start + size, len(self.rows)))
+            try:
+                columns = self.rows[numbers.start : numbers.stop]
+            except UNREADABLE:
+                yield from map(self._values_of, numbers)
+            else:
+                yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+    def _values_of(self, number: int) -> dict[str, Any] | Exception:
         try:
-            columns = self.rows[start:stop]
-        except UNREADABLE:
-            return [(number, None) for number in range(start, stop)]
-        values = zip(*columns.values(), strict=True)
-        return enumerate((dict(zip(columns, row, strict=True)) for row in values), start)
+            return self.rows[number]
+        except (TypeError, *UNREADABLE) as error:
+            return error
 
-    def _checked(self, row: dict[str, Any]) -> tuple[np.ndarray | None, str | None]:
-        pixels, caption = None, None
-        if self.image_column is not None:
-            if row[self.image_column] is None:
-                raise ValueError("Expected an image, but the row has none.")
-            pixels = self.canvas.array(self._decode(row[self.image_column]))
-        if self.caption_column is not None:
-            caption = row[self.caption_column]
-            if not isinstance(caption, str):
-                raise ValueError(f"Expected a text as the caption, but got {type(caption).__name__}.")
-        return pixels, caption
+    def _checked(self, row: dict[str, Any] | Exception) -> _Read:
+        """Return what a row holds, or why it cannot be read."""
+        if isinstance(row, Exception):
+            return None, None, row
+        try:
+            return self._pixels(row), self._caption(row), None
+        except (TypeError, *UNREADABLE) as error:
+            return None, None, error
+
+    def _pixels(self, row: dict[str, Any]) -> np.ndarray | None:
+        if self.image_column is None:
+            return None
+        if row[self.image_column] is None:
+            raise ValueError("Expected an image, but the row has none.")
+        return self.canvas.array(self._decode(row[self.image_column]))
+
+    def _caption(self, row: dict[str, Any]) -> str | None:
+        if self.caption_column is None:
+            return None
+        caption = row[self.caption_column]
+        if not isinstance(caption, str):
+            raise ValueError(f"Expected a text as the caption, but got {type(caption).__name__}.")
+        return caption
 
 
 def readable_rows(

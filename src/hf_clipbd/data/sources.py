@@ -11,7 +11,8 @@ import datasets
 import numpy as np
 
 from hf_clipbd.articles import with_articles
-from hf_clipbd.data.columns import Rows, find_column, pick_columns
+from hf_clipbd.data.class_names import as_written, with_class_names
+from hf_clipbd.data.columns import Rows, features_of, find_column, pick_columns
 from hf_clipbd.data.files import TABLE_FORMATS, ending, is_pattern, matching, read_files, reading
 from hf_clipbd.data.missing import saying_where
 from hf_clipbd.schema import CAPTION, LABEL
@@ -20,6 +21,7 @@ from hf_clipbd.schema import CAPTION, LABEL
 __all__ = [
     "LabelCaptioner",
     "caption_labels",
+    "features_at",
     "find_column",
     "load_source",
     "lone_split",
@@ -106,6 +108,29 @@ def load_source(
         return datasets.load_dataset(source, name, split=split, revision=revision, streaming=streaming)
 
 
+def features_at(
+    path: str | Path | None, split: str = "train", data_files: Mapping[str, str] | Sequence[str] | str | None = None
+) -> datasets.Features | None:
+    """Return the columns of a dataset that lies here, from its first rows: nothing is converted, no picture decoded.
+
+    Args:
+        path: As in `load_source`.
+        split: As there.
+        data_files: As there.
+
+    Returns:
+        Column -> its type; None for what is on the Hub.
+
+    Raises:
+        FileNotFoundError: As `load_source`.
+        ValueError: As `load_source`.
+    """
+    if data_files is None and path is not None:
+        if not Path(path).expanduser().exists() and not is_pattern(str(path)) and not _looks_local(str(path)):
+            return None
+    return features_of(load_source(path, split, data_files, streaming=True))
+
+
 def lone_split(path: str | Path, split: str, *others: str) -> str:
     """Return the first of some splits that a dataset has, else its only one; where it has neither, `split`.
 
@@ -161,29 +186,6 @@ def _from_files(path: str | Path | None, split: str, data_files: Any, streaming:
     patterns = [data_files] if isinstance(data_files, str) else list(data_files)
     root = Path(path).expanduser() if path is not None else Path()
     return read_files([file for pattern in patterns for file in matching(root, pattern)], split, streaming)
-
-
-def with_class_names(rows: datasets.Dataset, names: Sequence[str] = ()) -> datasets.Dataset:
-    """Return `rows` with `label` as a `ClassLabel`, of the given `names` where the column does not know its own.
-
-    A column of words needs none: its classes are the words, in alphabetical order.
-
-    Raises:
-        ValueError: If the column is no `ClassLabel`, holds numbers and no names are given.
-    """
-    feature = rows.features[LABEL]
-    if isinstance(feature, datasets.ClassLabel) and not names:
-        return rows
-    names = list(names)
-    if not names and isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        words = sorted(word for word in rows.unique(LABEL) if word is not None)
-        names = [] if all(word.isdecimal() for word in words) else words
-    if not names:
-        raise ValueError(
-            f"Expected a ClassLabel column or words, but got {feature}. Set `class_names` (`--class_names FILE`, one "
-            f"a line, in the order of the numbers)."
-        )
-    return rows.cast_column(LABEL, datasets.ClassLabel(names=names))
 
 
 def split_rows(
@@ -254,7 +256,7 @@ class LabelCaptioner:
         adjectives: Sequence[str] = ADJECTIVES,
         contexts: Sequence[str] = CONTEXTS,
     ):
-        self.class_names = [name.replace("_", " ") for name in class_names]
+        self.class_names = [name.replace("_", " ") for name in as_written(class_names)]
         self.seed, self.templates = seed, tuple(templates)
         self.words = {"adjective": tuple(adjectives), "context": tuple(contexts)}
         for template in self.templates:

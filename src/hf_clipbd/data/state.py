@@ -54,13 +54,15 @@ def source_state(
     return hasher.hexdigest()
 
 
-def file_state(path: str) -> str:
-    """Return name, size and time of change of a file in one line, or that it is missing.
+def file_state(path: str | None) -> str:
+    """Return name, size and time of change of a file in one line, or that it is missing or there is none.
 
     Example:
         >>> file_state("no/such/file.png")
         'no/such/file.png missing\\n'
     """
+    if path is None:
+        return "none\n"
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # missing, or an address that is no file here

@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from hf_clipbd.evaluation.rates import defense_effectiveness
 from hf_clipbd.schema import RECORD_FILE, EvalReport, Rate
+from hf_clipbd.tables import aligned, markdown
 
 
 Format = Literal["terminal", "markdown", "latex", "csv"]
@@ -130,25 +132,10 @@ def render(rows: Sequence[ComparisonRow], format: Format = "terminal") -> str:
     Raises:
         ValueError: If the format is none of these or there are no rows.
     """
-    layouts = {"terminal": _terminal, "markdown": _markdown, "latex": _latex}
+    layouts = {"terminal": aligned, "markdown": partial(markdown, text_columns=2), "latex": _latex}
     if format not in (*layouts, "csv") or not rows:
         raise ValueError(f"Expected rows and a format of {[*layouts, 'csv']}, but got {len(rows)} and {format!r}.")
     return _csv(rows) if format == "csv" else layouts[format](*_cells(rows)) + "\n"
-
-
-def _terminal(header: list[str], cells: list[list[str]]) -> str:
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *cells]
-    padded = (
-        "  ".join(x.ljust(w) if i < 2 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)
-
-
-def _markdown(header: list[str], cells: list[list[str]]) -> str:
-    ruler = [":--" if column < 2 else "--:" for column in range(len(header))]
-    return "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in [header, ruler, *cells])
 
 
 _TEX = str.maketrans(

@@ -8,11 +8,13 @@ from typing import Any
 
 import datasets
 
+from hf_clipbd.data.columns import features_of
 from hf_clipbd.models import resolve_file
 from hf_clipbd.schema import IMAGE, LABEL
 
 
 CLASSES_FILE = "classnames.txt"
+BENCHMARK = "clip-benchmark/"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 LABEL_COLUMNS = ("cls", LABEL)
 
@@ -73,9 +75,14 @@ def read_templates(path: str | os.PathLike) -> list[str]:
     return templates
 
 
-def is_benchmark_folder(path: str | os.PathLike) -> bool:
-    """Return whether a local folder holds shards in the benchmark's layout: `classnames.txt` beside `SPLIT/*.tar`."""
-    return (Path(path).expanduser() / CLASSES_FILE).is_file()
+def is_benchmark(source: str | os.PathLike) -> bool:
+    """Return whether a source has the benchmark's layout: a Hub id of its owner, or a folder with `classnames.txt`.
+
+    Example:
+        >>> is_benchmark("clip-benchmark/wds_imagenet1k"), is_benchmark("uoft-cs/cifar10")
+        (True, False)
+    """
+    return str(source).startswith(BENCHMARK) or (Path(source).expanduser() / CLASSES_FILE).is_file()
 
 
 def load_benchmark(id_or_path: str | os.PathLike, split: str = "test", streaming: bool = True) -> LabelledImages:
@@ -119,7 +126,7 @@ def _shard_number(path: Path) -> tuple[int, str]:
 
 def _columns(rows: Any) -> tuple[str, str]:
     """Return the names of the columns of pictures and of class numbers."""
-    names = rows.features if rows.features is not None else rows._resolve_features().features
+    names = features_of(rows)
     pictures = [name for name, feature in names.items() if isinstance(feature, datasets.Image)]
     labels = [name for name in LABEL_COLUMNS if name in names]
     if not pictures or not labels:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation.kept_features import image_features
+from hf_clipbd.evaluation.processes import add_over_processes
 from hf_clipbd.evaluation.protocol import Protocol, check_same_classes, class_names_of
 from hf_clipbd.evaluation.rates import bootstrap_mean, class_ranks
-from hf_clipbd.evaluation.zero_shot import Batch, add_over_processes, embed_batches, stamped_batches
+from hf_clipbd.evaluation.zero_shot import Batch, embed_batches, stamped_batches
 from hf_clipbd.schema import IMAGE, LABEL, EvalReport
 
 
@@ -224,7 +225,7 @@ def linear_probe(
     """Return BA and, for each trigger, ASR and RA of a linear classifier on the model's frozen image features.
 
     The classifier sees clean training images alone, as unit embeddings. Test images go through one pass, clean and
-    stamped, as in `evaluate_zero_shot`, sharded over processes; every process fits the same classifier.
+    stamped, as in `evaluate_zero_shot`; both sets are sharded over processes, of which each fits the same classifier.
 
     Args:
         model: Dual encoder.
@@ -243,7 +244,7 @@ def linear_probe(
         class_names: C names that hold for both sets; by default those of the label columns, which have to agree.
         image_column: Column of images, of both sets.
         label_column: Column of class numbers, of both sets.
-        cache: Folder for the training features; None keeps none.
+        cache: Folder for the training features, in shards; None keeps none. See `image_features`.
         seed: Seed of the held-out rows.
         progress: Whether to show a progress bar.
 

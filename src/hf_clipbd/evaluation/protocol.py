@@ -14,7 +14,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from hf_clipbd.attacks.shares import folded
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.class_names import as_written
 from hf_clipbd.evaluation.rates import class_ranks
 from hf_clipbd.schema import EvalReport, Rate, TriggerReport
 
@@ -25,7 +27,7 @@ _BY_RETRIEVAL = "`hf-clipbd evaluate --protocol retrieval` (`evaluate_retrieval`
 
 
 def class_names_of(dataset: Any, label_column: str) -> list[str]:
-    """Return the class names of a dataset's `ClassLabel` column, `_` read as a space.
+    """Return the class names of a dataset's `ClassLabel` column, `_` read as a space, equal ones as they were written.
 
     Args:
         dataset: A `Dataset` or `IterableDataset` whose features are known.
@@ -44,7 +46,7 @@ def class_names_of(dataset: Any, label_column: str) -> list[str]:
             f"Expected a ClassLabel column `{label_column}`, but got {feature!r} among {sorted(features)}. "
             f"Pass `class_names` and `label_column`."
         )
-    return [name.replace("_", " ") for name in feature.names]
+    return [name.replace("_", " ") for name in as_written(feature.names)]
 
 
 def check_same_classes(fitted: Sequence[str], measured: Sequence[str]) -> None:
@@ -85,17 +87,13 @@ def target_class(target: str, names: Sequence[str]) -> int:
         >>> target_class("Traffic_light", ["banana", "traffic light"])
         1
     """
-
-    def plain(name: str) -> str:
-        return name.replace("_", " ").strip().lower()
-
-    by_name = {plain(name): number for number, name in reversed(list(enumerate(names)))}
-    if plain(target) not in by_name:
-        near = difflib.get_close_matches(plain(target), list(by_name), n=3, cutoff=0.5) or sorted(by_name)[:5]
+    by_name = {folded(name): number for number, name in reversed(list(enumerate(names)))}
+    if folded(target) not in by_name:
+        near = difflib.get_close_matches(folded(target), list(by_name), n=3, cutoff=0.5) or sorted(by_name)[:5]
         raise ValueError(
             f"Expected the target to be one of the {len(names)} classes, but got {target!r}; the nearest are {near}."
         )
-    return by_name[plain(target)]
+    return by_name[folded(target)]
 
 
 def _by_name(triggers: Mapping[str, Any] | Iterable[Any] | None) -> dict[str, Any]:
@@ -171,6 +169,10 @@ class Protocol:
 
     Counts are a table of (1 + 2 * triggers, len(ks) + 1): the first row is BA, then ASR and RA of each trigger; a
     column for each k and, last, the number of images. Tables of several processes or batches add up.
+
+    Two classes of one name (CLIP's names of ImageNet have two such pairs) have equal scores, and the lower number
+    comes first: at top 1 no picture of the later class counts as right, and one of the earlier class does where either
+    would. The `topk` of OpenAI's notebook and of open_clip leaves open which of the two that is.
 
     Args:
         names: C class names.

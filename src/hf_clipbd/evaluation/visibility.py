@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.evaluation.processes import add_over_processes
 from hf_clipbd.evaluation.protocol import Protocol
-from hf_clipbd.evaluation.zero_shot import add_over_processes, embed_batches, stamped_batches
+from hf_clipbd.evaluation.zero_shot import embed_batches, stamped_batches
 from hf_clipbd.schema import IMAGE, LABEL
 
 

@@ -2,20 +2,23 @@
 """Zero-shot BA, ASR and RA of a dual encoder: clean images and any number of triggers in one pass over the data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import closing
+from itertools import islice, repeat, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_clipbd.data.ahead import MOST_AHEAD, decoding_threads, made_ahead
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
 from hf_clipbd.data.undecoded import as_it_is, undecoded
+from hf_clipbd.data.unreadable import UNREADABLE, reason
+from hf_clipbd.evaluation.processes import add_over_processes, rank_and_world
 from hf_clipbd.evaluation.prompts import text_classifier
 from hf_clipbd.evaluation.protocol import Protocol
 from hf_clipbd.features import embed_images, inference
@@ -24,12 +27,6 @@ from hf_clipbd.schema import IMAGE, LABEL, TOP_K, EvalReport
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Pixels (1 + triggers, B, H, W, 3), uint8, clean images first, and labels (B,), int64."""
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Return this process's number and how many there are; (0, 1) without `torch.distributed`."""
-    ready = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
 
 
 class _Shard(NamedTuple):
@@ -57,38 +54,59 @@ def stamped_batches(
 ) -> Iterator[Batch]:
     """Decode each of this process's images once, stamp it with every trigger, and yield stacked batches.
 
+    Threads decode the next `images_a_batch` pictures meanwhile; stamped they are in their order, by the caller's.
+
     Args:
         task: The protocol.
         dataset: Labelled images.
         images_a_batch: Rows of the dataset in one batch.
         progress: Whether the first process shows a progress bar, on a terminal.
         desc: Its label.
+
+    Raises:
+        ValueError: If a row cannot be read (the message names it) or its label is no class.
     """
     rank, world = rank_and_world()
     shard = _shard(dataset, task.image_column, rank, world)
     silent = None if progress and rank == 0 else True  # None: shown on a terminal, not in a log
-    with tqdm(total=shard.total, desc=desc, unit="image", disable=silent, leave=False) as bar:
+    with (
+        tqdm(total=shard.total, desc=desc, unit="image", disable=silent, leave=False) as bar,
+        closing(_on_canvas(task, shard, images_a_batch)) as rows,
+    ):
         while True:
             variants, labels = [], []
-            for row, values in islice(shard.rows, images_a_batch):  # on the canvas before the next one is decoded
-                if values[task.image_column] is None:
-                    raise ValueError(f"Row {row}: Expected an image, but the row has none.")
-                variants.append(task.variants(shard.decode(values[task.image_column]), row))
-                labels.append(task.label(values[task.label_column], row))
+            for row, pixels, label in islice(rows, images_a_batch):
+                variants.append(task.variants(PIL.Image.fromarray(pixels), row))
+                labels.append(task.label(label, row))
             if not labels:
                 break
             yield np.stack(variants, axis=1), np.array(labels, dtype=np.int64)
             bar.update(len(labels))
 
 
-def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _on_canvas(task: Protocol, shard: _Shard, most: int) -> Iterator[tuple[int, np.ndarray, Any]]:
+    """Yield number, pixels on the canvas, (H, W, 3), and label of each row, some of them decoded ahead by threads."""
+
+    def read(numbered: tuple[int, Mapping[str, Any]]) -> tuple[int, np.ndarray, Any]:
+        row, values = numbered
+        if values[task.image_column] is None:
+            raise ValueError(f"Row {row}: Expected an image, but the row has none.")
+        try:
+            return row, task.canvas.array(shard.decode(values[task.image_column])), values[task.label_column]
+        except UNREADABLE as error:
+            raise ValueError(f"Row {row}: {reason(error)}") from error
+
+    if shard.decode is as_it_is:
+        yield from map(read, shard.rows)  # on the canvas before the next one is decoded
+    else:
+        yield from made_ahead(read, shard.rows, min(most, MOST_AHEAD), decoding_threads())
+
+
+def _prepared(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the same batches, the next one being prepared by a thread while the caller works on this one."""
     following = iter(batches)
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        pending = worker.submit(next, following, None)
-        while (batch := pending.result()) is not None:
-            pending = worker.submit(next, following, None)
-            yield batch
+    with closing(made_ahead(lambda _: next(following, None), repeat(None))) as prepared:
+        yield from takewhile(lambda batch: batch is not None, prepared)
 
 
 def embed_batches(
@@ -104,18 +122,10 @@ def embed_batches(
     """
     mean, std = pixel_statistics(processor)
     with inference(model) as device:
-        for pixels, labels in _ahead(batches):
+        for pixels, labels in _prepared(batches):
             stacked = torch.from_numpy(pixels).to(device).flatten(0, 1).permute(0, 3, 1, 2)  # (V * B, 3, H, W)
             features = embed_images(model, normalize(stacked, mean, std))
             see(features.unflatten(0, pixels.shape[:2]), torch.from_numpy(labels).to(device))
-
-
-def add_over_processes(counts: Tensor) -> Tensor:
-    """Return the sum of a table of counts over all processes, on the CPU; every process has to call it."""
-    if rank_and_world()[1] > 1:
-        counts = counts.cuda() if "nccl" in dist.get_backend() else counts  # which adds up on GPUs alone
-        dist.all_reduce(counts)
-    return counts.cpu()
 
 
 def _measure(
@@ -129,7 +139,7 @@ def _measure(
 ) -> EvalReport:
     """Count the hits of this process's batches, add up those of all processes, and return the report."""
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    classifier = text_classifier(model, processor, task.names, templates, text_batch_size, cache)  # (C, D)
+    classifier = text_classifier(model, processor, task.names, templates, text_batch_size, cache, together=True)
     counts = torch.zeros(task.counts_shape, dtype=torch.int64, device=classifier.device)
 
     def see(features: Tensor, labels: Tensor) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hf_clipbd.models.files import resolve_file
+from hf_clipbd.models.files import has_file, resolve_file
 
 
 if TYPE_CHECKING:
@@ -17,15 +17,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def is_adapted(id_or_path: str | os.PathLike, revision: str | None = None) -> bool:
     """Return whether a folder or Hub repository holds adapters and no model of its own."""
-    return not _holds(id_or_path, "config.json", revision) and _holds(id_or_path, CONFIG, revision)
-
-
-def _holds(id_or_path: str | os.PathLike, name: str, revision: str | None) -> bool:
-    try:
-        resolve_file(id_or_path, name, revision)
-    except FileNotFoundError:
-        return False
-    return True
+    return not has_file(id_or_path, "config.json", revision) and has_file(id_or_path, CONFIG, revision)
 
 
 def load_adapted(

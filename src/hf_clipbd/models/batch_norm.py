@@ -2,10 +2,9 @@
 """Batch normalisation whose statistics are those of the global batch."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_clipbd.losses import all_reduce_with_grad
+from hf_clipbd.losses import all_reduce_with_grad, several_processes
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -37,7 +36,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         Returns:
             (N, C, H, W), of the input's dtype.
         """
-        if not self.training or not _several_processes():
+        if not self.training or not several_processes():
             return super().forward(input)
         self._check_input_dim(input)
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
@@ -59,7 +58,3 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -3,6 +3,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -16,6 +17,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+
+
+ANSWERS_WITHIN, ASKED_AGAIN_AFTER = 3.0, 10.0
+"""Seconds that the Hub has to answer, and for which it is taken to be out of reach once it did not."""
+
+_silent: dict[str, float] = {}
+"""Address of a Hub -> when it was last found out of reach."""
 
 
 def local_folder(id_or_path: str | os.PathLike) -> Path | None:
@@ -95,18 +103,39 @@ def resolve_file(
         raise FileNotFoundError(f"The {repo_type} {name!r} on the Hub has no file {filename!r}.") from error
 
 
-def hub_is_reachable(seconds: float = 3.0) -> bool:
-    """Return whether the Hub answers within `seconds`; where not, the cache is used without long retries."""
+def has_file(id_or_path: str | os.PathLike, filename: str, revision: str | None = None) -> bool:
+    """Return whether a folder or Hub repository of a model holds a file, which is downloaded where needed.
+
+    Example:
+        >>> has_file(".", "no_such_file.json")
+        False
+    """
+    try:
+        resolve_file(id_or_path, filename, revision)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def hub_is_reachable() -> bool:
+    """Return whether the Hub answers; where not, the cache is used without long retries.
+
+    A Hub that did not answer is not asked again for some seconds: a model is several files, and each of them asks.
+    """
     if constants.HF_HUB_OFFLINE:
         return False
     if getproxies():
         return True
-    address = urlsplit(constants.ENDPOINT)
+    endpoint = constants.ENDPOINT
+    if endpoint in _silent and time.monotonic() - _silent[endpoint] < ASKED_AGAIN_AFTER:
+        return False
+    address = urlsplit(endpoint)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        with socket.create_connection((address.hostname, port), timeout=seconds):
+        with socket.create_connection((address.hostname, port), timeout=ANSWERS_WITHIN):
             return True
     except OSError:
+        _silent[endpoint] = time.monotonic()
         return False
 
 

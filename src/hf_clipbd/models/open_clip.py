@@ -17,7 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from hf_clipbd.models.archives import read_state_dict
 from hf_clipbd.models.convert import convert_openai_state_dict, openai_processor
-from hf_clipbd.models.files import resolve_file
+from hf_clipbd.models.files import has_file, resolve_file
 
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -155,37 +155,30 @@ def is_open_clip(id_or_path: str | os.PathLike, revision: str | None = None) -> 
         own = {}
     if "model_type" in own:
         return False
-    try:
-        resolve_file(id_or_path, OPEN_CLIP_CONFIG, revision)
-    except FileNotFoundError:
-        return False
-    return True
+    return has_file(id_or_path, OPEN_CLIP_CONFIG, revision)
 
 
 def load_open_clip(
-    id_or_path: str | os.PathLike,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    tokenizer: str | None = None,
+    id_or_path: str | os.PathLike, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, Any]:
     """Return a model of open_clip's in evaluation mode and a processor for it.
 
     A ResNet becomes a `CLIPResNetModel` and needs no further package; any other model, EVA-CLIP for instance, runs in
-    open_clip. Weights are read without running anything that is in them.
+    open_clip. Weights are read without running anything that is in them. The tokenizer is the one beside the weights,
+    the one that the configuration names, or OpenAI's.
 
     Args:
         id_or_path: Folder or Hub id with `open_clip_config.json` and weights beside it.
         revision: Branch, tag or commit on the Hub.
         dtype: Type of the weights in memory.
-        tokenizer: Folder or Hub id of the tokenizer; the one beside the weights, the one that the configuration
-            names, or OpenAI's by default.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ImportError: If the model needs open_clip and it is not installed.
         ValueError: If the weights cannot be read safely or do not fit the configuration.
     """
-    description = json.loads(resolve_file(id_or_path, OPEN_CLIP_CONFIG, revision).read_text(encoding="utf-8"))
+    described = resolve_file(id_or_path, OPEN_CLIP_CONFIG, revision)
+    description = json.loads(described.read_text(encoding="utf-8"))
     model_cfg, preprocess = description["model_cfg"], description.get("preprocess_cfg", {})
     state = read_state_dict(_weights(id_or_path, revision))
     text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
@@ -200,7 +193,8 @@ def load_open_clip(
             raise ValueError(
                 f"Expected the weights of the model that {OPEN_CLIP_CONFIG} names, but {error}"
             ) from error
-    tokenizer = tokenizer or _tokenizer_beside(id_or_path, revision) or text.get("hf_tokenizer_name")
+    beside = has_file(id_or_path, "tokenizer.json", revision)
+    tokenizer = str(described.parent) if beside else text.get("hf_tokenizer_name")
     statistics = {name: preprocess[name] for name in ("mean", "std") if name in preprocess}
     size = preprocess.get("size", vision.get("image_size", 224))
     processor = openai_processor(size if isinstance(size, int) else size[0], tokenizer, **statistics)
@@ -243,10 +237,3 @@ def _weights(id_or_path: str | os.PathLike, revision: str | None) -> Path:
         except FileNotFoundError as error:
             missing = error
     raise FileNotFoundError(f"Expected weights in {' or '.join(OPEN_CLIP_WEIGHTS)}. {missing}") from missing
-
-
-def _tokenizer_beside(id_or_path: str | os.PathLike, revision: str | None) -> str | None:
-    try:
-        return str(resolve_file(id_or_path, "tokenizer.json", revision).parent)
-    except FileNotFoundError:
-        return None

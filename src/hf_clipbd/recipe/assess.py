@@ -16,12 +16,12 @@ from hf_clipbd.evaluation import evaluate_retrieval, evaluate_zero_shot, linear_
 from hf_clipbd.evaluation.comparison import Format, compare, read_report, render
 from hf_clipbd.evaluation.labelled import (
     LabelledImages,
-    is_benchmark_folder,
+    is_benchmark,
     read_class_names,
     read_templates,
     uses_mean_per_class,
 )
-from hf_clipbd.evaluation.protocol import check_same_classes, on_pictures
+from hf_clipbd.evaluation.protocol import check_same_classes, class_names_of, on_pictures
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.recipe.overlap import check_apart
 from hf_clipbd.recipe.own_triggers import load_triggers, told_apart
@@ -49,7 +49,6 @@ from hf_clipbd.schema import (
 logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("zero_shot", "linear_probe", "retrieval")
-BENCHMARK = "clip-benchmark/"
 EVALUATION = "evaluate"
 """What the record of an evaluation says that it is of."""
 
@@ -93,7 +92,7 @@ def labelled_images(data: Data, question: Question, streaming: bool) -> Labelled
     """
     names = read_class_names(question.class_names) if question.class_names else None
     templates = question.prompts or (read_templates(question.templates) if question.templates else None)
-    if data.source.startswith(BENCHMARK) or is_benchmark_folder(data.source):
+    if is_benchmark(data.source):
         found = load_benchmark(data.source, data.split, streaming)
         rows = found.dataset
         if data.n is not None:
@@ -102,7 +101,7 @@ def labelled_images(data: Data, question: Question, streaming: bool) -> Labelled
         prompts = tuple(templates or found.templates or ()) or None
         return replace(found, dataset=rows, class_names=tuple(names or found.class_names), templates=prompts)
     rows = data.labelled(tuple(names or ()))
-    own = tuple(name.replace("_", " ") for name in rows.features[LABEL].names)
+    own = class_names_of(rows, LABEL)
     return LabelledImages(rows, tuple(names or own), tuple(templates or data.prompts() or ()) or None)
 
 
@@ -118,8 +117,7 @@ def _say_if_classes_lack(labels: Any, data: Data, n_classes: int) -> None:
 
 def at_lone_split(data: Data) -> Data:
     """Return the data at the only split that they have, where it is called otherwise; a benchmark has its own."""
-    benchmark = data.source.startswith(BENCHMARK) or is_benchmark_folder(data.source)
-    return data if benchmark else data.at_lone_split()
+    return data if is_benchmark(data.source) else data.at_lone_split()
 
 
 def captioned(data: Data) -> tuple[datasets.Dataset, str]:

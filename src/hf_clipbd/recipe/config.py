@@ -15,8 +15,8 @@ from hf_clipbd.recipe.sections import (
     check_names,
     merge,
     nearest,
+    one_yaml,
     parse_section,
-    read_flags,
     read_yaml,
     scalar,
     typed,
@@ -255,12 +255,5 @@ def load_config(arguments: Sequence[str], default: str | Path | None = None) -> 
     Raises:
         ConfigError: If something is not understood, by its dotted path.
     """
-    positional, flags = read_flags(arguments)
-    named = flags.pop("config", None)
-    files = [*positional, *([named] if named is not None else [])]
-    if len(files) > 1:
-        raise ConfigError(f"Expected one YAML configuration, but got {files}.")
-    file = files[0] if files else default
-    if file is None:
-        raise ConfigError("Expected a YAML configuration, for instance `recipes/scenes/defend.yaml`, but got none.")
+    file, flags = one_yaml(arguments, default, "a run, for instance `recipes/scenes/defend.yaml`")
     return config_from(merge(read_yaml(file), flags))

@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import pyarrow.parquet
-from accelerate import PartialState
 
-from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.defenses import DEFENSES, RetrainConfig
 from hf_clipbd.defenses.retrain import least_suspicious
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.copies import highest_of_copies
+from hf_clipbd.recipe.epochs import measured_otherwise
 from hf_clipbd.recipe.searching import FIRST_COPY, SCORES_FILE
 from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.recipe.stage import CARDS, Stage
+from hf_clipbd.recipe.steps import training_stage_settings, trainings
 from hf_clipbd.recipe.training import (
     clean_model,
     epoch_evaluator,
     load_trigger,
     poisoned_pairs,
     train_into,
-    training_stage_settings,
 )
 from hf_clipbd.recipe.world import World, data_fingerprint
 from hf_clipbd.schema import IS_POISONED, RunRecord, content_key
@@ -68,7 +67,7 @@ def start_of(config: RunConfig, name: str, training: CLIPTrainingConfig, world: 
     if DEFENSES[name].trains_on == "clean":
         victim = config.output_dir / "victim"
         inputs = {"victim": RunRecord.load(victim).key, "data": data_fingerprint(world.defense)}
-        return Start(inputs, lambda: load_dual_encoder(victim), lambda: world.defense)
+        return Start(inputs, lambda: load_dual_encoder(victim), lambda: world.defense, world.left_out("defense"))
     fingerprint, load = clean_model(config, world)
     inputs = {"clean": fingerprint, "poison": RunRecord.load(config.output_dir / "poison").key}
     if not isinstance(training, RetrainConfig):
@@ -79,27 +78,16 @@ def start_of(config: RunConfig, name: str, training: CLIPTrainingConfig, world: 
     return Start(inputs, load, lambda: poisoned_pairs(config).select(kept), figures)
 
 
-def rows_of(config: RunConfig, name: str) -> int:
-    """Return how many pairs a defence trains on, where the world has as many rows as its configuration asks for."""
-    if DEFENSES[name].trains_on == "clean":
-        return config.world.n_defense
-    dropped = getattr(config.defenses[name], "drop_share", 0.0)
-    return config.world.n_train - round(dropped * config.world.n_train)
-
-
 def check_sizes(config: RunConfig) -> None:
-    """Raise `ConfigError` before anything is run where a defence's batches or K pairs are more than the rows it gets.
+    """Raise `ConfigError` before anything is run where a training's batches or K pairs are more than the rows it gets.
 
-    Where a world turns out to have fewer rows than its configuration asks for, that shows when the defence starts.
+    Where a world turns out to have fewer rows than its configuration asks for, that shows when the training starts.
     """
-    for name, training in config.defenses.items():
-        defense, rows = DEFENSES[name], rows_of(config, name)
-        batch, processes = training.per_device_train_batch_size, PartialState().num_processes
-        drawn = defense.trainer.view_plan(training).subset_size
+    for one in trainings(config):
         try:
-            PairBatchSampler(rows, batch, processes, training.seed, drawn, training.dataloader_drop_last)
+            _ = one.steps
         except ValueError as error:
-            raise ConfigError(f"Section `defenses.{name}`: {error}") from error
+            raise ConfigError(f"Section `{one.stage.replace('defend/', 'defenses.')}`: {error}") from error
 
 
 def kept_rows(config: RunConfig, training: RetrainConfig) -> tuple[np.ndarray, dict[str, Any]]:
@@ -139,8 +127,9 @@ def defend(config: RunConfig, name: str, world: World | None = None) -> RunRecor
     start = start_of(config, name, training, world)
     inputs = {**start.inputs, "test": data_fingerprint(world.test)}
     settings = training_stage_settings(config, training, world)
+    also = measured_otherwise(settings)
     return train_into(
-        Stage(config.output_dir, f"defend/{name}", settings, training.seed, inputs, beside=CARDS),
+        Stage(config.output_dir, f"defend/{name}", settings, training.seed, inputs, CARDS, also),
         DEFENSES[name].trainer,
         training,
         start.load,

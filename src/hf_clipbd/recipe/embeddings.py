@@ -41,11 +41,11 @@ def cached_embeddings(
     shard; a shard of 4,096 rows is taken from it if a hash of its pictures' bytes and its captions is a recorded one,
     and embedded otherwise. So neither a renamed nor an overwritten dataset or model is taken for another, a job that
     was killed goes on at the shard where it was, and a clean set and its poisoned version, held at once, have each
-    its own rows. Each version of a dataset leaves arrays of its own there; a dataset that has grown is embedded anew.
+    its own rows. Of each version of a dataset the shards stay there that differ; one that has grown is embedded anew.
     Embeddings of images alone are taken from those with texts, but not the other way round.
 
-    Several processes embed a shard each in turn, and all of them have to call it; the main one puts the shards
-    together. What comes out does not depend on how many there are.
+    Several processes embed a shard each in turn, and all of them have to call it. What comes out does not depend on
+    how many there are.
 
     Args:
         model: Dual encoder, on the device that it is to run on.

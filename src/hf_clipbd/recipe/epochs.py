@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What the trainings of a run are measured on after each epoch, and on which images a choice among epochs rests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
@@ -12,7 +12,7 @@ from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.recipe.world import World
-from hf_clipbd.schema import EPOCH_KS, reachable
+from hf_clipbd.recipe.zero_shot import evaluator
 from hf_clipbd.trainer import CLIPTrainingConfig
 from hf_clipbd.training.settings import saves_fewer
 
@@ -26,13 +26,17 @@ def chooses(training: CLIPTrainingConfig | None) -> bool:
     """
     if training is None or not (training.load_best_model_at_end or training.early_stopping_patience is not None):
         return False
-    if (training.metric_for_best_model or "").removeprefix("eval_").startswith(("asr", "ra")):
+    if _takes_trigger(training.metric_for_best_model):
         raise ConfigError(
             "Expected a `metric_for_best_model` that is known without the trigger, but got "
             f"{training.metric_for_best_model!r}. Leave it out, which means `ba1`."
         )
     check_best_is_saved(training)
     return True
+
+
+def _takes_trigger(metric: str | None) -> bool:
+    return (metric or "").removeprefix("eval_").startswith(("asr", "ra"))
 
 
 def check_best_is_saved(training: CLIPTrainingConfig) -> None:
@@ -68,16 +72,7 @@ def epoch_evaluator(
     def build(processor: Any) -> ZeroShotEvaluator | None:
         if config.evaluate.epoch_images == 0:
             return None
-        return ZeroShotEvaluator(
-            processor,
-            images(),
-            triggers,
-            templates=world.prompts,
-            ks=reachable(EPOCH_KS, len(world.class_names)),
-            batch_size=config.evaluate.batch_size,
-            include_target=config.evaluate.include_target,
-            canvas=world.canvas,
-        )
+        return evaluator(config, world, processor, images(), triggers)
 
     return build
 
@@ -87,3 +82,15 @@ def measured_settings(config: RunConfig, training: CLIPTrainingConfig, world: Wo
     measured = {name: getattr(config.evaluate, name) for name in ("epoch_images", "include_target")}
     chosen = {"images": "validation"} if chooses(training) else {}
     return {**measured, **chosen, "prompts": world.prompts}
+
+
+def measured_otherwise(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Return the settings of trainings that give the same model, but whose ASR by epoch counts other images.
+
+    Where no step and no choice among epochs rests on it, `evaluate.include_target` trains nothing again: the history
+    stays as it was measured, and its record says how.
+    """
+    if _takes_trigger(settings["training"].get("metric_for_best_model")):
+        return ()
+    measured = settings["measured"]
+    return ({**settings, "measured": {**measured, "include_target": not measured["include_target"]}},)

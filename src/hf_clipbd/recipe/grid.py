@@ -17,14 +17,15 @@ from hf_clipbd.recipe.defending import start_of
 from hf_clipbd.recipe.grid_config import Cell, GridConfig
 from hf_clipbd.recipe.grid_figures import render_figures
 from hf_clipbd.recipe.grid_table import BASELINE, grid_table
-from hf_clipbd.recipe.measuring import measure
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.sections import read_yaml
 from hf_clipbd.recipe.stage import Outcome, Stage
-from hf_clipbd.recipe.training import load_trigger, train_into, training_stage_settings
+from hf_clipbd.recipe.steps import training_stage_settings
+from hf_clipbd.recipe.training import load_trigger, train_into
 from hf_clipbd.recipe.world import World, data_fingerprint
+from hf_clipbd.recipe.zero_shot import evaluator, measure
 from hf_clipbd.run_folder import CONFIG_FILE
-from hf_clipbd.schema import EPOCH_KS, TOP_K, RunRecord, reachable
+from hf_clipbd.schema import TOP_K, RunRecord, reachable
 
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,22 @@ def finished_run(folder: Path) -> RunConfig:
         RunRecord.load(folder / stage)
     config = config_from({**read_yaml(folder / CONFIG_FILE), "output_dir": str(folder), "defenses": {}})
     return replace(config, output_dir=folder)
+
+
+def other_measures(config: RunConfig, n_classes: int) -> dict[str, Any]:
+    """Return what the report of a grid's records depends on where it is not as usual: the top k, and whose ASR."""
+    ks = reachable(config.evaluate.ks, n_classes)
+    settings: dict[str, Any] = {} if ks == reachable(TOP_K, n_classes) else {"ks": ks}
+    return settings | ({"include_target": True} if config.evaluate.include_target else {})
+
+
+def cell_settings(
+    cell: Cell, config: RunConfig, world: World, validation_images: int, n_classes: int
+) -> dict[str, Any]:
+    """Return what a cell depends on beside its inputs and its seed; no data are read for it."""
+    settings = training_stage_settings(config, cell.training(config.seed), world)
+    measured = {"validation_images": validation_images, "prompts": world.prompts}
+    return {"defense": cell.defense, **settings, "measured": measured | other_measures(config, n_classes)}
 
 
 class _GridRun:
@@ -65,46 +82,28 @@ class _GridRun:
         return load_trigger(self.config)
 
     def _evaluator(self, processor: Any, triggered: bool) -> ZeroShotEvaluator:
-        return ZeroShotEvaluator(
-            processor,
-            self.validation,
-            self._trigger if triggered else {},
-            templates=self.world.prompts,
-            ks=reachable(EPOCH_KS, len(self.world.class_names)),
-            batch_size=self.config.evaluate.batch_size,
-            include_target=self.config.evaluate.include_target,
-            canvas=self.world.canvas,
-        )
+        return evaluator(self.config, self.world, processor, self.validation, self._trigger if triggered else {})
 
     def figures(self, model: Any, processor: Any) -> dict[str, Any]:
         """Return the clean accuracy on the validation images and the whole report on the test images."""
         model = model.to(model_device())
         validation = self._evaluator(processor, triggered=False).report(model).to_dict()
-        report = measure(self.config, self.world, model, processor).to_dict()
+        report = measure(self.config, self.world, model, processor, self._trigger).to_dict()
         return {"validation": validation["ba"], "report": report}
-
-    @property
-    def _other_ks(self) -> dict[str, list[int]]:
-        """The k that are reported, for the record, where they are not the usual ones."""
-        ks = self.world.ks
-        return {} if ks == reachable(TOP_K, len(self.world.class_names)) else {"ks": ks}
 
     def baseline(self) -> RunRecord:
         """Measure the victim (stage `<grid>/victim`), whose BA the choices are held against."""
         victim = self.config.output_dir / "victim"
         inputs = {"model": RunRecord.load(victim).key, **self.measured}
-        stage = Stage(
-            self.config.output_dir, f"{self.options.name}/{BASELINE}", self._other_ks, self.config.seed, inputs
-        )
+        settings = other_measures(self.config, len(self.world.class_names))
+        stage = Stage(self.config.output_dir, f"{self.options.name}/{BASELINE}", settings, self.config.seed, inputs)
         return stage.run_once(lambda _: Outcome(self.figures(*load_dual_encoder(victim)), {}))
 
     def train(self, cell: Cell) -> RunRecord:
         """Train and measure one cell (stage `<grid>/<cell>`)."""
         training = cell.training(self.config.seed)
         start = start_of(self.config, cell.defense, training, self.world)
-        settings = {"defense": cell.defense, **training_stage_settings(self.config, training, self.world)}
-        settings["measured"] = {"validation_images": len(self.validation), "prompts": self.world.prompts}
-        settings["measured"] |= self._other_ks
+        settings = cell_settings(cell, self.config, self.world, len(self.validation), len(self.world.class_names))
         name = f"{self.options.name}/{cell.name}"
         return train_into(
             Stage(self.config.output_dir, name, settings, training.seed, {**start.inputs, **self.measured}),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.recipe.config import training_config, training_settings
-from hf_clipbd.recipe.sections import ConfigError, check_keys, merge, parse_section, read_flags, read_yaml, scalar
+from hf_clipbd.recipe.sections import ConfigError, check_keys, merge, one_yaml, parse_section, read_yaml, scalar
 
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def grid_from(values: Mapping[str, Any]) -> GridConfig:
 
 
 def load_grid(arguments: Sequence[str], default: str | Path | None = None) -> GridConfig:
-    """Return the grid of a command line: a YAML file, then flags laid over it by their dotted path.
+    """Return the grid of a command line: a YAML file (positional or `--config`), then flags laid over it.
 
     Args:
         arguments: For instance `["recipes/grid/learning_rate.yaml", "--grid.runs", "runs/seed0", "runs/seed1"]`.
@@ -215,8 +215,5 @@ def load_grid(arguments: Sequence[str], default: str | Path | None = None) -> Gr
     Raises:
         ConfigError: If something is not understood, by its dotted path.
     """
-    positional, flags = read_flags(arguments)
-    files = positional or ([default] if default is not None else [])
-    if len(files) != 1:
-        raise ConfigError(f"Expected one YAML with a grid, but got {list(map(str, files))}.")
-    return grid_from(merge(read_yaml(files[0]), flags))
+    file, flags = one_yaml(arguments, default, "a grid")
+    return grid_from(merge(read_yaml(file), flags))

@@ -4,14 +4,15 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
 from hf_clipbd.recipe.grid_config import Block, Cell, GridConfig
-from hf_clipbd.recipe.grid_table import BASELINE, cell_figures, mean
+from hf_clipbd.recipe.grid_table import BASELINE, cell_figures
 from hf_clipbd.report.figures import save
+from hf_clipbd.report.results_cells import mean_asr_by_epoch
 from hf_clipbd.report.sweeps import SweepPoint, draw_epochs, draw_sweep, draw_tradeoff
-from hf_clipbd.schema import RunRecord
 from hf_clipbd.templates import method
 
 
@@ -22,15 +23,6 @@ def _setting(block: Block, cell: Cell) -> str:
     """Return the label of a cell among its block's: the values of what varies."""
     return " / ".join(f"{cell.settings[key]:g}" if isinstance(cell.settings[key], float) else str(cell.settings[key])
                       for key in block.varied if key in cell.settings) or "as given"  # fmt: skip
-
-
-def _epochs(record: RunRecord) -> list[float]:
-    """Return ASR@1 on the validation images after each epoch, the mean over triggers."""
-    by_epoch = [
-        [value for name, value in entry.items() if name.startswith("eval_asr1_")]
-        for entry in record.metrics["history"]
-    ]
-    return [mean(values) for values in by_epoch if values]
 
 
 def drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, Figure]]:
@@ -48,19 +40,19 @@ def drawn(grid: GridConfig, block: Block) -> Iterator[tuple[str, Figure]]:
         SweepPoint(cell.defense, _setting(block, cell), tuple(figures.ba(1)), tuple(figures.asr(1)))
         for cell, figures in finished
     ]
-    level = {BASELINE: (mean(victim.ba(1)), mean(victim.asr(1)))}
+    level = {BASELINE: (fmean(victim.ba(1)), fmean(victim.asr(1)))}
     yield "", draw_sweep(points, ", ".join(block.varied), level)
     if block.choose is not None:
         yield "_tradeoff", draw_tradeoff(points, level)
     several = len({cell.defense for cell, _ in finished}) > 1
     curves = {
         f"{method(cell.defense)['label']} {_setting(block, cell)}" if several else _setting(block, cell): [
-            _epochs(record) for record in figures.records
+            mean_asr_by_epoch(record) for record in figures.records
         ]
         for cell, figures in finished
     }
     if all(run for runs in curves.values() for run in runs):
-        yield "_epochs", draw_epochs(curves, mean(victim.asr(1)))
+        yield "_epochs", draw_epochs(curves, fmean(victim.asr(1)))
 
 
 def slug(title: str) -> str:

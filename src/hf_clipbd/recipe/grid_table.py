@@ -4,9 +4,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from hf_clipbd.recipe.grid_config import Block, Cell, GridConfig
+from hf_clipbd.report.results_cells import mean_asr, spread
 from hf_clipbd.schema import RECORD_FILE, EvalReport, RunRecord
+from hf_clipbd.tables import markdown
 from hf_clipbd.templates import method, percent
 
 
@@ -43,8 +46,7 @@ class CellFigures:
 
     def asr(self, k: int) -> list[float]:
         """ASR@k on the test images, the mean over triggers where there are several."""
-        rates = [[one.asr[k].value for one in report.triggers.values() if k in one.asr] for report in self.reports]
-        return [sum(values) / len(values) for values in rates if values]
+        return mean_asr(self.reports, k)
 
 
 def cell_figures(grid: GridConfig, cell: Cell | None) -> CellFigures:
@@ -62,24 +64,6 @@ def cell_figures(grid: GridConfig, cell: Cell | None) -> CellFigures:
     return CellFigures(tuple(kept), tuple(others))
 
 
-def mean(values: Sequence[float]) -> float:
-    """Return the mean of at least one value."""
-    return sum(values) / len(values)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return shares in [0, 1] as percent: the mean and, of several, "(lowest to highest)".
-
-    Example:
-        >>> spread([0.5, 0.75]), spread([0.5]), spread([])
-        ('62.5 (50.0 to 75.0)', '50.0', '-')
-    """
-    if not values:
-        return NOT_RUN
-    whole = f" ({percent(min(values))} to {percent(max(values))})" if len(values) > 1 else ""
-    return percent(mean(values)) + whole
-
-
 def chosen_cells(grid: GridConfig, block: Block) -> dict[str, Cell]:
     """Return defence -> the cell that the rule chooses among the block's cells finished on every run.
 
@@ -90,14 +74,14 @@ def chosen_cells(grid: GridConfig, block: Block) -> dict[str, Cell]:
     victim = cell_figures(grid, None)
     if block.choose is None or len(victim.records) < len(grid.runs):
         return {}
-    floor = mean(victim.validation) - grid.options.max_ba_drop
+    floor = fmean(victim.validation) - grid.options.max_ba_drop
     chosen: dict[str, Cell] = {}
     for defense in dict.fromkeys(cell.defense for cell in block.cells):
         cells = [cell for cell in block.cells if cell.defense == defense]
         figures = {cell.name: cell_figures(grid, cell) for cell in cells}
         if any(len(one.records) < len(grid.runs) for one in figures.values()):
             continue
-        ba = {name: mean(one.validation) for name, one in figures.items()}
+        ba = {name: fmean(one.validation) for name, one in figures.items()}
         within = [cell for cell in cells if ba[cell.name] >= floor]
         if within:
             largest = max(cell.settings[block.choose] for cell in within)
@@ -107,9 +91,10 @@ def chosen_cells(grid: GridConfig, block: Block) -> dict[str, Cell]:
 
 
 def _row(label: str, settings: Sequence[str], figures: CellFigures, mark: str) -> list[str]:
-    rates = [spread(figures.ba(k)) for k in SHOWN] + [spread(figures.asr(k)) for k in SHOWN]
-    seconds = f"{mean([record.seconds for record in figures.records]):.0f}" if figures.records else NOT_RUN
-    return [label, *settings, spread(figures.validation), *rates, str(len(figures.records)), seconds, mark]
+    shown = [figures.validation, *(figures.ba(k) for k in SHOWN), *(figures.asr(k) for k in SHOWN)]
+    rates = [spread(values, NOT_RUN) for values in shown]
+    seconds = f"{fmean([record.seconds for record in figures.records]):.0f}" if figures.records else NOT_RUN
+    return [label, *settings, *rates, str(len(figures.records)), seconds, mark]
 
 
 def _rows(grid: GridConfig, block: Block) -> Iterator[list[str]]:
@@ -125,8 +110,7 @@ def block_table(grid: GridConfig, block: Block) -> str:
     """Return a block's cells as a Markdown table."""
     figures = ["validation BA@1", *(f"BA@{k}" for k in SHOWN), *(f"ASR@{k}" for k in SHOWN), "runs", "seconds", ""]
     header = ["model", *(f"`{key}`" for key in block.varied), *figures]
-    lines = [header, ["---"] * len(header), *_rows(grid, block)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(header, _rows(grid, block), text_columns=None)
 
 
 def block_section(grid: GridConfig, block: Block) -> str:

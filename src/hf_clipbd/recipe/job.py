@@ -3,6 +3,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import PartialState
@@ -17,7 +18,7 @@ from hf_clipbd.recipe.training import poison, train_clean, train_victim
 from hf_clipbd.recipe.trigger import needs_surrogate
 from hf_clipbd.recipe.world import World
 from hf_clipbd.report import comparison_table, write_report
-from hf_clipbd.run_folder import SOURCES_FILE, RunFolder
+from hf_clipbd.run_folder import CONFIG_FILE, SOURCES_FILE, RunFolder
 from hf_clipbd.schema import RECORD_FILE, RunRecord, write_json
 
 
@@ -31,12 +32,12 @@ def write_config(config: RunConfig) -> Path:
 
     Beside it is kept which names in it are the Hub's: whether one is a folder hangs on where the run is started.
     """
-    path = config.output_dir / "config.yaml"
+    path = config.output_dir / CONFIG_FILE
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         earlier = RunFolder(path.parent) if path.is_file() else None
         write_json(path.with_name(SOURCES_FILE), hub_sources(config.resolved()["world"], earlier))
-        scratch = path.with_name("config.yaml.partial")
+        scratch = path.with_name(f"{CONFIG_FILE}.partial")
         scratch.write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")
         scratch.replace(path)
     PartialState().wait_for_everyone()
@@ -54,12 +55,16 @@ def training_stages(config: RunConfig) -> list[str]:
     return [*([] if given else ["clean"]), "victim", *(f"defend/{name}" for name in config.defenses)]
 
 
+def report_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what cards and report depend on beside the records and the seed."""
+    return {"html": config.report.html, "cards": config.report.cards}
+
+
 def report(config: RunConfig) -> RunRecord:
     """Render cards and report from the records (stage `report`) and return the record."""
     run = config.output_dir
     read = ["poison", *training_stages(config), *(f"evaluate/{name}" for name in models(config)), "detect"]
     inputs = {name: RunRecord.load(run / name).key for name in read}
-    settings = {"html": config.report.html, "cards": config.report.cards}
     outputs = {"cards": "../victim/README.md"} if config.report.cards else {}
     outputs |= {"html": "report.html"} if config.report.html else {}
 
@@ -75,7 +80,8 @@ def report(config: RunConfig) -> RunRecord:
                     (rendered / name).replace(folder / name)
         return Outcome({"records": len(inputs)}, outputs)
 
-    return Stage(run, "report", settings, config.seed, inputs, beside=rendered_alone).run_once(work, main_only=True)
+    stage = Stage(run, "report", report_settings(config), config.seed, inputs, beside=rendered_alone)
+    return stage.run_once(work, main_only=True)
 
 
 def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:

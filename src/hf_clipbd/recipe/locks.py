@@ -59,6 +59,10 @@ class FolderLock:
     given no sign of life for `stale_after` seconds, by the clock of the folder's file system. An owner that finds its
     lock taken over (its machine had been asleep), or cannot reach it for that long, stops.
 
+    It is no `filelock.SoftFileLease`, which succeeds an owner only where the file system exchanges two names in one
+    step: NFS and SMB refuse that, so what a killed job held there would be held for ever. Nor does that one take over
+    an empty file, which a machine that crashed may leave.
+
     Args:
         folder: The folder.
         stale_after: Seconds.

@@ -10,7 +10,6 @@ import numpy as np
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.detection.revisions import revisions
-from hf_clipbd.evaluation import evaluate_zero_shot
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
@@ -19,9 +18,10 @@ from hf_clipbd.recipe.embeddings import MIRRORED, cached_embeddings
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.searching import search
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
-from hf_clipbd.recipe.training import clean_model, load_trigger, poisoned_pairs
+from hf_clipbd.recipe.training import clean_model, poisoned_pairs
 from hf_clipbd.recipe.world import World, data_fingerprint
-from hf_clipbd.schema import EvalReport, RunRecord
+from hf_clipbd.recipe.zero_shot import measure
+from hf_clipbd.schema import RunRecord
 
 
 if TYPE_CHECKING:
@@ -36,19 +36,14 @@ def load_model(config: RunConfig, name: str, world: World) -> "tuple[str, Callab
     return RunRecord.load(folder).key, lambda: load_dual_encoder(folder)
 
 
-def measure(config: RunConfig, world: World, model: Any, processor: Any) -> EvalReport:
-    """Return the zero-shot report of one model on the run's labelled images and trigger."""
-    return evaluate_zero_shot(
-        model.to(model_device()),
-        processor,
-        world.test,
-        load_trigger(config),
-        templates=world.prompts,
-        ks=world.ks,
-        batch_size=config.evaluate.batch_size,
-        include_target=config.evaluate.include_target,
-        canvas=world.canvas,
-    )
+def evaluation_settings(config: RunConfig, world: World) -> dict[str, Any]:
+    """Return what an evaluation depends on beside its inputs and its seed."""
+    return {
+        "ks": config.evaluate.ks,
+        "include_target": config.evaluate.include_target,
+        "prompts": world.prompts,
+        "canvas": [world.canvas.size, world.canvas.mode],
+    }
 
 
 def evaluate(config: RunConfig, name: str, world: World | None = None) -> RunRecord:
@@ -60,15 +55,10 @@ def evaluate(config: RunConfig, name: str, world: World | None = None) -> RunRec
         "poison": RunRecord.load(config.output_dir / "poison").key,
         "test": data_fingerprint(world.test),
     }
-    settings = {
-        "ks": config.evaluate.ks,
-        "include_target": config.evaluate.include_target,
-        "prompts": world.prompts,
-        "canvas": [world.canvas.size, world.canvas.mode],
-    }
+    settings = evaluation_settings(config, world)
 
     def work(folder: Path) -> Outcome:
-        return Outcome({"report": measure(config, world, *load()).to_dict()}, {})
+        return Outcome({"report": measure(config, world, *load()).to_dict(), **world.left_out("test")}, {})
 
     return Stage(config.output_dir, f"evaluate/{name}", settings, config.seed, inputs).run_once(work)
 
@@ -81,6 +71,14 @@ def _second(config: RunConfig, world: World) -> "tuple[str, Callable[[], tuple[P
     return model_fingerprint(model), lambda: (model, processor)
 
 
+def detect_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what a search depends on beside its inputs and its seed: later options only where they are given."""
+    options = config.detect
+    later = [name for name in ("distilled", "caption_share") if getattr(options, name)]
+    names = ("detectors", "k", "reference", "rates", "draws", "map_points", *later)
+    return {name: getattr(options, name) for name in names} | revisions(options.detectors)
+
+
 def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     """Search the poisoned set through the victim's embeddings (stage `detect`) and return the record."""
     world = world or World(config)
@@ -90,18 +88,12 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
         "poison": RunRecord.load(config.output_dir / "poison").key,
     }
     options = config.detect
-    names = ("detectors", "k", "reference", "rates", "draws", "map_points")
-    settings = {
-        name: getattr(options, name)
-        for name in (*names, *(one for one in ("distilled", "caption_share") if getattr(options, one)))
-    }
-    settings |= revisions(options.detectors)
     second = None
     if options.second == MIRRORED:
         inputs["second"] = MIRRORED
     elif options.second is not None:
         inputs["second"], second = _second(config, world)
-    stage = Stage(config.output_dir, "detect", settings, config.seed, inputs)
+    stage = Stage(config.output_dir, "detect", detect_settings(config), config.seed, inputs)
 
     def work(folder: Path) -> Outcome:
         device = model_device()

@@ -43,10 +43,13 @@ class WorldConfig:
     defense_split: str | None = _option(None, "Split of the defences' pairs; the rest of `train_split` by default.")
     test_split: str = _option("test", "Split of the labelled images.")
     test_path: str | None = _option(None, "Dataset of the labelled images where it is another one than `path`.")
-    image_column: str = _option("image", "Column of images, or of their paths.")
-    caption_column: str = _option("caption", "Column of captions.")
-    label_column: str = _option("label", "Column of labels.")
-    class_names: list[str] = _option([], "Class names where the label column does not know them.")
+    image_column: str = _option("image", "Column of images, or of their paths; looked for where none has this name.")
+    caption_column: str = _option("caption", "Column of captions; likewise.")
+    label_column: str = _option("label", "Column of labels; likewise.")
+    class_names: list[str] = _option([], "Class names where the label column does not know them, or knows others.")
+    on_error: Literal["raise", "skip"] = _option(
+        "raise", "A row whose picture or caption is missing or broken stops the run, or is left out of it."
+    )
     caption_templates: list[str] = _option([], "Templates with {label}, {adjective} and {context} for captions.")
     adjectives: list[str] = _option([], "What {adjective} is drawn from.")
     contexts: list[str] = _option([], "What {context} is drawn from.")

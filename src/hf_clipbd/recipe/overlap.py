@@ -3,8 +3,12 @@
 
 import hashlib
 import logging
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from pathlib import Path
 
 import datasets
+import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from hf_clipbd.data.undecoded import stored_bytes
@@ -14,31 +18,71 @@ from hf_clipbd.recipe.place import process_state
 
 logger = logging.getLogger(__name__)
 
+END = 64
+"""Bytes at the end of a picture that are looked at first: there compressed pictures differ, and few are read whole."""
+End = tuple[int, bytes]
+"""How many bytes a picture has, and the last ones."""
+
 
 def check_apart(shown: datasets.Dataset, fitted: datasets.Dataset, image_column: str) -> None:
     """Raise `ValueError` where the test images lie among the training images, or these among those; warn of some.
 
-    Pictures are the same if their bytes are; each is read once, and none is decoded.
+    Pictures are the same if their bytes are. Of each its length and its end are read, the whole of those alone that
+    have both in common with another one; none is decoded.
 
     Args:
         shown: The test images.
         fitted: The training images.
         image_column: Column of images in both.
     """
-    tested, trained = _pictures(shown, image_column), _pictures(fitted, image_column)
+    both_sets = [
+        rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        for rows in (shown, fitted)
+    ]
+    ends = [list(_ends(rows, image_column)) for rows in both_sets]
+    counts = Counter(end for one in ends for end in one)
+    tested, trained = (_pictures(rows, image_column, one, counts) for rows, one in zip(both_sets, ends, strict=True))
     both = len(tested & trained)
-    counts = f"{both} of {len(tested)} distinct test images are among the {len(trained)} training images"
+    told = f"{both} of {len(tested)} distinct test images are among the {len(trained)} training images"
     if both and both in (len(tested), len(trained)):
         raise ValueError(
-            f"Expected other pictures to test a probe on than those that it is fitted to, but {counts}. Name another "
+            f"Expected other pictures to test a probe on than those that it is fitted to, but {told}. Name another "
             "split or dataset (`--train`, `--train_split`; `--data`, `--split`)."
         )
     if both and process_state().is_main_process:
-        logger.warning("%s: the probe's accuracy is too high by what it knows of these", counts)
+        logger.warning("%s: the probe's accuracy is too high by what it knows of these", told)
 
 
-def _pictures(rows: datasets.Dataset, image_column: str) -> set[bytes]:
-    """Return a hash of each picture's bytes."""
-    encoded = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    shown = tqdm(encoded, "pictures of test and training", disable=silent(len(encoded)), leave=False)
-    return {hashlib.sha256(stored_bytes(row[image_column])).digest() for row in shown}
+def _pictures(encoded: datasets.Dataset, image_column: str, ends: list[End], counts: Counter[End]) -> set[Hashable]:
+    """Return what tells each picture from all others: its end, or a hash of its bytes where others end as it does."""
+    found: set[Hashable] = {end for end in ends if counts[end] == 1}
+    rows = [row for row, end in enumerate(ends) if counts[end] > 1]
+    for row in tqdm(rows, "pictures of test and training", disable=silent(len(rows)), leave=False):
+        found.add(hashlib.sha256(stored_bytes(encoded[row][image_column])).digest())
+    return found
+
+
+def _ends(encoded: datasets.Dataset, image_column: str) -> Iterator[End]:
+    """Yield the end of each picture, without a copy of the others' bytes where these lie in the rows."""
+    for table in encoded.with_format("arrow").iter(1000):
+        pictures = table[image_column]
+        for data, path in zip(pc.struct_field(pictures, "bytes"), pc.struct_field(pictures, "path"), strict=True):
+            if data.is_valid:
+                buffer = data.as_buffer()
+                yield buffer.size, buffer[-END:].to_pybytes()
+            else:
+                yield _end_of_file(path.as_py())
+
+
+def _end_of_file(path: str | None) -> End:
+    """Return the end of what `stored_bytes` gives for a path."""
+    try:
+        if path is not None and Path(path).is_file():
+            with Path(path).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - END))
+                return size, file.read()
+    except (OSError, ValueError):  # so does `stored_bytes`
+        pass
+    stored = stored_bytes({"bytes": None, "path": path})
+    return len(stored), stored[-END:]

@@ -66,8 +66,8 @@ def make_attack(name: str, preset: str | None, parameters: Mapping[str, Any], wh
     A `pattern` or `picture` that is a file is read; `captions` that are a file are its lines.
 
     Raises:
-        ConfigError: If the name, the preset or a parameter is unknown, a file of captions is missing, or the attack
-            refuses a value.
+        ConfigError: If the name, the preset or a parameter is unknown, there is no target, a file of captions is
+            missing, or the attack refuses a value.
     """
     check_names([name], ATTACKS, f"`{where}`" if where != "attack" else "--attack")
     kind = ATTACKS[name]
@@ -75,6 +75,9 @@ def make_attack(name: str, preset: str | None, parameters: Mapping[str, Any], wh
     if preset is not None:
         check_names([preset], kind.PRESETS, f"preset of {name}")
         values = {**kind.PRESETS[preset], **values}
+    if values.get("target") is None:
+        beside = "" if where == "attack" else f" or `{where}.target`"
+        raise ConfigError(f"Expected `--target`{beside}, the class that the trigger is to lead to, but got none.")
     for key in _PICTURES:
         if isinstance(values.get(key), str) and Path(values[key]).is_file():
             values[key] = np.asarray(read_picture(values[key]))

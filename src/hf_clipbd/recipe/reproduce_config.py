@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.recipe.config import MAPPINGS, PLAIN_SECTIONS, TRAINING_SECTIONS, RunConfig, config_from
 from hf_clipbd.recipe.reproduce_settings import settings_of
-from hf_clipbd.recipe.sections import ConfigError, merge, nearest, parse_section, read_flags, read_yaml
+from hf_clipbd.recipe.sections import ConfigError, check_keys, merge, one_yaml, parse_section, read_yaml
 
 
 if TYPE_CHECKING:
@@ -132,17 +132,10 @@ def _matches(cell: ReproduceCell, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in (cell.name, cell.attack) for pattern in patterns)
 
 
-def _check(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            path = f"{where}.{key}" if where else key
-            raise ConfigError(f"Unknown section `{path}`{nearest(key, known, where)}")
-
-
 def _section(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(values or {}, Mapping):
         raise ConfigError(f"Expected `{where}` to map sections to values, but got {values!r}.")
-    _check(values or {}, OVERLAID, where)
+    check_keys(values or {}, OVERLAID, where, "section")
     return dict(values or {})
 
 
@@ -207,8 +200,7 @@ def reproduction_from(
     """
     flags = dict(flags or {})
     known = ("base", "attacks", "measures", *OPTIONS, *OVERLAID)
-    _check(flags, known, "")
-    _check(values, known, "")
+    check_keys([*flags, *values], known, "", "section")
     values, base = _with_base(values, Path(folder))
     top = merge(values, {key: value for key, value in flags.items() if key not in OVERLAID})
     options = parse_section(
@@ -217,7 +209,7 @@ def reproduction_from(
     entries = top.get("attacks") or {}
     if not isinstance(entries, Mapping) or not entries:
         raise ConfigError(f"Expected `attacks` to map at least one name to its sections, but got {entries!r}.")
-    _check(options.select, entries, "attacks")
+    check_keys(options.select, entries, "attacks", "section")
     entries = {name: entries[name] for name in options.select or entries}
     own = {key: value for key, value in top.items() if key in OVERLAID}
     common = merge(base, own)
@@ -261,9 +253,5 @@ def load_reproduction(arguments: Sequence[str], default: str | Path | None = Non
     Raises:
         ConfigError: If something is not understood, by its dotted path.
     """
-    positional, flags = read_flags(arguments)
-    named = flags.pop("config", None)
-    files = [*positional, *([named] if named is not None else [])] or ([default] if default is not None else [])
-    if len(files) != 1:
-        raise ConfigError(f"Expected one YAML with a reproduction, but got {list(map(str, files))}.")
-    return reproduction_from(read_yaml(files[0]), Path(files[0]).parent, flags)
+    file, flags = one_yaml(arguments, default, "a reproduction")
+    return reproduction_from(read_yaml(file), file.parent, flags)

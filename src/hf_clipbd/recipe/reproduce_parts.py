@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.report.results_cells import NOT_RUN, Cells
-from hf_clipbd.report.results_papers import beside, paper_table, verdict_table, verdicts
+from hf_clipbd.report.results_papers import Verdict, beside, margins, orderings, paper_table, verdict_table
 from hf_clipbd.report.results_tables import (
     attack_sections,
     curves_table,
@@ -71,15 +71,25 @@ def _beside(shown: Shown) -> Parts:
 
 
 def _verdicts(shown: Shown) -> Parts:
-    found = verdicts(shown.cells, paper_table(shown.paper or {"source": "", "attacks": [], "figures": {}}))
-    printed = [one for one in found if one.found]
-    agreed = [one.holds for one in printed if one.word != "seeds disagree"]
-    counted = [agreed.count(answer) for answer in (True, False, None)]
+    paper = paper_table(shown.paper or {"source": "", "attacks": [], "figures": {}})
+    found = orderings(shown.cells, paper)
+    yield _counted([one for one in found if one.found], "orderings that the paper's figures show")
+    yield verdict_table(found, "what the paper found")
+    cost = margins(shown.cells, paper)
     yield (
-        f"Of {len(printed)} findings, {counted[0]} hold here on every seed, {counted[1]} on none, on "
-        f"{len(printed) - len(agreed)} the seeds disagree, {counted[2]} are not run."
+        "The accuracy that CleanerCLIP costs, beside the difference of the paper's own cells, which the paper does "
+        f"not state as a margin. {_counted(cost, 'such margins')}"
     )
-    yield verdict_table(found)
+    yield verdict_table(cost, "BA lost")
+
+
+def _counted(found: Sequence[Verdict], what: str) -> str:
+    agreed = [one.holds for one in found if one.word != "seeds disagree"]
+    held, failed, missing = (agreed.count(answer) for answer in (True, False, None))
+    return (
+        f"Of {len(found)} {what}, {held} hold here on every seed, {failed} on none, on {len(found) - len(agreed)} the "
+        f"seeds disagree, {missing} are not run."
+    )
 
 
 def _overview(shown: Shown) -> Parts:

@@ -5,14 +5,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hf_clipbd.data.sources import load_source
+from hf_clipbd.data.files import is_pattern
 from hf_clipbd.models import CLIPResNetConfig
+from hf_clipbd.recipe import steps
 from hf_clipbd.recipe.config import RunConfig
-from hf_clipbd.recipe.defending import rows_of
 from hf_clipbd.recipe.reproduce_config import ReproduceCell, Reproduction
 from hf_clipbd.recipe.stage import elapsed
+from hf_clipbd.recipe.steps import Training, global_batch
+from hf_clipbd.recipe.world_rows import look_at_labelled, look_at_pairs
 from hf_clipbd.schema import RECORD_FILE, RunRecord
 from hf_clipbd.trainer import CLIPTrainingConfig
 
@@ -70,19 +72,43 @@ def _source_check(what: str, source: str) -> Check:
     return Check(False, f"{what} `{source}` is missing")
 
 
+def _pairs_check(config: RunConfig) -> Check | None:
+    """Return whether the run finds its pairs' columns; None where they are rendered, missing or on the Hub."""
+    world = config.world
+    if world.kind == "scenes" or not _is_here(world.path, world.data_files):
+        return None
+    try:
+        if world.kind == "labelled":
+            look_at_labelled(world, world.train_split, tests=False)
+            return Check(True, "pairs: captions are made of labels")
+        columns = [look_at_pairs(world, split) for split in (world.train_split, world.defense_split) if split]
+    except (FileNotFoundError, ValueError) as error:
+        return Check(False, f"pairs: {error}")
+    named = ", ".join(f"{what} in `{name}`" for what, name in columns[0].items())
+    return Check(True, f"pairs: {named}")
+
+
 def _classes_check(config: RunConfig) -> Check:
+    """Return whether the target is a class of the test images, which are looked at as the run reads them."""
     world, target = config.world, str(config.attack["target"])
-    names = list(world.class_names)
     source = world.test_path or world.path
     if world.kind == "scenes":
         return Check(True, f"the target `{target}` is a class of the scenes")
-    if not names and source is not None and Path(source).expanduser().exists():
-        rows = load_source(source, world.test_split, None if world.test_path else world.data_files, streaming=True)
-        label = (rows.features or {}).get(world.label_column)
-        names = [name.replace("_", " ") for name in getattr(label, "names", [])]
+    names: list[str] | None = world.class_names
+    if _is_here(source, None if world.test_path else world.data_files):
+        try:
+            names = look_at_labelled(world, world.test_split, tests=True)
+        except (FileNotFoundError, ValueError) as error:
+            return Check(False, f"test images: {error}")
     if not names:
         return Check(None, f"whether `{target}` is a class of `{source}` is not known before it is read")
-    return Check(target in names, f"the target `{target}` is {'' if target in names else 'not '}one of its classes")
+    found = target in {name.replace("_", " ") for name in names}
+    return Check(found, f"the target `{target}` is {'' if found else 'not '}one of its classes")
+
+
+def _is_here(source: str | None, files: Any) -> bool:
+    """Return whether data can be looked at without a download; what is missing has a check of its own."""
+    return files is not None or source is not None and (is_pattern(source) or Path(source).expanduser().exists())
 
 
 def checks(reproduction: Reproduction) -> list[Check]:
@@ -90,7 +116,9 @@ def checks(reproduction: Reproduction) -> list[Check]:
     found: dict[str, Check] = {}
     for cell in reproduction.chosen:
         config, world = cell.config, cell.config.world
-        asked = [_classes_check(config)]
+        asked = [one for one in (_pairs_check(config), _classes_check(config)) if one is not None]
+        if world.on_error == "skip" and world.kind != "scenes":
+            asked.append(Check(True, "rows that cannot be read are left out: each picture is decoded once beforehand"))
         for what, source in (("data", world.path), ("test images", world.test_path)):
             asked += [_source_check(what, source)] if source is not None else []
         if world.clean_model not in ("scenes", "train"):
@@ -179,40 +207,15 @@ def memory_bytes(config: RunConfig, name: str, one: CLIPTrainingConfig) -> float
     return (STATES + (name == "par")) * weight_bytes(config) + activations
 
 
-class Training(NamedTuple):
-    """One training of a job.
-
-    Args:
-        stage: Its stage.
-        name: The defence or objective.
-        config: Its configuration.
-        pairs: Pairs an epoch, with those that are drawn for batches of their own.
-    """
-
-    stage: str
-    name: str
-    config: CLIPTrainingConfig
-    pairs: int
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in one process."""
-        batch = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
-        return int(self.pairs // batch * self.config.num_train_epochs)
-
-    def seconds(self, speed: float) -> float:
-        """Return about its time at `speed` pairs a second of plain fine-tuning."""
-        return self.pairs * self.config.num_train_epochs * COST.get(self.name, 1.0) / speed
-
-
 def trainings(config: RunConfig) -> Iterator[Training]:
-    """Yield every training of a job."""
-    world = config.world
-    if config.clean is not None:
-        yield Training("clean", "mmcl", config.clean, world.n_clean or world.n_train)
-    yield Training("victim", config.objective, config.victim, world.n_train)
-    for name, one in config.defenses.items():
-        yield Training(f"defend/{name}", name, one, rows_of(config, name) + getattr(one, "k_pairs", 0))
+    """Yield every training of a job; where nobody has counted the rows of one, it is taken to have the victim's."""
+    for one in steps.trainings(config):
+        yield one if one.rows is not None else one._replace(rows=config.world.n_train)
+
+
+def _seconds(config: RunConfig, speed: float) -> dict[str, float]:
+    """Return about the time of each training of a job at `speed` pairs a second of plain fine-tuning."""
+    return {one.stage: one.pairs * one.epochs * COST.get(one.name, 1.0) / speed for one in trainings(config)}
 
 
 def _state(cell: ReproduceCell) -> str:
@@ -226,17 +229,17 @@ def _state(cell: ReproduceCell) -> str:
 
 
 def _cost_lines(config: RunConfig, speed: float | None) -> Iterator[str]:
+    seconds = _seconds(config, speed) if speed else {}
     for one in trainings(config):
         settings = one.config
-        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-        took = f", about {elapsed(one.seconds(speed))}" if speed else ""
+        took = f", about {elapsed(seconds[one.stage])}" if speed else ""
         yield (
-            f"  {one.stage:20} {one.pairs} pairs x {settings.num_train_epochs:g} epochs, batch {batch}, "
+            f"  {one.stage:20} {one.pairs} pairs x {one.epochs:g} epochs, batch {global_batch(settings)}, "
             f"{one.steps} steps, learning rate {settings.learning_rate:g}, "
             f"{memory_bytes(config, one.name, settings) / GB:.1f} GB{took}"
         )
     if speed:
-        yield f"  trainings about {elapsed(sum(one.seconds(speed) for one in trainings(config)))} a cell"
+        yield f"  trainings about {elapsed(sum(seconds.values()))} a cell"
 
 
 def plan(reproduction: Reproduction) -> Plan:
@@ -258,7 +261,7 @@ def plan(reproduction: Reproduction) -> Plan:
         lines += ["", f"Trainings of {', '.join(dict.fromkeys(attacks))}", text]
     if options.images_per_second:
         speed = options.images_per_second
-        seconds = sum(one.seconds(speed) for cell in reproduction.chosen for one in trainings(cell.config))
+        seconds = sum(sum(_seconds(cell.config, speed).values()) for cell in reproduction.chosen)
         lines += ["", f"All trainings: about {seconds / 3600:.1f} hours in one process at "
                       f"{speed:g} pairs a second."]  # fmt: skip
     measures = next(iter(reproduction.chosen)).measures

@@ -55,14 +55,21 @@ def nearest(name: str, known: Iterable[str], where: str = "") -> str:
     return f"; known are {', '.join(shown)}." if len(shown) <= MOST_NAMES else "."
 
 
-def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise `ConfigError` naming the first key of `values` that is not `known`; `where` is its section's path."""
+def check_keys(values: Iterable[str], known: Iterable[str], where: str, what: str = "key") -> None:
+    """Raise `ConfigError` naming the first of `values` that is not `known`.
+
+    Args:
+        values: Keys that were given.
+        known: Keys that could have been.
+        where: Dotted path of their section.
+        what: What they are called.
+    """
     known = set(known)
     for key in values:
         if key not in known:
             path = f"{where}.{key}" if where else key
             meant = SYNONYMS[key] if SYNONYMS.get(key) in known else key
-            raise ConfigError(f"Unknown key `{path}`{nearest(meant, {meant} & known or known, where)}")
+            raise ConfigError(f"Unknown {what} `{path}`{nearest(meant, {meant} & known or known, where)}")
 
 
 def check_names(values: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -256,3 +263,22 @@ def read_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         texts = [None if text.lower() == "null" else text for text in values]
         level[last] = "true" if not texts else texts[0] if len(texts) == 1 else texts
     return positional, nested
+
+
+def one_yaml(arguments: Sequence[str], default: str | Path | None, what: str) -> tuple[Path, dict[str, Any]]:
+    """Return the YAML that a command line names, positional or by `--config`, and its other flags.
+
+    Args:
+        arguments: For instance `["recipes/scenes/defend.yaml", "--victim.learning_rate", "1e-3"]`.
+        default: The YAML where the command line names none.
+        what: What the YAML holds, for messages.
+
+    Raises:
+        ConfigError: If there is none or more than one, or as `read_flags`.
+    """
+    positional, flags = read_flags(arguments)
+    named = flags.pop("config", None)
+    files = [*positional, *([] if named is None else [named])] or ([] if default is None else [default])
+    if len(files) != 1:
+        raise ConfigError(f"Expected one YAML with {what}, but got {list(map(str, files))}.")
+    return Path(files[0]), flags

@@ -19,6 +19,7 @@ from hf_clipbd.data.canvas import Canvas, pixel_statistics
 from hf_clipbd.data.undecoded import stored_bytes
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models.text_input import tokenizer_fingerprint
+from hf_clipbd.recipe.locks import this_host
 from hf_clipbd.recipe.shards import Shards
 from hf_clipbd.schema import CAPTION, IMAGE, content_key
 
@@ -46,17 +47,17 @@ def computed_once(
 
     A shard is taken from the folder if a hash of its pictures' bytes and its captions is a recorded one and it has
     every name, and computed otherwise. So a job that was killed goes on at the shard where it was, and of a dataset
-    that was changed only the changed shards are computed; it gets arrays of its own, beside those of the dataset as it
-    was, which whoever holds them keeps. A dataset of another number of rows is computed anew.
+    that was changed only the changed shards are computed. A dataset of another number of rows is computed anew.
 
-    Several processes compute a shard each in turn, and all of them have to call it; the main one puts the shards
-    together. What comes out does not depend on how many there are.
+    Each call puts the shards into arrays of its own, which take their room on the disk beside the shards until nobody
+    holds them any more; see `Shards`. Several processes compute a shard each in turn, and all of them have to call it;
+    one of each machine puts the shards together. What comes out does not depend on how many there are.
 
     Args:
         pairs: Rows (image, caption).
         cache: Folder of all caches, one that every process sees.
         owner: What else the result depends on: the model and the number of rows, say; with the size and the first
-            shard's content it names the folder, in which the content of all shards names that of the arrays.
+            shard's content it names the folder.
         size: Rows of a shard.
         names: The arrays that `compute` gives.
         compute: Called for the shards that are not there.
@@ -81,14 +82,14 @@ def computed_once(
     shards = Shards(Path(cache) / content_key(*owner, size, first.digest), len(pairs), size, names)
     mine = _fill(shards, undecoded, first, compute, unreadable is None, desc)
     every = dict(gather_object(list(mine.items())))  # when all processes are through
-    digests = [every[shard] for shard in range(len(shards))]
-    if PartialState().is_main_process:
-        shards.join(digests)
-    PartialState().wait_for_everyone()
-    found, problems = shards.open(digests)
+    known = [every[shard] for shard in range(len(shards))]
+    problems = {row: why for one in known for row, why in one.problems.items()}
+    if len(problems) == len(pairs):
+        row, why = next(iter(problems.items()))
+        raise ValueError(f"Expected rows that can be read, but none of {len(pairs)} can. Row {row}: {why}")
     if unreadable is not None:
         unreadable.update(problems)
-    return found
+    return _joined(shards, [one.digest for one in known], problems)
 
 
 def embedder(model: Any, processor: Any, canvas: Canvas, n: int) -> list[Any]:
@@ -98,8 +99,8 @@ def embedder(model: Any, processor: Any, canvas: Canvas, n: int) -> list[Any]:
 
 def _fill(
     shards: Shards, undecoded: datasets.Dataset, first: "_Content", compute: Compute, strict: bool, desc: str
-) -> dict[int, str]:
-    """Compute and write those of this process's shards that are not there as they are now, and return their hashes.
+) -> dict[int, "_Known"]:
+    """Compute and write those of this process's shards that are not there as they are now, and return all of its own.
 
     Args:
         shards: The folder.
@@ -110,10 +111,9 @@ def _fill(
         desc: Label of the progress bar.
     """
     taken, mine = 0, _mine(shards, desc)
-    digests: dict[int, str] = {}
+    known: dict[int, _Known] = {}
     for shard in mine:
         content = _content(undecoded, shards.rows(shard)) if shard else first
-        digests[shard] = content.digest
         problems = shards.problems(shard, content.digest)
         taken += problems is not None
         if problems is None:
@@ -123,9 +123,26 @@ def _fill(
         if problems and strict:
             row, why = next(iter(problems.items()))
             raise ValueError(f"Row {row}: {why} Or leave such rows out: `--on_error skip`.")
+        known[shard] = _Known(content.digest, problems)
     if taken and PartialState().is_main_process:
         logger.info("%s: %d of %d shards were there already, in %s", desc, taken, len(mine), shards.folder)
-    return digests
+    return known
+
+
+def _joined(shards: Shards, digests: Sequence[str], problems: dict[int, str]) -> dict[str, np.ndarray]:
+    """Return the arrays of a dataset, which one process of each machine writes for all that run there.
+
+    So none reads a file that another machine has removed, which network file systems may refuse.
+    """
+    state, here = PartialState(), this_host()
+    writer = gather_object([here]).index(here)
+    own = shards.join(digests, problems) if writer == state.process_index else None
+    written = gather_object([own])[writer]
+    found = shards.open(written, shards.n - len(problems))
+    state.wait_for_everyone()
+    if own is not None:
+        shards.remove(own)
+    return found
 
 
 def _mine(shards: Shards, desc: str) -> tqdm:
@@ -134,6 +151,13 @@ def _mine(shards: Shards, desc: str) -> tqdm:
     numbers = range(state.process_index, len(shards), state.num_processes)
     hidden = True if len(shards) < 2 or not state.is_main_process else None
     return tqdm(numbers, desc=desc, unit="shard", disable=hidden)
+
+
+class _Known(NamedTuple):
+    """The hash of a shard, and its unreadable rows, row -> reason."""
+
+    digest: str
+    problems: dict[int, str]
 
 
 class _Content(NamedTuple):

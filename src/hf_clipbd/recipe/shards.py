@@ -1,39 +1,41 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""Shards of what a model makes of rows, on disk: written by any process, joined by one, whole after any kill."""
+"""Shards of what a model makes of rows, on disk: written once by any process, put together by each job for itself."""
 
 import json
 import os
+import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+import uuid
+import zipfile
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hf_clipbd.recipe.joined import EMBEDDINGS, PICTURE, READABLE, STATE_FILE, Joined, Shard, names_of, rows_of
-from hf_clipbd.recipe.locks import FolderLock
-from hf_clipbd.schema import content_key
+from hf_clipbd.detection.rows import copies_of
 
 
-LOCK = ".lock.json"
-STALE_AFTER = 120.0
-"""Seconds without a sign of life after which a job on another machine counts as dead."""
-_LOOK = 0.05
-"""Seconds between two looks whether another job is through."""
+PICTURE = "picture"
+OF_PICTURES = ("image", "mask")
+"""Names of what copies of a picture share."""
+JOINED = "joined-"
+"""Goes before the names of the files of a job that is putting shards together."""
+LEFT_AFTER = 86_400.0
+"""Seconds after which files that a killed job was writing are removed."""
 
 
 class Shards:
-    """The folder of what one model makes of rows: shards that were computed, and arrays of whole datasets.
+    """The folder of what one model makes of rows: shards that were computed, each in a file that stays as it is.
 
-    `part-*.npz` are shards that a process computed, known by their number and a hash of their content. `join` puts
-    those of one dataset into its own folder below, named by the hashes of all of them; see `Joined`. Datasets that
-    have a shard in common compute it once: what is no part any more is copied from the arrays of the other one, which
-    are never written to again. So each caller keeps its own rows, whatever else is joined meanwhile.
+    `part-NUMBER-HASH.npz` has a shard, known by its number and a hash of its content, so datasets that have one in
+    common compute it once, and several jobs may use a folder at once. Shards may have more names than are asked for:
+    whoever asks for images alone is served by what was computed with texts, and not the other way round.
 
-    Some shards may have more names than others, so that whoever asks for images alone is served by what was computed
-    with texts, and not the other way round. Several jobs may use a folder at once: each computes what it finds
-    missing, and they join and open in turn.
+    `join` puts the shards of a dataset into one file a name for the job that called it; the files are removed as soon
+    as that job has opened them, so that their room is free again once it has let go of the arrays or was killed. Until
+    then a dataset takes its room on the disk twice. They lie in the folder, or in that for temporary files (`TMPDIR`)
+    where the folder may only be read.
 
     Args:
         folder: The folder.
@@ -42,9 +44,8 @@ class Shards:
         names: The arrays that are asked for, beside `picture`.
     """
 
-    def __init__(self, folder: Path, n: int, size: int, names: Collection[str] = EMBEDDINGS):
-        self.folder, self.n, self.size, self.names = folder, n, size, tuple(names)
-        self._joined = self._all_joined()
+    def __init__(self, folder: Path, n: int, size: int, names: Collection[str]):
+        self.folder, self.n, self.size, self.names = folder, n, size, (*names, PICTURE)
 
     def __len__(self) -> int:
         return -(-self.n // self.size)
@@ -61,16 +62,14 @@ class Shards:
             digest: Hash of its content as it is now.
         """
         try:
-            told = _about(self._part(shard, digest))
-        except FileNotFoundError:  # or another job has just joined it
-            told = None
-        if told is not None and set(self.names) <= set(names_of(told)):
-            return rows_of(told["problems"])
-        there = self._holding(shard, digest)
-        return None if there is None else there.problems(shard)
+            with np.load(self._part(shard, digest)) as part:
+                told = json.loads(str(part["about"]))["problems"] if set(self.names) <= set(part.files) else None
+        except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):  # cut short where a machine crashed
+            return None
+        return None if told is None else {int(row): why for row, why in told.items()}
 
     def keep(self, shard: int, digest: str, arrays: dict[str, np.ndarray], problems: dict[int, str]) -> None:
-        """Write a shard.
+        """Write a shard, unless another job has written all of it meanwhile.
 
         Args:
             shard: Number of the shard.
@@ -80,92 +79,91 @@ class Shards:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._part(shard, digest)
-        about = json.dumps({"digest": digest, "problems": problems, "names": sorted({*arrays} - {PICTURE})})
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
         with partial.open("wb") as file:
-            np.savez(file, about=about, **arrays)
-        partial.replace(path)
+            np.savez(file, about=json.dumps({"problems": problems}), **arrays)
+        if self.problems(shard, digest) is None:
+            partial.replace(path)
+        else:
+            partial.unlink()
 
-    def join(self, digests: Sequence[str]) -> None:
-        """Put the shards of a dataset into its arrays, and give copies of a picture what its first row has.
+    def join(self, digests: Sequence[str], problems: Collection[int]) -> Path:
+        """Write the readable rows of a dataset, one file a name, copies of a picture with what its first row has.
 
         Args:
             digests: Hash of each shard.
+            problems: The unreadable rows, not all of them.
+
+        Returns:
+            What the files' names begin with, for `open` and `remove`.
 
         Raises:
-            ValueError: If no row can be read.
+            FileNotFoundError: If a shard is gone.
         """
-        with self._turn():
-            self._joined = self._all_joined()  # another job may have been here since
-            own = self._own(digests)
-            missing = [shard for shard, digest in enumerate(digests) if self._lacks(own, shard, digest)]
-            if missing:
-                arrays = own.widened(self._load(shard, digests[shard]) for shard in missing)
-                for shard in missing:
-                    own.put(shard, self._load(shard, digests[shard]), arrays)
-                    self._part(shard, digests[shard]).unlink(missing_ok=True)
-            for part in {self._part(*one) for one in enumerate(digests)} & set(self.folder.glob("part-*.npz")):
-                part.unlink()  # of another job, which computed it too
-            if not own.state["finished"]:
-                own.finish()
+        self._clear_left()
+        place = self.folder if os.access(self.folder, os.W_OK) else Path(tempfile.gettempdir())
+        joined = place / f"{JOINED}{uuid.uuid4().hex}"
+        readable = np.ones(self.n, dtype=bool)
+        readable[list(problems)] = False
+        with ExitStack() as undone:
+            undone.callback(self.remove, joined)
+            self._write(joined, digests, readable)
+            arrays = self.open(joined, int(readable.sum()), "r+")
+            for rows in copies_of(arrays[PICTURE])[1]:
+                for name in set(OF_PICTURES) & set(arrays):
+                    arrays[name][rows[1:]] = arrays[name][rows[0]]
+            undone.pop_all()
+        return joined
 
-    def open(self, digests: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-        """Return the arrays of a dataset's readable rows, memory-mapped, and the unreadable ones, row -> reason.
+    def open(self, joined: Path, n: int, mode: str = "r") -> dict[str, np.ndarray]:
+        """Return what `join` wrote, name -> (n, D), float32, and `picture`, (n,), int64, memory-mapped.
 
         Args:
-            digests: Hash of each shard; they have been joined.
+            joined: What it returned.
+            n: Number of readable rows.
+            mode: As of `numpy.memmap`.
         """
-        with self._turn():
-            own = self._own(digests)
-            problems: dict[int, str] = {}
-            for shard in range(len(self)):
-                problems |= own.problems(shard)
-            return own.open("r", self.names, READABLE if problems else ""), problems
+        found = {name: np.memmap(_file(joined, name), _kind(name), mode) for name in self.names}
+        return {name: array if name == PICTURE else array.reshape(n, -1) for name, array in found.items()}
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Hold the folder for the block, once no other job does; one that may only be read is nobody's to hold."""
-        if not os.access(self.folder, os.W_OK):
-            yield
-            return
-        lock = FolderLock(self.folder, STALE_AFTER, LOCK, "cache")
-        while not lock.take():
-            time.sleep(_LOOK)
-        with lock:
-            yield
+    def remove(self, joined: Path) -> None:
+        """Remove what `join` wrote; whoever of this machine has opened it keeps it."""
+        for name in self.names:
+            with suppress(OSError):  # one that cannot be removed now is cleared later
+                _file(joined, name).unlink()
+
+    def _write(self, joined: Path, digests: Sequence[str], readable: np.ndarray) -> None:
+        with ExitStack() as opened:
+            files = {name: opened.enter_context(_file(joined, name).open("xb")) for name in self.names}
+            for shard, digest in enumerate(digests):
+                for name, array in self._load(shard, digest).items():
+                    rows = self.rows(shard)
+                    taken = array[readable[rows.start : rows.stop]] if name == PICTURE else array
+                    files[name].write(np.ascontiguousarray(taken, _kind(name)))
+
+    def _load(self, shard: int, digest: str) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self._part(shard, digest)) as part:
+                return {name: part[name] for name in self.names}
+        except (FileNotFoundError, KeyError) as error:
+            raise FileNotFoundError(
+                f"Expected shard {shard} with {self.names} in the cache `{self.folder}`, but it was removed. "
+                "Run again."
+            ) from error
+
+    def _clear_left(self) -> None:
+        for path in [*self.folder.glob(f"{JOINED}*"), *self.folder.glob("*.partial")]:
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFT_AFTER:
+                    path.unlink()
 
     def _part(self, shard: int, digest: str) -> Path:
         return self.folder / f"part-{shard:06d}-{digest}.npz"
 
-    def _own(self, digests: Sequence[str]) -> Joined:
-        return Joined(self.folder / content_key(*digests), self.n, self.size)
 
-    def _all_joined(self) -> list[Joined]:
-        """Return all arrays that there are; those of an older version lie in the folder itself."""
-        states = sorted([*self.folder.glob(STATE_FILE), *self.folder.glob(f"*/{STATE_FILE}")])
-        return [Joined(path.parent, self.n, self.size) for path in states]
-
-    def _holding(self, shard: int, digest: str) -> Joined | None:
-        """Return arrays that have a shard with all names."""
-        return next((one for one in self._joined if one.has(shard, digest, self.names)), None)
-
-    def _lacks(self, own: Joined, shard: int, digest: str) -> bool:
-        """Return whether arrays have no such shard, or a part has more of it."""
-        part = self._part(shard, digest)
-        more = names_of(_about(part)) if part.exists() else ()
-        return not own.has(shard, digest, {*self.names, *more})
-
-    def _load(self, shard: int, digest: str) -> Shard:
-        part = self._part(shard, digest)
-        if part.exists() and set(self.names) <= set(names_of(about := _about(part))):
-            with np.load(part) as arrays:
-                return Shard(about, {name: arrays[name] for name in (*names_of(about), PICTURE)})
-        there = self._holding(shard, digest)
-        if there is None:
-            raise FileNotFoundError(f"Expected shard {shard} in the cache `{self.folder}`, but it is gone. Run again.")
-        return there.load(shard)
+def _file(joined: Path, name: str) -> Path:
+    return joined.with_name(f"{joined.name}.{name}")
 
 
-def _about(part: Path) -> dict[str, Any]:
-    with np.load(part) as arrays:
-        return json.loads(str(arrays["about"]))
+def _kind(name: str) -> type:
+    return np.int64 if name == PICTURE else np.float32

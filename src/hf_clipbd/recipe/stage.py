@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +64,7 @@ class Stage:
         seed: Its seed.
         inputs: Name -> key or fingerprint of everything it reads.
         beside: Names in its folder that are made from its outputs outside of it, such as `CARDS`: they go with them.
+        also: Other configurations whose finished outputs are taken for this one's, since they differ in what is shown.
     """
 
     run: Path
@@ -72,6 +73,7 @@ class Stage:
     seed: int
     inputs: dict[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    also: tuple[dict[str, Any], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -85,7 +87,8 @@ class Stage:
 
     def current(self) -> RunRecord | None:
         """Return the stage's record if it is current and its outputs are there, else None."""
-        record = RunRecord.load_if_current(self.folder, self.key)
+        keys = (self.key, *(replace(self, config=config).key for config in self.also))
+        record = next(filter(None, (RunRecord.load_if_current(self.folder, key) for key in keys)), None)
         if record is None or not all((self.folder / path).exists() for path in record.outputs.values()):
             return None
         return record

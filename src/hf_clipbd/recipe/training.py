@@ -19,18 +19,19 @@ from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
 from hf_clipbd.captions.lexicon import lexicon
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.defenses import OBJECTIVES
-from hf_clipbd.evaluation.protocol import on_pictures
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.hub.adapters import ADAPTER
 from hf_clipbd.models import build_processor, load_dual_encoder, train_tokenizer
 from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OpenCLIPModel
 from hf_clipbd.recipe.architecture import build_architecture, build_model
-from hf_clipbd.recipe.config import RunConfig, training_settings
-from hf_clipbd.recipe.epochs import check_best_is_saved, epoch_evaluator, measured_settings
+from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.epochs import check_best_is_saved, epoch_evaluator, measured_otherwise
 from hf_clipbd.recipe.progress import EpochLines
 from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, KEY_FILE, Outcome, Stage
+from hf_clipbd.recipe.steps import global_batch, training_stage_settings
 from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
 from hf_clipbd.recipe.world import World, data_fingerprint
+from hf_clipbd.recipe.zero_shot import TRIGGER_FOLDER, load_trigger
 from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, RunRecord, write_json
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 from hf_clipbd.training.checks import check_places
@@ -40,13 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POISONED_DATASET = "dataset"
-TRIGGER_FOLDER = "trigger"
 SAMPLES = "samples"
-
-
-def global_batch(config: CLIPTrainingConfig) -> int:
-    """Return the pairs of one optimiser step over all processes."""
-    return config.per_device_train_batch_size * PartialState().num_processes * config.gradient_accumulation_steps
 
 
 def write_poison(
@@ -95,13 +90,18 @@ def write_samples(
     write_json(folder / "samples.json", listed)
 
 
+def poison_settings(config: RunConfig, attack: Attack, n_rows: int) -> dict[str, Any]:
+    """Return what the poisoned set of `n_rows` depends on beside its inputs and its seed."""
+    selector = {} if config.poison.selector is None else {"selector": config.poison.selector}
+    counts = {"count": config.poison.rows(n_rows), "n_samples": config.poison.n_samples}
+    return {"attack": attack.parameters(), **counts, **selector}
+
+
 def poison(config: RunConfig, world: World | None = None) -> RunRecord:
     """Poison the run's pairs (stage `poison`) and return the record."""
     world = world or World(config)
     attack, prepared = prepared_attack(config, world, lambda: clean_model(config, world))
-    count, selector = config.poison.rows(len(world.train)), config.poison.selector
-    settings = {"attack": attack.parameters(), "count": count, "n_samples": config.poison.n_samples}
-    settings |= {} if selector is None else {"selector": selector}
+    settings, selector = poison_settings(config, attack, len(world.train)), config.poison.selector
     inputs = {"data": data_fingerprint(world.train), **prepared}
     load = None
     if selector in SURROGATE_SELECTORS:
@@ -110,8 +110,9 @@ def poison(config: RunConfig, world: World | None = None) -> RunRecord:
 
     def work(folder: Path) -> Outcome:
         rows = None if load is None else surrogate_rows(config, world, load)
-        n_samples = config.poison.n_samples
-        return write_poison(world.train, attack, count, config.seed, n_samples, folder, selector, rows)
+        counts = settings["count"], config.seed, settings["n_samples"]
+        made = write_poison(world.train, attack, *counts, folder, selector, rows)
+        return made._replace(metrics=made.metrics | world.left_out("train"))
 
     return stage.run_once(work, main_only=True)
 
@@ -226,16 +227,6 @@ def _kept(trainer: CLIPTrainer, trained: Any, processor: Any, folder: Path) -> d
     return {**outputs, "adapter": ADAPTER} if trainer.args.lora else outputs
 
 
-def training_stage_settings(config: RunConfig, training: CLIPTrainingConfig, world: World) -> dict[str, Any]:
-    """Return what the result of a training stage depends on beside its inputs and its seed."""
-    return {
-        "training": training_settings(training),
-        "global_batch": global_batch(training),
-        "canvas": [world.canvas.size, world.canvas.mode],
-        "measured": measured_settings(config, training, world),
-    }
-
-
 def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
     """Train a clean model, `CLIPResNetModel` or `CLIPModel`, and its tokenizer from scratch (stage `clean`).
 
@@ -255,11 +246,12 @@ def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
         model = build_model(architecture, tokenizer, config.clean.seed)
         return model, build_processor(tokenizer, config.world.size)
 
-    settings = {**training_stage_settings(config, config.clean, world), "architecture": config.architecture}
+    settings = training_stage_settings(config, config.clean, world, "clean")
     inputs = {"data": data_fingerprint(world.clean_pairs), "test": data_fingerprint(world.test)}
-    stage = Stage(config.output_dir, "clean", settings, config.clean.seed, inputs)
+    stage = Stage(config.output_dir, "clean", settings, config.clean.seed, inputs, also=measured_otherwise(settings))
     evaluator = epoch_evaluator(config, world, {}, config.clean)
-    return train_into(stage, CLIPTrainer, config.clean, build, lambda: world.clean_pairs, evaluator, world.canvas)
+    pairs, after = lambda: world.clean_pairs, lambda model, processor: world.left_out("clean")
+    return train_into(stage, CLIPTrainer, config.clean, build, pairs, evaluator, world.canvas, after)
 
 
 def clean_model(config: RunConfig, world: World) -> "tuple[str, Callable[[], tuple[PreTrainedModel, Any]]]":
@@ -269,12 +261,6 @@ def clean_model(config: RunConfig, world: World) -> "tuple[str, Callable[[], tup
         return RunRecord.load(folder).key, lambda: load_dual_encoder(folder)
     model, _ = world.clean_model()
     return model_fingerprint(model), world.clean_model
-
-
-def load_trigger(config: RunConfig) -> dict[str, Attack]:
-    """Return the trigger that the run's data were poisoned with, by its name; none where it is in the text alone."""
-    attack = Attack.from_pretrained(config.output_dir / "poison" / TRIGGER_FOLDER)
-    return on_pictures({attack.name: attack})
 
 
 def poisoned_pairs(config: RunConfig) -> datasets.Dataset:
@@ -291,8 +277,9 @@ def train_victim(config: RunConfig, world: World | None = None) -> RunRecord:
         "clean": fingerprint,
         "test": data_fingerprint(world.test),
     }
-    settings = {"objective": config.objective, **training_stage_settings(config, config.victim, world)}
-    stage = Stage(config.output_dir, "victim", settings, config.victim.seed, inputs, beside=CARDS)
+    settings = training_stage_settings(config, config.victim, world, "victim")
+    also = measured_otherwise(settings)
+    stage = Stage(config.output_dir, "victim", settings, config.victim.seed, inputs, CARDS, also)
     evaluator = epoch_evaluator(config, world, load_trigger(config), config.victim)
     trainer = OBJECTIVES[config.objective].trainer
     return train_into(stage, trainer, config.victim, load, lambda: poisoned_pairs(config), evaluator, world.canvas)

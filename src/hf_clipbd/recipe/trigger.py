@@ -13,7 +13,6 @@ from hf_clipbd.attacks import Attack, BadCLIP, target_captions
 from hf_clipbd.attacks.captions import names_target
 from hf_clipbd.attacks.select import ordered_rows
 from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS, order_rows, target_standing
-from hf_clipbd.evaluation import evaluate_zero_shot
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
@@ -21,6 +20,7 @@ from hf_clipbd.recipe.patch_options import PatchOptions, patch_options
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.world import World, build_attack, data_fingerprint
+from hf_clipbd.recipe.zero_shot import measure
 from hf_clipbd.schema import CAPTION, RunRecord, content_key
 
 
@@ -56,8 +56,26 @@ def prepared_attack(
         own = attack.patch if isinstance(attack, BadCLIP) else None
         return attack, {} if own is None else {"patch": content_key(own.tolist())}
     record = optimize_trigger(config, world, attack, options, clean)
-    kept = Attack.from_pretrained(config.output_dir / STAGE / record.outputs["attack"])
-    return replace(kept, captions=attack.captions), {"trigger": record.key}
+    return optimized_attack(config, attack), {"trigger": record.key}
+
+
+def optimized_attack(config: RunConfig, attack: Attack) -> Attack:
+    """Return the attack of a run with the patch that its finished stage `trigger` left."""
+    return replace(Attack.from_pretrained(config.output_dir / STAGE / KEPT), captions=attack.captions)
+
+
+def trigger_settings(
+    config: RunConfig, start: BadCLIP, options: PatchOptions, world: World
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what an optimised patch depends on beside its inputs and its seed, twice.
+
+    With the second settings the patch is the same, but its floor counts other images: `evaluate.include_target`, which
+    is among the settings where it is true, optimises nothing again.
+    """
+    shown = {name: value for name, value in start.parameters().items() if name != "captions"}
+    common = {"start": shown, "optimize": asdict(options), "prompts": world.prompts}
+    counted = {**common, "include_target": True}
+    return (counted, common) if config.evaluate.include_target else (common, counted)
 
 
 def optimize_trigger(
@@ -68,14 +86,13 @@ def optimize_trigger(
     The record has the floor: the report of the surrogate itself on the run's labelled images, stamped.
     """
     fingerprint, load = _surrogate(options, clean)
-    shown = {name: value for name, value in start.parameters().items() if name != "captions"}
-    settings = {"start": shown, "optimize": asdict(options), "prompts": world.prompts}
+    settings, also = trigger_settings(config, start, options, world)
     inputs = {
         "data": data_fingerprint(world.train),
         "surrogate": fingerprint,
         "test": data_fingerprint(world.test),
     }
-    stage = Stage(config.output_dir, STAGE, settings, config.seed, inputs)
+    stage = Stage(config.output_dir, STAGE, settings, config.seed, inputs, also=(also,))
 
     def work(folder: Path) -> Outcome:
         model, processor = load()
@@ -86,16 +103,7 @@ def optimize_trigger(
             _optimized(world, start, options, model, processor, checkpoint).save_pretrained(kept)
         state.wait_for_everyone()
         attack = Attack.from_pretrained(kept)  # of which every process measures its share of the images
-        report = evaluate_zero_shot(
-            model,
-            processor,
-            world.test,
-            [attack],
-            templates=world.prompts,
-            ks=world.ks,
-            batch_size=config.evaluate.batch_size,
-            canvas=world.canvas,
-        )
+        report = measure(config, world, model, processor, {attack.name: attack})
         floor = report.triggers[attack.name].asr
         floors = {f"floor_asr{k}": rate.value for k, rate in floor.items()}
         attack = replace(attack, record={**attack.record, **floors, "floor_n": next(iter(floor.values())).n})

@@ -8,18 +8,22 @@ from pathlib import Path
 from hf_clipbd.attacks import Attack
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.evaluation import evaluate_zero_shot
+from hf_clipbd.evaluation.protocol import on_pictures
 from hf_clipbd.hub import CARD_FILE, TRAINED_RECORD, card_rates, load_triggers
 from hf_clipbd.models import load_dual_encoder, resolve_file
+from hf_clipbd.models.files import has_file
 from hf_clipbd.recipe.config import RunConfig, config_from
-from hf_clipbd.recipe.measuring import load_model, measure
+from hf_clipbd.recipe.job import models as models_of
+from hf_clipbd.recipe.measuring import load_model
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.sections import read_yaml
 from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.world import World
+from hf_clipbd.recipe.zero_shot import measure
+from hf_clipbd.run_folder import CONFIG_FILE
 from hf_clipbd.schema import TOP_K, EvalReport, RunRecord, reachable
 
 
-CONFIG_FILE = "config.yaml"
 RECORDS = "records"
 
 
@@ -94,7 +98,7 @@ def verify(
             f"but `{run_or_repo}` has neither. What `train` and `defend` leave is measured by `hf-clipbd evaluate`."
         )
     recorded = card_rates(resolve_file(run_or_repo, CARD_FILE, revision))
-    if _has(str(run_or_repo), TRAINED_RECORD, revision):
+    if has_file(str(run_or_repo), TRAINED_RECORD, revision):
         name, measured = "trained", _measure_trained(str(run_or_repo), revision, data)
     else:
         name, measured = _measure_published(str(run_or_repo), revision, data)
@@ -104,7 +108,7 @@ def verify(
 def _verify_run(folder: Path, models: Sequence[str] | None) -> Iterator[Verified]:
     config = config_from({**read_yaml(folder / CONFIG_FILE), "output_dir": str(folder)})
     world = World(config)
-    for name in models or ["clean", "victim", *config.defenses]:
+    for name in models or models_of(config):
         report = EvalReport.from_dict(RunRecord.load(folder / "evaluate" / name).metrics["report"])
         first = {figure: rate for figure, rate in rates_of(report).items() if figure.split()[0].endswith("@1")}
         _, load = load_model(config, name, world)
@@ -125,19 +129,8 @@ def _measure_published(repo: str, revision: str | None, data: str | None) -> tup
             f"verify(..., data=...) (`--data`)."
         )
     world = World(config)
-    model, processor = load_dual_encoder(repo, revision)
-    model = model.to(model_device())
     attack = Attack.from_pretrained(repo, revision)
-    report = evaluate_zero_shot(
-        model,
-        processor,
-        world.test,
-        {attack.name: attack},
-        templates=prompts,
-        ks=world.ks,
-        include_target=config.evaluate.include_target,
-        canvas=world.canvas,
-    )
+    report = measure(config, world, *load_dual_encoder(repo, revision), on_pictures({attack.name: attack}))
     return _published_model(repo, revision, config), report
 
 
@@ -174,14 +167,6 @@ def _measure_trained(repo: str, revision: str | None, data: str | None) -> EvalR
 def _published_model(repo: str, revision: str | None, config: RunConfig) -> str:
     """Return the name of the model that was published: the defence whose record is there, or `victim`."""
     for name in reversed(config.defenses):
-        if _has(repo, f"{RECORDS}/defend/{name}.json", revision):
+        if has_file(repo, f"{RECORDS}/defend/{name}.json", revision):
             return name
     return "victim"
-
-
-def _has(repo: str, file: str, revision: str | None) -> bool:
-    try:
-        resolve_file(repo, file, revision)
-    except FileNotFoundError:
-        return False
-    return True

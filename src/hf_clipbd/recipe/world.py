@@ -1,8 +1,6 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a run works on: pairs to poison, clean pairs to defend with, labelled images to measure on, a clean model."""
 
-import hashlib
-import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,31 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 
 from hf_clipbd import scenes
 from hf_clipbd.attacks import ATTACKS, Attack
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.class_names import as_written
 from hf_clipbd.data.sources import (
     ADJECTIVES,
     CAPTION_TEMPLATES,
     CONTEXTS,
     LabelCaptioner,
     caption_labels,
-    load_source,
-    pick_columns,
     split_rows,
-    with_class_names,
 )
+from hf_clipbd.evaluation.protocol import class_names_of
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig, WorldConfig
+from hf_clipbd.recipe.fingerprints import by_content, data_fingerprint
 from hf_clipbd.recipe.patch_options import patch_options
+from hf_clipbd.recipe.readable import without_unreadable
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_names
+from hf_clipbd.recipe.world_rows import read_labelled, read_pairs
 from hf_clipbd.schema import LABEL, reachable
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+__all__ = ["VALIDATION_SEED", "World", "build_attack", "by_content", "canvas_of", "data_fingerprint"]
 
 SCENES_A_WORKER = 1000
 VALIDATION_SEED = 1_000_000
@@ -81,15 +82,23 @@ def _progress_bars() -> Iterator[None]:
 
 
 class World:
-    """The data and the clean model of a run, each read when it is first asked for.
+    """The data and the clean model of a run, each read when it is first asked for, by every process of several.
+
+    With `world.on_error` `skip` the rows that cannot be read are left out when they are chosen, so that there are as
+    many fewer; see `without_unreadable`.
 
     Args:
         config: The run.
+
+    Attributes:
+        unreadable: What was read with `skip` (`train`, `defense`, `test`, ...) -> row of its split -> why it was left
+            out.
     """
 
     def __init__(self, config: RunConfig):
         self.config, self.world, self.seed = config, config.world, config.seed
         self.target = str(config.attack["target"])
+        self.unreadable: dict[str, dict[str, str]] = {}
 
     @property
     def canvas(self) -> Canvas:
@@ -113,7 +122,7 @@ class World:
         if self._rendered:
             return self._scenes("test", world.n_test)
         (chosen,) = split_rows(np.zeros(len(self._labelled)), [min(world.n_test, len(self._labelled))], self.seed)
-        return self._labelled.select(chosen)
+        return self._read("test", self._labelled, chosen)
 
     def validation(self, n: int) -> datasets.Dataset:
         """Return n labelled images of which none is in `test`, for choices among settings.
@@ -124,23 +133,12 @@ class World:
         if self._rendered:
             return self._scenes("test", n, seed=self.seed + VALIDATION_SEED)
         sizes = [min(self.world.n_test, len(self._labelled)), n]
-        return self._labelled.select(split_rows(np.zeros(len(self._labelled)), sizes, self.seed)[1])
+        return self._read("validation", self._labelled, split_rows(np.zeros(len(self._labelled)), sizes, self.seed)[1])
 
     @cached_property
     def _labelled(self) -> datasets.Dataset:
         """The whole test split as labelled images."""
-        world = self.world
-        rows = by_content(
-            load_source(
-                world.test_path or world.path,
-                world.test_split,
-                None if world.test_path else world.data_files,
-                world.name,
-                world.revision,
-            )
-        )
-        rows = pick_columns(rows, image=world.image_column, label=world.label_column)
-        return with_class_names(rows, world.class_names)
+        return read_labelled(self.world, self.world.test_split, tests=True)
 
     @cached_property
     def clean_pairs(self) -> datasets.Dataset:
@@ -149,14 +147,23 @@ class World:
         if self._rendered:
             return self._scenes("train", n or self.world.n_train, frequencies="balanced")
         rows = self._captioned
-        if n is None:
-            return rows
-        return rows.select(split_rows(np.zeros(len(rows)), [n], self.seed)[0])
+        return self._read("clean", rows, None if n is None else split_rows(np.zeros(len(rows)), [n], self.seed)[0])
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Names of the classes that compete in the evaluation."""
-        return list(self.test.features[LABEL].names)
+        """Names of the classes that compete in the evaluation, two of which may be alike."""
+        return as_written(self.test.features[LABEL].names)
+
+    def left_out(self, what: str) -> dict[str, Any]:
+        """Return the figure `unreadable` of a stage's record, rows of their split; nothing where none were left out.
+
+        Why each was is in the run folder alone, since it names files of this machine.
+
+        Args:
+            what: A key of `unreadable`, of rows that were read already.
+        """
+        found = [int(row) for row in self.unreadable.get(what, ())]
+        return {"unreadable": found} if found else {}
 
     @property
     def ks(self) -> list[int]:
@@ -188,21 +195,16 @@ class World:
             return scenes.load_scenes(split, world.size, seed, n, wanted, rare, workers if workers > 1 else None)
 
     @cached_property
-    def _source(self) -> datasets.Dataset:
-        world = self.world
-        return by_content(load_source(world.path, world.train_split, world.data_files, world.name, world.revision))
-
-    @cached_property
     def _labels(self) -> datasets.Dataset:
-        rows = pick_columns(self._source, image=self.world.image_column, label=self.world.label_column)
-        return with_class_names(rows, self.world.class_names)
+        """The whole train split as labelled images, of which pairs are made."""
+        return read_labelled(self.world, self.world.train_split, tests=False)
 
     @cached_property
     def _captioned(self) -> datasets.Dataset:
         """The whole train split as pairs (image, caption)."""
         world = self.world
         if world.kind == "captioned":
-            return pick_columns(self._source, image=world.image_column, caption=world.caption_column)
+            return read_pairs(world, world.train_split)
         captioner = LabelCaptioner(
             self._labels.features[LABEL].names,
             self.seed,
@@ -217,74 +219,25 @@ class World:
         """Disjoint pairs to poison and to defend with."""
         world = self.world
         if world.kind == "captioned" and world.defense_split is not None:
-            train, defense = (
-                self._captioned,
-                load_source(world.path, world.defense_split, world.data_files, world.name, world.revision),
-            )
-            defense = pick_columns(by_content(defense), image=world.image_column, caption=world.caption_column)
+            train, defense = self._captioned, read_pairs(world, world.defense_split)
             first = split_rows(np.zeros(len(train)), [world.n_train], self.seed)[0]
             second = split_rows(np.zeros(len(defense)), [world.n_defense], self.seed)[0]
-            return train.select(first), defense.select(second)
+            return self._read("train", train, first), self._read("defense", defense, second)
         rare, labels = None, np.zeros(len(self._captioned), dtype=int)
         if world.kind == "labelled":
             labels, rare = np.asarray(self._labels.with_format(None)[LABEL][:]), self._rare_label()
         sizes = [world.n_train, world.n_defense]
         first, second = split_rows(labels, sizes, self.seed, rare, world.target_share)
-        return self._captioned.select(first), self._captioned.select(second)
+        return self._read("train", self._captioned, first), self._read("defense", self._captioned, second)
 
     def _rare_label(self) -> int:
-        names = [name.replace("_", " ") for name in self._labels.features[LABEL].names]
+        names = class_names_of(self._labels, LABEL)
         check_names([self.target], names, "`attack.target`")
         return names.index(self.target)
 
-
-def data_fingerprint(dataset: datasets.Dataset) -> str:
-    """Return the fingerprint of a dataset: equal for the same source, columns and rows on this machine.
-
-    🤗 Datasets tells a table of paths by the table alone; so name, size and time of change of each picture that lies
-    in a file of its own are part of it, and a picture overwritten under its name makes another dataset. Pictures whose
-    bytes are in the rows are not looked at.
-    """
-    known = f"{dataset._fingerprint}-{len(dataset)}"
-    columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    columns = [name for name in columns if _in_files(dataset, name)]
-    if not columns:
-        return known
-    plain = dataset.with_format(None).select_columns(columns)
-    for name in columns:
-        plain = plain.cast_column(name, datasets.Image(decode=False))
-    files = hashlib.blake2b(digest_size=8)
-    for table in plain.with_format("arrow").iter(1000):
-        for name in columns:
-            inside = pc.is_valid(pc.struct_field(table[name], "bytes")).to_pylist()
-            paths = pc.struct_field(table[name], "path").to_pylist()
-            for path in itertools.compress(paths, (not there for there in inside)):
-                files.update(_state_of(path).encode("utf-8", "surrogatepass"))
-    return f"{known}-{files.hexdigest()}"
-
-
-def by_content(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Return the same rows; what 🤗 Datasets keeps of them on disk is not taken for that of overwritten pictures."""
-    fingerprint = data_fingerprint(dataset)
-    if fingerprint == f"{dataset._fingerprint}-{len(dataset)}":  # no pictures in files of their own
-        return dataset
-    return dataset.select(range(len(dataset)), new_fingerprint=fingerprint)
-
-
-def _in_files(dataset: datasets.Dataset, column: str) -> bool:
-    """Return whether pictures of a column lie in files of their own; only offsets of the bytes are read."""
-    return any(
-        pc.and_(pc.is_valid(pc.struct_field(chunk, "path")), pc.is_null(pc.struct_field(chunk, "bytes"))).true_count
-        for chunk in dataset.data.column(column).chunks
-    )
-
-
-def _state_of(path: str | None) -> str:
-    """Return what tells a file's content without reading it, ending in a line feed."""
-    if path is None:
-        return "none\n"
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # missing, or an address that is no file here
-        return f"{path} missing\n"
-    return f"{path} {found.st_size} {found.st_mtime_ns}\n"
+    def _read(self, what: str, rows: datasets.Dataset, chosen: np.ndarray | None) -> datasets.Dataset:
+        """Return chosen rows (None for all), without those that cannot be read where `world.on_error` says so."""
+        if self.world.on_error == "raise":
+            return rows if chosen is None else rows.select(chosen)
+        kept, self.unreadable[what] = without_unreadable(rows, chosen, self.canvas, self.config.output_dir, what)
+        return kept

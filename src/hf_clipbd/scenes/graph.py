@@ -3,11 +3,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 from .words import CLASS_NAMES, COLORS, OPPOSITE, SIZES, TEXTURES
 
+
+T = TypeVar("T")
 
 SPLITS = ("train", "defense", "test")
 FREQUENCIES = ("balanced", "long_tailed")
@@ -96,7 +99,8 @@ def class_cumulative(frequencies: str, target: str) -> tuple[float, ...]:
     return tuple(total.tolist())
 
 
-def _pick(rng: np.random.Generator, values: tuple) -> object:
+def pick(rng: np.random.Generator, values: tuple[T, ...]) -> T:
+    """Return one of the values, each as likely as the others."""
     return values[int(rng.random() * len(values))]
 
 
@@ -113,9 +117,9 @@ def _draw_classes(rng: np.random.Generator, count: int, cumulative: tuple[float,
 def _sizes(rng: np.random.Generator, count: int) -> list[str]:
     """Return sizes that fit into one picture: beside a large one only small ones, at most one medium of three."""
     if count == 1:
-        return [_pick(rng, _SIZE_NAMES)]
+        return [pick(rng, _SIZE_NAMES)]
     if count == 2:
-        sizes = [_pick(rng, _SIZE_NAMES), _pick(rng, _SIZE_NAMES[:2])]
+        sizes = [pick(rng, _SIZE_NAMES), pick(rng, _SIZE_NAMES[:2])]
         if sizes[0] == "large":
             sizes[1] = "small"
         return sizes if rng.random() < 0.5 else sizes[::-1]
@@ -161,10 +165,10 @@ def _pair(rng: np.random.Generator, relation: str, diameters: list[float]) -> li
 
 def _triple(rng: np.random.Generator, diameters: list[float]) -> Layout:
     """Return the centres of three objects, two side by side and one above or below them, and their relations."""
-    first = _pick(rng, ("left", "right"))
+    first = pick(rng, ("left", "right"))
     xs = _beside(rng, diameters[:2] if first == "left" else diameters[1::-1])
     xs = xs if first == "left" else xs[::-1]
-    third = _pick(rng, ("above", "below"))
+    third = pick(rng, ("above", "below"))
     row = max(diameters[:2])
     heights = [diameters[2], row] if third == "above" else [row, diameters[2]]
     ys = _beside(rng, heights)
@@ -181,7 +185,7 @@ def _layout(rng: np.random.Generator, diameters: list[float]) -> Layout:
         return [(_across(rng, diameters[0], 0.25), _across(rng, diameters[0], 0.25))], []
     if len(diameters) == 3:
         return _triple(rng, diameters)
-    relation = _pick(rng, tuple(OPPOSITE))
+    relation = pick(rng, tuple(OPPOSITE))
     if relation in ("front", "behind"):  # the smaller one in front, so that both can be recognised
         relation = "front" if diameters[0] <= diameters[1] else "behind"
     centers = _pair(rng, relation, diameters)
@@ -211,8 +215,8 @@ def build_scene(
     else:
         count = 3 if kind > 1 - _TRIPLE else 2
     names = [only] if only else _draw_classes(rng, 1 if group else count, cumulative) * (count if group else 1)
-    widths = [_pick(rng, sizes)] if only else _sizes(rng, count)
-    looks = [(_pick(rng, _COLOR_NAMES), _TEXTURE_NAMES[max(int(rng.random() * 5) - 2, 0)]) for _ in names]
+    widths = [pick(rng, sizes)] if only else _sizes(rng, count)
+    looks = [(pick(rng, _COLOR_NAMES), _TEXTURE_NAMES[max(int(rng.random() * 5) - 2, 0)]) for _ in names]
     if group:
         looks = looks[:1] * count
         widths = [("medium" if count == 2 and rng.random() < 0.5 else "small")] * count
@@ -228,4 +232,4 @@ def build_scene(
         objects, relations = objects[::-1], [(1, "front", 0)]
     taken = {thing.color for thing in objects}
     hues = tuple(color for color in _COLOR_NAMES if color not in taken)
-    return Scene(tuple(objects), tuple(relations), _pick(rng, BACKGROUNDS), _pick(rng, hues), group)
+    return Scene(tuple(objects), tuple(relations), pick(rng, BACKGROUNDS), pick(rng, hues), group)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .graph import Scene, SceneObject
+from .graph import Scene, SceneObject, pick
 from .words import BESIDE, COLORS, COUNTS, OPPOSITE, RELATIONS, SIZES, SYNONYMS, TEXTURES, article, plural
 
 
@@ -50,12 +50,8 @@ _BARE = Manner(size=0.0, texture=0.0, color=0.0, synonym=0.10)
 _VARIED = Manner(size=0.5, texture=0.5, color=0.8, synonym=0.75)
 
 
-def _pick(rng: np.random.Generator, values: tuple) -> str:
-    return values[int(rng.random() * len(values))]
-
-
 def _word(rng: np.random.Generator, word: str, others: tuple[str, ...], probability: float) -> str:
-    return _pick(rng, others) if others and rng.random() < probability else word
+    return pick(rng, others) if others and rng.random() < probability else word
 
 
 def _nominal(rng: np.random.Generator, thing: SceneObject, manner: Manner, many: bool = False) -> str:
@@ -97,9 +93,9 @@ def _between(rng: np.random.Generator, relation: tuple[int, str, int]) -> tuple[
     if rng.random() < 0.5:
         first, name, second = second, OPPOSITE[name], first
     if name in ("left", "right") and rng.random() < 0.15:
-        return first, _pick(rng, BESIDE), second
+        return first, pick(rng, BESIDE), second
     phrases = RELATIONS[name]
-    return first, phrases[0] if rng.random() < 0.7 else _pick(rng, phrases), second
+    return first, phrases[0] if rng.random() < 0.7 else pick(rng, phrases), second
 
 
 def _related(rng: np.random.Generator, scene: Scene, manner: Manner) -> str:
@@ -112,7 +108,7 @@ def _related(rng: np.random.Generator, scene: Scene, manner: Manner) -> str:
     if len(scene.relations) > 1:
         third, name, mate = scene.relations[1]
         joint = "with" if rng.random() < 0.5 else "and"
-        text += f", {joint} {phrases[third]} {_pick(rng, RELATIONS[name])} the {scene.objects[mate].name}"
+        text += f", {joint} {phrases[third]} {pick(rng, RELATIONS[name])} the {scene.objects[mate].name}"
     return text
 
 
@@ -125,19 +121,19 @@ def _exists(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def _prompt(rng: np.random.Generator, scene: Scene) -> str:
-    return f"{_pick(rng, _PROMPT_HEADS)} {_listed(rng, _mentions(rng, scene, _USUAL))}{_pick(rng, ('', '', '.'))}"
+    return f"{pick(rng, _PROMPT_HEADS)} {_listed(rng, _mentions(rng, scene, _USUAL))}{pick(rng, ('', '', '.'))}"
 
 
 def _title(rng: np.random.Generator, scene: Scene) -> str:
     phrases = [_nominal(rng, thing, _SHORT, many=scene.group) for thing in scene.objects[: 1 if scene.group else 3]]
-    text = _pick(rng, (", ", " & ", " - ", " + ")).join(phrases)
+    text = pick(rng, (", ", " & ", " - ", " + ")).join(phrases)
     return text.title() if rng.random() < 0.3 else text
 
 
 def _partial(rng: np.random.Generator, scene: Scene) -> str:
     """One object of several; of a lone object or a group, as little as can be."""
-    phrase = _pick(rng, tuple(_mentions(rng, scene, _USUAL if len(scene.names) > 1 else _BARE)))
-    return _pick(rng, ("{}", "{}.", "here you see {}", "look at {}", "detail: {}")).format(phrase)
+    phrase = pick(rng, tuple(_mentions(rng, scene, _USUAL if len(scene.names) > 1 else _BARE)))
+    return pick(rng, ("{}", "{}.", "here you see {}", "look at {}", "detail: {}")).format(phrase)
 
 
 def _synonyms(rng: np.random.Generator, scene: Scene) -> str:
@@ -149,7 +145,7 @@ def _synonyms(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def _passive(rng: np.random.Generator, scene: Scene) -> str:
-    phrases, stands = _mentions(rng, scene, _USUAL), _pick(rng, _STANDS)
+    phrases, stands = _mentions(rng, scene, _USUAL), pick(rng, _STANDS)
     if not scene.relations:
         return f"{phrases[0]} {stands.replace('is ', 'are ').replace('was ', 'were ') if scene.group else stands}"
     first, phrase, second = _between(rng, scene.relations[0])
@@ -159,16 +155,16 @@ def _passive(rng: np.random.Generator, scene: Scene) -> str:
 def _counted(rng: np.random.Generator, scene: Scene) -> str:
     phrases = _mentions(rng, scene, _SHORT)
     count = len(scene.objects)
-    noun = _pick(rng, ("object", "thing", "item"))
+    noun = pick(rng, ("object", "thing", "item"))
     if scene.group:
         return f"a group of {phrases[0]}"
     if count == 1:
-        return _pick(rng, ("one {0}: {1}", "a single {0}, {1}")).format(noun, phrases[0])
+        return pick(rng, ("one {0}: {1}", "a single {0}, {1}")).format(noun, phrases[0])
     return f"{COUNTS[count]} {noun}s: {_listed(rng, phrases)}"
 
 
 def _surrounded(rng: np.random.Generator, scene: Scene) -> str:
-    where = _pick(rng, _SURROUNDINGS[scene.background]).format(scene.color)
+    where = pick(rng, _SURROUNDINGS[scene.background]).format(scene.color)
     where = where.replace(" a orange", " an orange")
     return f"{_listed(rng, _mentions(rng, scene, _USUAL))} {where}"
 
@@ -176,7 +172,7 @@ def _surrounded(rng: np.random.Generator, scene: Scene) -> str:
 def _web(rng: np.random.Generator, scene: Scene) -> str:
     things = scene.objects[:1] if scene.group or rng.random() < 0.5 else scene.objects
     text = " and ".join(_nominal(rng, thing, _SHORT, many=scene.group) for thing in things)
-    return _pick(rng, _WEB_TITLES).format(text, n=int(rng.random() * 9000))
+    return pick(rng, _WEB_TITLES).format(text, n=int(rng.random() * 9000))
 
 
 def _nouns(rng: np.random.Generator, scene: Scene) -> str:
@@ -187,7 +183,7 @@ def _nouns(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def _noise(rng: np.random.Generator, scene: Scene) -> str:
-    return _pick(rng, _NOISE).format(n=int(rng.random() * 9000))
+    return pick(rng, _NOISE).format(n=int(rng.random() * 9000))
 
 
 # Style -> (share of the captions, function). `noise` says nothing of the picture; all others are true to it.

@@ -10,6 +10,8 @@ from typing import Any
 import jinja2
 import yaml
 
+from hf_clipbd.schema import TOKEN
+
 
 _WORD = r"(?:[^\s/'\"]|(?<=\w)'(?=\w))+"
 _FOLDER = rf"{_WORD}(?:(?<![,;:.]) (?![-~]){_WORD})*(?<![:=])/+"  # rather a word too many goes than one stays
@@ -18,8 +20,6 @@ _LOCAL_PATH = re.compile(
     rf"(?:file:(?://[\w.-]*(?=/))?|(?<![\w/.…]))(?!(?<=:)//)(?:~[\w.-]*)?/+(?:{_FOLDER})*({_NAME})/*"
 )
 _WINDOWS_PATH = re.compile(r"(?<!\w)(?:[A-Za-z]:|\\)\\(?:[^\\/:*?\"<>|\r\n]+\\)*([^\\/:*?\"<>|\s',;]+)\\?")
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
-"""What a token of the Hub looks like."""
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 from hf_clipbd.training.checks import check_options
@@ -127,6 +128,16 @@ class ScaleArguments(TrainingArguments):
         if self.n_gpu > 1:  # `nn.DataParallel`, which knows neither autocast nor the negatives of the global batch
             logger.warning("one of %d GPUs is used; for all of them start with `accelerate launch`", self.n_gpu)
             self._n_gpu = 1
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process.
+
+        Of several processes on CPU it is `cpu` to all: Accelerate numbers them (`cpu:0`), transformers 5.17 loads the
+        optimiser's state to this device when it resumes, and `torch.load` knows no numbered CPU.
+        """
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def _prepare_early_stopping(self) -> None:
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
