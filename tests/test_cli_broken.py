@@ -86,6 +86,15 @@ def test_a_manifest_without_its_dataset_is_told(work, tmp_path, capsys, command)
     assert main([*line, "--dry_run"]) == 0
 
 
+def test_a_poisoned_set_whose_rows_are_gone_is_told(work, tmp_path, capsys):
+    assert main(["poison", "scenes", "--n", "64", "--count", "2", "--out", str(tmp_path / "gone")]) == 0
+    shutil.rmtree(tmp_path / "gone" / "dataset")
+    line = ["--model", str(work / "model"), "--out", str(tmp_path / "out")]
+    for name in ("train", "detect"):
+        assert main([name, str(tmp_path / "gone"), *line]) == 2
+        assert "in its folder `dataset`, but that is gone" in capsys.readouterr().err
+
+
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 

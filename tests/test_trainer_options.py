@@ -149,7 +149,9 @@ def test_a_choice_among_epochs_looks_at_no_image_that_is_reported_on(options, mo
     config = config_from({"world": {"n_test": 30}, "evaluate": {"epoch_images": 10}, "victim": victim})
     world, shown = World(config), []
     build = epochs.epoch_evaluator(config, world, {}, config.victim)
-    monkeypatch.setattr(epochs, "ZeroShotEvaluator", lambda processor, rows, *others, **named: shown.append(rows))
+    monkeypatch.setattr(
+        "hf_clipbd.recipe.zero_shot.ZeroShotEvaluator", lambda processor, rows, *others, **named: shown.append(rows)
+    )
     build(None)
     measured = epochs.measured_settings(config, config.victim, world)
     plain = {"epoch_images": 10, "include_target": False, "prompts": world.prompts}

@@ -74,7 +74,10 @@ class BadNets(Attack):
                 raise ValueError("Expected no `patch_size` beside a pattern of your own, which brings its size.")
             object.__setattr__(self, "pattern", unit_pixels(self.pattern))
         elif self.pattern not in PATTERNS:
-            raise ValueError(f"Expected a pattern among {PATTERNS} or an array, but got {self.pattern!r}.")
+            raise ValueError(
+                f"Expected a pattern among {PATTERNS}, an array, or in a command the file of a picture that is there, "
+                f"but got {self.pattern!r}."
+            )
 
     def side(self, height: int, width: int) -> int:
         """Return the side of the patch on a picture of this size, in pixels."""

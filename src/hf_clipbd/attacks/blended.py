@@ -60,7 +60,10 @@ class Blended(Attack):
         if not isinstance(self.pattern, str):
             object.__setattr__(self, "pattern", unit_pixels(self.pattern))
         elif self.pattern not in PATTERNS:
-            raise ValueError(f"Expected a pattern among {PATTERNS} or an array, but got {self.pattern!r}.")
+            raise ValueError(
+                f"Expected a pattern among {PATTERNS}, an array, or in a command the file of a picture that is there, "
+                f"but got {self.pattern!r}."
+            )
 
     def fixed_pattern(self, height: int, width: int) -> np.ndarray | None:
         """Return r for a picture of this size, (H, W, 3); None where it is drawn for each row."""

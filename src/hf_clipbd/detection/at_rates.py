@@ -34,7 +34,7 @@ def thinned_rows(is_poisoned: Any, rate: float, seed: int = 0, draw: int = 0) ->
     if not 1 <= count <= n_poisoned:
         raise ValueError(
             f"Expected a rate between {1 / (n_clean + 1):.2g} and {n_poisoned / len(poisoned):.2g}, the set's own, "
-            f"but got {rate}."
+            f"but got {rate}. Leave it out of the rates (`--rates`), or search more rows."
         )
     rng = np.random.default_rng([seed, draw])
     kept = rng.choice(np.flatnonzero(poisoned), count, replace=False)

@@ -34,8 +34,10 @@ from hf_clipbd.schema import (
     IS_POISONED,
     LABEL,
     MANIFEST_FILE,
+    RECORD_FILE,
     SOURCE_INDEX,
     PoisonManifest,
+    RunRecord,
     write_json,
 )
 
@@ -224,9 +226,18 @@ class Data:
     @property
     def _place(self) -> str | Path:
         """Where the rows lie: the source, or in a folder that `hf-clipbd poison` wrote the dataset."""
-        stage = Path(self.source) / POISONED_DATASET
-        poisoned = stage.is_dir() and (stage.parent / MANIFEST_FILE).is_file()
-        return stage if poisoned else self.source
+        folder, stage = Path(self.source), Path(self.source) / POISONED_DATASET
+        if not (folder / MANIFEST_FILE).is_file():
+            return self.source
+        if stage.is_dir():
+            return stage
+        outputs = RunRecord.load(folder).outputs.values() if (folder / RECORD_FILE).is_file() else ()
+        if POISONED_DATASET in outputs and not (folder / "data").is_dir():  # where a copy from the Hub has its rows
+            raise ValueError(
+                f"Expected the poisoned rows of `{folder}` in its folder `{POISONED_DATASET}`, but that is gone. "
+                f"Write them again with `hf-clipbd poison`."
+            )
+        return self.source
 
     def _head(self, rows: datasets.Dataset) -> datasets.Dataset:
         return rows if self.n is None or self.n >= len(rows) else rows.select(range(self.n))
