@@ -92,7 +92,8 @@ class HubServer:
         self._lock = threading.RLock()
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-        self.url, self.storage = (f"http://127.0.0.1:{one.server_port}" for one in self._servers)
+        hosts = ("127.0.0.1", "localhost")  # the store is another host: within one, clients follow redirects of HEAD
+        self.url, self.storage = (f"http://{h}:{s.server_port}" for h, s in zip(hosts, self._servers, strict=True))
 
     def __enter__(self) -> "HubServer":
         for server in self._servers:
