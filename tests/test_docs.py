@@ -229,6 +229,14 @@ def test_the_site_builds_without_a_warning(site):
     assert "hf-clipbd detect DATASET" in (site / "cli.html").read_text("utf-8")
 
 
+def test_the_site_shows_results_with_their_figures(site):
+    shown = (site / "results.html").read_text("utf-8")
+    figures = re.findall(r'src="(figures/[^"]+)"', shown)
+    assert len(figures) == (ROOT / "RESULTS.md").read_text("utf-8").count("](recipes/reproduce/figures/")
+    assert all((site / path).is_file() for path in figures)
+    assert "](" not in re.sub(r"<[^>]+>", "", shown), "a link was left unrendered"
+
+
 def test_the_site_asks_nothing_of_other_servers(site):
     loaded = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"')
     for page in site.rglob("*.html"):

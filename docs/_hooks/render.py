@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""What the pages do not hold themselves: benchmarks from their records, and the help of the command line."""
+"""What the pages do not hold themselves: results, benchmarks from their records, the help of the command line."""
 
 import ast
 import json
@@ -10,6 +10,8 @@ from typing import Any
 
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "RESULTS.md"
+LINK = re.compile(r"(!?)\[([^]]*)\]\(([^)#]+)\)")
 RATIO = re.compile(r"share|ratio|of_rate|of rate|times|bars|met|auroc|auprc|recall")
 """Figures that mean the same on another machine: shares, ratios, and rates of success."""
 MOST_ROWS = 40
@@ -18,11 +20,36 @@ SCRIPTS = {"evaluate": "evaluate_models", "detectors": "detectors_table"}
 """Name of a record, where it is not that of the script which wrote it."""
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """Return the files of the site with the figures of RESULTS.md among them; called by mkdocs."""
+    from mkdocs.structure.files import File
+
+    for picture, _, path in LINK.findall(RESULTS.read_text(encoding="utf-8")):
+        if picture:
+            files.append(File.generated(config, f"figures/{Path(path).name}", abs_src_path=str(ROOT / path)))
+    return files
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Return a page with its placeholders filled; called by mkdocs."""
+    if "<!-- results -->" in markdown:
+        markdown = markdown.replace("<!-- results -->", results())
     if "<!-- benchmarks -->" in markdown:
         markdown = markdown.replace("<!-- benchmarks -->", benchmarks(ROOT / "benchmarks"))
     return re.sub(r"<!-- help: (\w+) -->", lambda found: help_of(found[1]), markdown)
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def results() -> str:
+    """Return RESULTS.md without its title: figures from the site, other files of the repository by their path alone."""
+
+    def link(found: re.Match) -> str:
+        picture, text, path = found.groups()
+        return f"![{text}](figures/{Path(path).name})" if picture else f"`{path}`"
+
+    return LINK.sub(link, RESULTS.read_text(encoding="utf-8").split("\n", 1)[1].strip())
 
 
 # -- benchmarks -------------------------------------------------------------------------------------------------------
