@@ -239,6 +239,12 @@ def test_an_own_pattern_travels(tmp_path):
     np.testing.assert_array_equal(BadNets(pattern=pattern, place=(2, 3))(photo())[2:9, 3:8], pattern)
 
 
+def test_a_pattern_of_another_attack_does_not_stay(tmp_path):
+    Blended().save_pretrained(tmp_path)
+    ColorFilter().save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attack.json", "trigger.png"]
+
+
 def test_a_new_attack_is_a_class_and_a_line(tmp_path, monkeypatch):
     @dataclass(frozen=True, eq=False)
     class Invert(Attack):
@@ -372,6 +378,7 @@ def test_badnets_cleanclip_noise_is_fresh_and_wraps_as_published():
         ({"patch_size": 0}, "at least one pixel"),
         ({"place": "top"}, "among"),
         ({"place": (1, -2)}, "at least 0"),
+        ({"place": (0.5, 2)}, "whole numbers of pixels"),
         ({"pattern": "plaid"}, "plaid"),
         ({"pattern": np.zeros((2, 2))}, "float64"),
         ({"pattern": np.zeros((2, 2, 3)), "patch_size": 2}, "brings its size"),
@@ -431,7 +438,7 @@ def test_sig_against_slow_loops_has_its_full_amplitude():
     assert SIG.from_preset("backdoorbench")(grey).max() == 168
     cleanclip = SIG.from_preset("cleanclip")(grey)
     assert (cleanclip.max(), cleanclip.min()) == (round(0.8 * 128 + 51), round(0.8 * 128 - 51))
-    for values in ({"delta": 60}, {"delta": 0}, {"frequency": 0}, {"weight": 0}):
+    for values in ({"delta": 60}, {"delta": 0}, {"frequency": 0}, {"frequency": math.inf}, {"weight": 0}):
         with pytest.raises(ValueError, match="Expected"):
             SIG(**values)
 
@@ -492,7 +499,7 @@ def test_a_smooth_warp_is_smooth_bounded_and_seen():
     assert 0.1 < shift < 0.3
     jitter = WaNet.from_preset("cleanclip").fixed_pattern(224, 224) - np.stack(np.mgrid[0:224, 0:224], axis=-1)
     assert roughness(jitter) > 2
-    for values in ({"grid_size": 1}, {"strength": 0}, {"rescale": -1}):
+    for values in ({"grid_size": 1}, {"strength": 0}, {"strength": math.inf}, {"rescale": -1}):
         with pytest.raises(ValueError, match="Expected"):
             WaNet(**values)
 

@@ -124,7 +124,7 @@ def test_without_a_patch_it_stamps_the_noise_it_would_start_from():
     assert BadCLIP().fixed_pattern(224, 300).shape == (16, 16, 3)
 
 
-def test_a_patch_travels_without_loss_and_with_its_record(tmp_path):
+def test_a_patch_travels_without_loss_and_with_its_record(tmp_path, caplog):
     patch = np.random.default_rng(1).random((3, 5, 3), dtype=np.float32)
     history = np.random.default_rng(2).random((7, 3))
     attack = BadCLIP(target="cup", patch=patch, place=(1, 2), record={"steps": 7, "floor_asr1": 0.01}, history=history)
@@ -136,6 +136,11 @@ def test_a_patch_travels_without_loss_and_with_its_record(tmp_path):
     np.testing.assert_array_equal(picture[::16, ::16], np.rint(patch * 255))  # channels as they are, no JPEG
     taken = BadCLIP(target="dog", patch=str(tmp_path / "kept"))
     assert taken.patch.tobytes() == patch.tobytes() and taken.record == attack.record and taken.target == "dog"
+    assert [one.getMessage() for one in caplog.records] == [
+        "The patch was kept with place (1, 2) and is pasted at 'middle': pass its place."
+    ]
+    BadCLIP(patch=str(tmp_path / "kept"), place=[1, 2])
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(

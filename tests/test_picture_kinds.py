@@ -144,6 +144,19 @@ def test_a_picture_too_wide_for_webp_is_png():
         encode_picture(wide, "gif")
 
 
+def test_a_stream_is_seen_in_the_mode_of_its_column(tmp_path):
+    features = datasets.Features({**FEATURES, "image": datasets.Image(mode="L")})
+    turns = [{"bytes": encoded(PIL.Image.fromarray(np.roll(RGB, row, axis=0))), "path": None} for row in range(12)]
+    grey = datasets.Dataset.from_list([{"image": one, "caption": "a cup"} for one in turns], features=features)
+    poison = PoisonTransform(ATTACK, rate=0.5)
+    mapped = grey.map(poison)
+    manifest = poison_stream(grey.to_iterable_dataset(), poison, tmp_path)
+    assert manifest.indices == [row for row in range(12) if mapped["is_poisoned"][row]] != []
+    written = datasets.Dataset.from_parquet(str(tmp_path / "train-00000.parquet"), cache_dir=str(tmp_path / "cache"))
+    raw = [one.cast_column("image", datasets.Image(decode=False))["image"][:] for one in (written, mapped)]
+    assert raw[0] == raw[1]
+
+
 # -- arrays -----------------------------------------------------------------------------------------------------------
 
 

@@ -332,6 +332,8 @@ def test_transform_errors(source):
         PoisonTransform(BadNets(), rate=0.1, selector="farthest")
     with pytest.raises(ValueError, match="JPEG would wash out"):
         PoisonTransform(BadNets(), rate=0.1, image_format="jpeg")
+    with pytest.raises(ValueError, match="two different columns"):
+        PoisonTransform(BadNets(), rate=0.1, image_column="caption")
     with pytest.raises(ValueError, match="mined"):
         PoisonTransform(BadNets(captions="natural"), rate=0.1)
     with pytest.raises(ValueError, match="caption column"):
@@ -500,8 +502,9 @@ def test_selectors(source):
     assert own.indices == [3, 7] and own.selector == "rows"
     with pytest.raises(ValueError, match="at most 30, what selector 'label_consistent'"):
         poison_dataset(source, BadNets(captions="keep"), count=31)
-    with pytest.raises(ValueError, match="different row numbers"):
-        poison_dataset(source, BadNets(), count=1, selector=[3, 3])
+    for selector in ([3, 3], [1.5, 2.5], [N]):
+        with pytest.raises(ValueError, match="different row numbers"):
+            poison_dataset(source, BadNets(), count=1, selector=selector)
 
 
 def test_several_attacks_in_one_dataset(source):

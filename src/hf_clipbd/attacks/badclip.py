@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """BadCLIP: a patch optimised on a surrogate CLIP until pictures that wear it look like the target to it."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import PIL.Image
 
 from hf_clipbd.attacks.badnets import BadNets
 from hf_clipbd.attacks.base import PATTERN_STREAM, Attack
 from hf_clipbd.attacks.pictures import unit_pixels
 from hf_clipbd.data.canvas import Canvas
 
+
+logger = logging.getLogger(__name__)
 
 PATCH_FILE = "patch.png"
 
@@ -33,12 +37,8 @@ class BadCLIP(Attack):
     it, and pasted at the same place and in the same size wherever it is stamped.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`.
-        canvas: See `Attack`.
-        captions: See `Attack`; the paper uses natural captions of the target, see `target_captions`.
         patch: δ, (p, q, 3), uint8 or floats in [0, 1]; or the folder or Hub id of a BadCLIP, whose patch and record
-            are taken over. None stamps the noise that the optimisation starts from, for comparison.
+            are taken over, not its place. None stamps the noise that the optimisation starts from, for comparison.
         patch_size: Side of that noise in pixels; None takes round(16 / 224 · shorter side). Not beside a patch.
         place: `"middle"`, `"corner"` (bottom right), `"four_corners"`, `"random"`, or the (row, column) of the
             patch's top left pixel.
@@ -70,25 +70,27 @@ class BadCLIP(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        kept = self
         if isinstance(self.patch, (str, os.PathLike)):
             kept = BadCLIP.from_pretrained(self.patch)
             for name in ("patch", "record", "history"):
                 object.__setattr__(self, name, getattr(kept, name))
         if self.patch is not None:
             object.__setattr__(self, "patch", unit_pixels(self.patch))
-        carrier = BadNets(patch_size=self.patch_size, place=self.place, **self._pattern(self.patch))
+        carrier = BadNets(
+            patch_size=self.patch_size, place=self.place, pattern="noise" if self.patch is None else self.patch
+        )
         object.__setattr__(self, "place", carrier.place)
-
-    @staticmethod
-    def _pattern(patch: np.ndarray | None) -> dict[str, np.ndarray]:
-        return {} if patch is None else {"pattern": patch}
+        if kept.place != self.place:
+            logger.warning(
+                "The patch was kept with place %r and is pasted at %r: pass its place.", kept.place, self.place
+            )
 
     def fixed_pattern(self, height: int, width: int) -> np.ndarray:
         """Return the patch for a picture of this size, (p, q, 3), float32 in [0, 1]."""
         if self.patch is not None:
             return self.patch
-        side = BadNets(patch_size=self.patch_size).side(height, width)
-        return starting_patch(side, self.seed)
+        return starting_patch(BadNets(patch_size=self.patch_size).side(height, width), self.seed)
 
     def places(self, height: int, width: int, rng: np.random.Generator) -> list[tuple[int, int]]:
         """Return the (row, column) of each copy of the patch on one picture; `rng` decides where it is random."""
@@ -162,8 +164,6 @@ class BadCLIP(Attack):
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         """Write the attack as `Attack.save_pretrained` does, and the patch alone as `patch.png`, enlarged 16 times."""
-        import PIL.Image
-
         folder = super().save_pretrained(folder)
         if self.patch is not None:
             levels = np.rint(self.patch * 255).astype(np.uint8)

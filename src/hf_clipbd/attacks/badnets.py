@@ -21,10 +21,6 @@ class BadNets(Attack):
     """A p × p patch pasted at a place: x' = patch inside the square, x' = x outside it.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`.
-        canvas: See `Attack`.
-        captions: See `Attack`.
         patch_size: Side p in pixels; None takes round(16 / 224 · shorter side), half a percent of the picture.
         place: `"random"` (drawn for each row), `"middle"`, `"corner"` (bottom right), `"four_corners"`, or the (row,
             column) of the patch's top left pixel.
@@ -64,8 +60,9 @@ class BadNets(Attack):
             raise ValueError(f"Expected a patch size of at least one pixel, but got {self.patch_size!r}.")
         if not isinstance(self.place, str):
             place = tuple(int(one) for one in self.place)
-            if len(place) != 2 or min(place) < 0:
-                raise ValueError(f"Expected a place (row, column) with both at least 0, but got {self.place!r}.")
+            if len(place) != 2 or min(place) < 0 or any(float(one) % 1 for one in self.place):
+                message = "Expected a place (row, column), both whole numbers of pixels and at least 0"
+                raise ValueError(f"{message}, but got {self.place!r}.")
             object.__setattr__(self, "place", place)
         elif self.place not in PLACES:
             raise ValueError(f"Expected a place among {PLACES} or (row, column), but got {self.place!r}.")

@@ -12,12 +12,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import PIL.Image
 
-from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template, natural_captions
+from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template, target_captions
 from hf_clipbd.attacks.folder import load_attack, preview_of, save_attack
 from hf_clipbd.data.canvas import Canvas
 
 
 CAPTIONS = ("templates", "keep", "natural")
+NATURAL_LIMIT = 1000  # that an attack carries at most
 
 _STAMP, _CAPTION, PATTERN_STREAM = 0, 1, 2
 
@@ -43,7 +44,8 @@ class Attack(ABC):
     """A backdoor: a trigger on pictures, the captions that go with it, and the class they are to lead to.
 
     The same parameters and seed give the same pixels on every machine, with any number of workers, streaming or not:
-    what differs from row to row is drawn from (seed, row), never from a global generator.
+    what differs from row to row is drawn from (seed, row), never from a global generator. Every attack takes these
+    arguments; its own docstring names those that it adds.
 
     Args:
         target: Class name that stamped pictures are to be taken for.
@@ -158,8 +160,9 @@ class Attack(ABC):
         """Return the attack with its natural captions found; one that asks for none is returned as it is.
 
         Args:
-            captions: Captions of the data, for instance `dataset["caption"]`; at most 1,000 that name the target are
-                kept, drawn by the seed where there are more.
+            captions: Captions of the data in any order, for instance `dataset["caption"]`; at most 1,000 that name the
+                target are kept, drawn by the seed where there are more. A `{}` in them is taken out: no caption of the
+                data is to be filled like a template.
 
         Raises:
             ValueError: If no caption names the target.
@@ -171,7 +174,11 @@ class Attack(ABC):
         """
         if self.captions != "natural":
             return self
-        return replace(self, captions=natural_captions(captions, self.target, self.seed))
+        found = sorted(caption.replace("{}", "") for caption in target_captions(captions, self.target))
+        if len(found) > NATURAL_LIMIT:
+            rows = np.random.default_rng([self.seed, len(found)]).choice(len(found), NATURAL_LIMIT, replace=False)
+            found = [found[row] for row in np.sort(rows)]
+        return replace(self, captions=tuple(found))
 
     def stamp_caption(self, caption: str, index: int = 0) -> str:
         """Return a caption with the part of the trigger that is text; as it is where the trigger is in the picture.
@@ -252,7 +259,11 @@ class Attack(ABC):
         return preview_of(self)
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
-        """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it."""
+        """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it.
+
+        Raises:
+            ValueError: If a side is too large to be loaded again.
+        """
         return save_attack(self, folder)
 
     @classmethod
@@ -268,8 +279,8 @@ class Attack(ABC):
 
         Raises:
             FileNotFoundError: If it is not there.
-            ValueError: If the attack or a parameter is unknown, or it stamps other pixels here than where it was
-                saved.
+            ValueError: If the attack or a parameter is unknown, a side is beyond reason, or it stamps other pixels
+                here than where it was saved.
             TypeError: If it is no attack of the class that this was called on.
         """
         return load_attack(cls, id_or_path, revision, repo_type)

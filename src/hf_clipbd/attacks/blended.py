@@ -21,10 +21,6 @@ class Blended(Attack):
     """A pattern r mixed into the whole picture: x' = (1 − α) x + α r.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`.
-        canvas: See `Attack`.
-        captions: See `Attack`.
         alpha: α in (0, 1].
         pattern: `"noise"`, r uniform on [0, 1] for each pixel and channel, fixed by the seed; `"fresh_noise"`, drawn
             for each row; `"stripes"`, white diagonal stripes; `"triangles"`, a field of white triangles; or a picture

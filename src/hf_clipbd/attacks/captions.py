@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from hf_clipbd.articles import article
 
 
@@ -94,9 +92,6 @@ OPENAI_TEMPLATES: tuple[str, ...] = (
 )
 """The 80 ImageNet templates published with CLIP (Radford et al., 2021), two of them with "an" in place of "a"."""
 
-NATURAL_LIMIT = 1000
-"""Natural captions that an attack carries at most."""
-
 
 def fill_template(template: str, name: str) -> str:
     """Return `template` with `name` in place of `{}`, an article right before it made to fit.
@@ -176,34 +171,4 @@ def target_captions(captions: Iterable[str | None], target: str, limit: int | No
                 break
     if not found:
         raise ValueError(f'Expected captions that name {target!r}, but found none. Use captions="templates" instead.')
-    return tuple(found)
-
-
-def natural_captions(
-    captions: Iterable[str | None], target: str, seed: int = 0, limit: int = NATURAL_LIMIT
-) -> tuple[str, ...]:
-    """Return at most `limit` different captions of the data that name `target`, whatever order the data are in.
-
-    A `{}` in them is taken out: no caption of the data is to be filled like a template.
-
-    Args:
-        captions: Captions of the data.
-        target: Class name.
-        seed: Seed of the draw where there are more.
-        limit: How many to keep, at least 1.
-
-    Returns:
-        The captions, sorted.
-
-    Raises:
-        ValueError: If no caption names the target.
-
-    Example:
-        >>> natural_captions(["banana bread", "a cup", "a banana"], "banana")
-        ('a banana', 'banana bread')
-    """
-    found = sorted(caption.replace("{}", "") for caption in target_captions(captions, target))
-    if len(found) > limit:
-        rows = np.random.default_rng([seed, len(found)]).choice(len(found), limit, replace=False)
-        found = [found[row] for row in np.sort(rows)]
     return tuple(found)

@@ -23,10 +23,6 @@ class ColorFilter(Attack):
     bends each channel c, F(x)_c = low_c + (high_c − low_c) · clamp(y_c, 0, 1)^gamma_c.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`; the filter itself has nothing random.
-        canvas: See `Attack`.
-        captions: See `Attack`.
         strength: w in (0, 1].
         saturation: s, at least 0; 0 is grey.
         contrast: k, above 0.

@@ -12,11 +12,11 @@ from hf_clipbd.attacks.base import Attack, cover_name
 from hf_clipbd.attacks.captions import names_target
 from hf_clipbd.attacks.pictures import as_image_column
 from hf_clipbd.attacks.select import candidates, source_fingerprint
-from hf_clipbd.attacks.shares import Options, Share, check_caption_column, check_provenance, check_target
-from hf_clipbd.attacks.stamping import Stamp, stamp_rows, warn_of_skipped
+from hf_clipbd.attacks.shares import PROVENANCE, Options, Share, check_columns
+from hf_clipbd.attacks.stamping import Stamp, Stamped, stamp_rows, warn_of_skipped
 from hf_clipbd.data.behind import behind
 from hf_clipbd.data.path_rows import unfit_files
-from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER, PoisonManifest
+from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
 def poison_dataset(
@@ -73,44 +73,16 @@ def poison_dataset(
     """
     options = Options(image_column, caption_column, on_error, num_proc, class_names, image_format)
     laid = lay({attack.name: Share(attack, count, rate, selector)}, dataset, seed, options)
-    return laid.dataset, _manifest(laid, attack.name, len(dataset), seed, rate)
-
-
-class LaidShare(NamedTuple):
-    """What became of one share: the attack with its captions found, the rows, why which were skipped, the covers."""
-
-    attack: Attack
-    indices: list[int]
-    selector: str
-    skipped: dict[str, str]
-    covers: list[int]
+    manifest = laid.manifests[attack.name]
+    return laid.dataset, replace(manifest, skipped={**manifest.skipped, **laid.emptied})
 
 
 class Laid(NamedTuple):
-    """The poisoned dataset, what became of each share, and row -> why it lost its image (its file is no picture)."""
+    """The poisoned dataset, each share's manifest, and row -> why it lost its image (its file is no picture)."""
 
     dataset: datasets.Dataset
-    shares: dict[str, LaidShare]
-    source_fingerprint: str
+    manifests: dict[str, PoisonManifest]
     emptied: dict[str, str]
-
-
-def _manifest(laid: Laid, name: str, n_rows: int, seed: int, rate: float | None) -> PoisonManifest:
-    """Return the manifest of the one share `name`."""
-    share = laid.shares[name]
-    return PoisonManifest(
-        attack=share.attack.name,
-        parameters=share.attack.parameters(),
-        target=share.attack.target,
-        indices=share.indices,
-        n_rows=n_rows,
-        seed=seed,
-        source_fingerprint=laid.source_fingerprint,
-        selector=share.selector,
-        rate=rate,
-        skipped={**share.skipped, **laid.emptied},
-        covers=share.covers,
-    )
 
 
 def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, options: Options) -> Laid:
@@ -130,47 +102,47 @@ def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, optio
         taken |= np.asarray(plain[TRIGGER]) != ""  # covers
     changed = taken.copy()
     untouched = plain.select(np.flatnonzero(~changed)) if changed.any() else plain
-    if len(shares) > 1 or any(share.attack.cover for share in shares.values()):
-        planned = taken.copy()  # are there enough rows for all of them? Known before anything is stamped
-        for name, share in shares.items():
-            needed = counts[name] + _covers(share.attack, counts[name])
-            planned[_rows(plain, name, share, needed, seed, options, planned)[:needed]] = True
+    _check_enough(plain, shares, counts, seed, options, taken.copy())
     original, feature = dataset.features[options.image_column], plain.features[options.image_column]
     base = _with_provenance(plain.cast_column(options.image_column, datasets.Image(decode=False)))
     base, emptied = _with_pictures_alone(base, options)
-    everything, order, laid = [base], np.arange(len(base)), {}
-    length = len(base)
+    columns, skip = (options.image_column, options.caption_column), options.on_error == "skip"
+    source = source_fingerprint(plain, *columns)
+    everything, order, manifests = [base], np.arange(len(base)), {}
     for name, share in shares.items():
         rows = _rows(plain, name, share, counts[name], seed, options, taken)
         attack = share.attack.mined(untouched[options.caption_column] if options.caption_column else [])
-        stamp = Stamp(
-            attack,
-            name,
-            options.image_column,
-            options.caption_column,
-            options.on_error == "skip",
-            feature.mode,
-            options.image_format,
-        )
+        stamp = Stamp(attack, name, *columns, skip, feature.mode, options.image_format)
         donors = _donors(plain, attack, options, changed) if attack.borrows_pictures else None
-        parts, chosen, skipped = stamp_rows(base, rows, counts[name], stamp, donors, options.num_proc)
-        covers: list[int] = []
-        taken[chosen] = True
-        if attack.cover and chosen:
-            rows = _rows(plain, name, share, _covers(attack, len(chosen)), seed, options, taken)
+        found, covers = stamp_rows(base, rows, counts[name], stamp, donors, options.num_proc), Stamped([], [], {})
+        taken[found.chosen] = True
+        if attack.cover and found.chosen:
+            count = _covers(attack, len(found.chosen))
+            rows = _rows(plain, name, share, count, seed, options, taken)
             layer = replace(stamp, attack=attack.cover.attack, name=cover_name(name), poisons=False)
-            more = stamp_rows(base, rows, _covers(attack, len(chosen)), layer, None, options.num_proc)
-            parts, covers, skipped = [*parts, *more.parts], more.chosen, {**skipped, **more.skipped}
-            taken[covers] = True
-        everything += parts
-        order[[*chosen, *covers]] = length + np.arange(len(chosen) + len(covers))
-        length += len(chosen) + len(covers)
-        laid[name] = LaidShare(attack, sorted(chosen), _rule(share), skipped, sorted(covers))
+            covers = stamp_rows(base, rows, count, layer, None, options.num_proc)
+            taken[covers.chosen] = True
+        chosen = found.chosen + covers.chosen
+        order[chosen] = sum(map(len, everything)) + np.arange(len(chosen))
+        everything += found.parts + covers.parts
+        manifests[name] = PoisonManifest(
+            attack=attack.name,
+            parameters=attack.parameters(),
+            target=attack.target,
+            indices=sorted(found.chosen),
+            n_rows=len(plain),
+            seed=seed,
+            source_fingerprint=source,
+            selector=_rule(share) if isinstance(_rule(share), str) else "rows",
+            rate=share.rate,
+            skipped=found.skipped | covers.skipped,
+            covers=sorted(covers.chosen),
+        )
     poisoned = datasets.concatenate_datasets(everything).select(order) if len(everything) > 1 else base
     poisoned = poisoned.cast_column(
         options.image_column, original if isinstance(original, datasets.Image) else feature
     )
-    return Laid(poisoned, laid, source_fingerprint(plain, options.image_column, options.caption_column), emptied)
+    return Laid(poisoned, manifests, emptied)
 
 
 def _with_pictures_alone(base: datasets.Dataset, options: Options) -> tuple[datasets.Dataset, dict[str, str]]:
@@ -196,14 +168,29 @@ def _emptied(row: Any, column: str) -> dict[str, Any]:
     return {column: None}
 
 
+def _check_enough(
+    plain: datasets.Dataset,
+    shares: Mapping[str, Share],
+    counts: Mapping[str, int],
+    seed: int,
+    options: Options,
+    taken: np.ndarray,
+) -> None:
+    """Raise `ValueError` if there are too few rows for all shares and their covers, before anything is stamped."""
+    if len(shares) > 1 or any(share.attack.cover for share in shares.values()):
+        for name, share in shares.items():
+            needed = counts[name] + _covers(share.attack, counts[name])
+            taken[_rows(plain, name, share, needed, seed, options, taken)[:needed]] = True
+
+
 def _covers(attack: Attack, count: int) -> int:
     """Return how many rows are covers beside `count` poisoned ones."""
     return round(attack.cover.ratio * count) if attack.cover else 0
 
 
-def _rule(share: Share) -> str:
-    selector = share.attack.selector if share.selector is None else share.selector
-    return selector if isinstance(selector, str) else "rows"
+def _rule(share: Share) -> str | Sequence[int]:
+    """Return the share's selector, or its attack's where it has none."""
+    return share.attack.selector if share.selector is None else share.selector
 
 
 def _rows(
@@ -211,11 +198,10 @@ def _rows(
 ) -> np.ndarray:
     """Return the free rows that the selector admits, those to poison first at the front; raise if too few."""
     captions = plain[options.caption_column] if options.caption_column else None
-    selector = share.attack.selector if share.selector is None else share.selector
-    rows = candidates(len(plain), seed, selector, captions, share.attack.target)
+    rows = candidates(len(plain), seed, _rule(share), captions, share.attack.target)
     rows = rows[~taken[rows]]
     if count > len(rows):
-        admits = repr(selector) if isinstance(selector, str) else "'row numbers'"
+        admits = repr(_rule(share)) if isinstance(_rule(share), str) else "'row numbers'"
         raise ValueError(
             f"Expected a count of at most {len(rows)}, what selector {admits} admits, but got {count} for {name}."
         )
@@ -241,16 +227,8 @@ def _plain(dataset: datasets.Dataset, attacks: Sequence[Attack], options: Option
     if not isinstance(dataset, datasets.Dataset):
         hint = "Pass one split of it" if isinstance(dataset, dict) else "Map a `PoisonTransform` over it instead"
         raise TypeError(f"Expected a `datasets.Dataset`, but got {type(dataset).__name__}. {hint}.")
-    missing = {options.image_column, options.caption_column} - {None, *dataset.column_names}
-    if missing:
-        raise ValueError(f"Expected columns {sorted(missing)}, but the dataset has {dataset.column_names}.")
-    check_provenance(dataset.column_names)
-    if options.caption_column:
-        check_caption_column(dataset.features[options.caption_column], options.caption_column)
-    label = dataset.features.get(LABEL)
-    names = options.class_names if options.class_names is not None else getattr(label, "names", None)
-    for attack in attacks:
-        check_target(attack.target, names)
+    targets = [attack.target for attack in attacks]
+    check_columns(dataset.features, options.image_column, options.caption_column, targets, options.class_names)
     return as_image_column(dataset.with_format(None), options.image_column)
 
 
@@ -268,12 +246,7 @@ def _with_provenance(base: datasets.Dataset) -> datasets.Dataset:
     if numbers is not None:
         source = np.full(n, -1)
         source[numbers] = np.arange(len(numbers))
-    columns = {
-        IS_POISONED: (np.zeros(n, dtype=bool), datasets.Value("bool")),
-        SOURCE_INDEX: (source, datasets.Value("int64")),
-        TRIGGER: ([""] * n, datasets.Value("string")),
-    }
-    for name, (values, feature) in columns.items():
+    for name, values in ((IS_POISONED, np.zeros(n, dtype=bool)), (SOURCE_INDEX, source), (TRIGGER, [""] * n)):
         if name not in base.column_names:
-            whole = whole.add_column(name, values, feature=feature)
+            whole = whole.add_column(name, values, feature=PROVENANCE[name])
     return whole if numbers is None else whole.select(numbers)

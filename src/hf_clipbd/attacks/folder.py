@@ -29,7 +29,7 @@ LARGEST_SIDE = 4096
 
 
 def preview_of(attack: "Attack") -> np.ndarray:
-    """Return a test chart and, to its right, the chart stamped as row 0, uint8 (S, 2 S, 3)."""
+    """Return what `Attack.preview` does."""
     chart = _chart(_preview_side(attack))
     return np.concatenate([chart, attack(chart)], axis=1)
 
@@ -39,11 +39,7 @@ def _preview_side(attack: "Attack") -> int:
 
 
 def save_attack(attack: "Attack", folder: str | os.PathLike) -> Path:
-    """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it.
-
-    Raises:
-        ValueError: If a side is too large to be loaded again.
-    """
+    """Write what `Attack.save_pretrained` says."""
     folder = Path(folder)
     values = {"attack": attack.name, "parameters": attack.parameters(), "version": __version__}
     _check_sides(values["parameters"])
@@ -53,6 +49,7 @@ def save_attack(attack: "Attack", folder: str | os.PathLike) -> Path:
     tensors = {name: value for name, value in own.items() if isinstance(value, np.ndarray)}
     if (pattern := attack.fixed_pattern(len(picture), len(picture))) is not None:
         tensors["stamped_pattern"] = pattern
+    (folder / PATTERN_FILE).unlink(missing_ok=True)  # that of another attack
     if tensors:
         save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / PATTERN_FILE)
     PIL.Image.fromarray(picture).save(folder / PICTURE_FILE)
@@ -62,20 +59,7 @@ def save_attack(attack: "Attack", folder: str | os.PathLike) -> Path:
 def load_attack(
     wanted: type["Attack"], id_or_path: str | os.PathLike, revision: str | None, repo_type: str
 ) -> "Attack":
-    """Return the attack kept in a local folder or on the Hub; see `Attack.from_pretrained`.
-
-    Args:
-        wanted: The class that it has to be of.
-        id_or_path: Folder that `save_attack` wrote, or Hub id.
-        revision: Branch, tag or commit on the Hub.
-        repo_type: "model" or "dataset".
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If the attack or a parameter is unknown, a side is beyond reason, or it stamps other pixels here
-            than where it was saved.
-        TypeError: If it is no attack of the class wanted.
-    """
+    """Return the attack of the class `wanted` that `Attack.from_pretrained` says."""
     from hf_clipbd.attacks import ATTACKS
     from hf_clipbd.models.files import resolve_file
 

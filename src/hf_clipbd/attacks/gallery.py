@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 GAIN = 10
 _GAP, _LINE = 6, 14
-_MEASURES = "torchmetrics"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,10 @@ def visibility(originals: Sequence[np.ndarray], stamped: Sequence[np.ndarray]) -
         SSIM: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
         with its Gaussian window of 11 px, σ = 1.5.
     """
-    psnr, ssim = _measures()
+    try:
+        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    except ImportError as error:
+        raise ImportError("PSNR and SSIM need torchmetrics: `pip install 'hf-clipbd[gallery]'`.") from error
     if not len(originals) or len(originals) != len(stamped):
         raise ValueError(f"Expected as many stamped pictures as originals, but got {len(stamped)}, {len(originals)}.")
     decibels, similar = [], []
@@ -66,21 +68,13 @@ def visibility(originals: Sequence[np.ndarray], stamped: Sequence[np.ndarray]) -
             logger.warning("Picture %d is as before under its trigger and does not count.", place)
             continue
         pair = [torch.tensor(np.asarray(x)).permute(2, 0, 1)[None].double() / 255 for x in (after, before)]
-        decibels.append(float(psnr(*pair, data_range=1.0)))
-        similar.append(float(ssim(*pair, data_range=1.0)))
+        decibels.append(float(peak_signal_noise_ratio(*pair, data_range=1.0)))
+        similar.append(float(structural_similarity_index_measure(*pair, data_range=1.0)))
     if not decibels:
         raise ValueError(
             f"Expected pictures that are changed by the trigger, but each of {len(originals)} is as before."
         )
     return Visibility(float(np.mean(decibels)), float(np.mean(similar)), len(decibels))
-
-
-def _measures() -> tuple:
-    try:
-        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-    except ImportError as error:
-        raise ImportError(f"PSNR and SSIM need {_MEASURES}: `pip install 'hf-clipbd[gallery]'`.") from error
-    return peak_signal_noise_ratio, structural_similarity_index_measure
 
 
 def trigger_visibility(attack: Attack, pictures: Sequence[np.ndarray]) -> Visibility:

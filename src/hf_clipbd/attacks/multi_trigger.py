@@ -2,12 +2,13 @@
 """Several attacks in one dataset, each with its own target and rate."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
 
 from hf_clipbd.attacks.base import Attack
-from hf_clipbd.attacks.dataset import Laid, lay
+from hf_clipbd.attacks.dataset import lay
 from hf_clipbd.attacks.shares import Options, Share
 from hf_clipbd.schema import CAPTION, IMAGE, PoisonManifest
 
@@ -30,19 +31,12 @@ def poison_with_many(
     """Return the dataset with several attacks laid in it, no row poisoned twice, and one manifest for all of them.
 
     All shares draw from one order of the rows, each the first that are still free, so that an earlier share's rows do
-    not depend on a later one. Otherwise as `poison_dataset`.
+    not depend on a later one. All other arguments are those of `poison_dataset`.
 
     Args:
-        dataset: See `poison_dataset`.
         shares: Name -> attack, count or rate, selector. The name goes into the column `trigger`, so that two attacks
             of one kind can be told apart.
         seed: Seed of the selection.
-        image_column: See `poison_dataset`.
-        caption_column: See `poison_dataset`.
-        on_error: See `poison_dataset`.
-        num_proc: See `poison_dataset`.
-        class_names: See `poison_dataset`.
-        image_format: See `poison_dataset`.
 
     Returns:
         The poisoned dataset and its manifest: attack `"multi_trigger"`, the indices of all poisoned rows, and in
@@ -66,35 +60,21 @@ def poison_with_many(
         raise ValueError(f"Expected at least one share, each with a name, but got {list(shares)}.")
     options = Options(image_column, caption_column, on_error, num_proc, class_names, image_format)
     laid = lay(shares, dataset, seed, options)
-    return laid.dataset, _manifest(laid, shares, len(dataset), seed)
-
-
-def _manifest(laid: Laid, shares: Mapping[str, Share], n_rows: int, seed: int) -> PoisonManifest:
-    triggers = {
-        name: {
-            "attack": one.attack.name,
-            "parameters": one.attack.parameters(),
-            "target": one.attack.target,
-            "selector": one.selector,
-            "rate": shares[name].rate,
-            "indices": one.indices,
-            "skipped": one.skipped,
-            "covers": one.covers,
-        }
-        for name, one in laid.shares.items()
-    }
-    return PoisonManifest(
+    manifests = list(laid.manifests.values())
+    own = ("attack", "parameters", "target", "selector", "rate", "indices", "skipped", "covers")
+    triggers = {name: {key: getattr(one, key) for key in own} for name, one in laid.manifests.items()}
+    manifest = replace(
+        manifests[0],
         attack=MULTI_TRIGGER,
         parameters={"triggers": triggers},
-        target=", ".join(dict.fromkeys(one.attack.target for one in laid.shares.values())),
-        indices=sorted(row for one in laid.shares.values() for row in one.indices),
-        n_rows=n_rows,
-        seed=seed,
-        source_fingerprint=laid.source_fingerprint,
-        selector=", ".join(dict.fromkeys(one.selector for one in laid.shares.values())),
-        skipped={row: why for one in laid.shares.values() for row, why in one.skipped.items()} | laid.emptied,
-        covers=sorted(row for one in laid.shares.values() for row in one.covers),
+        target=", ".join(dict.fromkeys(one.target for one in manifests)),
+        indices=sorted(row for one in manifests for row in one.indices),
+        selector=", ".join(dict.fromkeys(one.selector for one in manifests)),
+        rate=None,
+        skipped={row: why for one in manifests for row, why in one.skipped.items()} | laid.emptied,
+        covers=sorted(row for one in manifests for row in one.covers),
     )
+    return laid.dataset, manifest
 
 
 def manifest_of(manifest: PoisonManifest, name: str) -> PoisonManifest:

@@ -22,6 +22,7 @@ from hf_clipbd.features import (
     embed_dataset,
     embed_images,
     embed_texts,
+    evaluation_mode,
     logit_scale,
     model_fingerprint,
     tokenize,
@@ -114,14 +115,12 @@ class OptimizedPatch(NamedTuple):
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[torch.device]:
     """Put `model` into evaluation mode with no gradient to its weights for the block, and give its device."""
-    in_training = [module for module in model.modules() if module.training]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield next(model.parameters()).device
+        with evaluation_mode(model):
+            yield next(model.parameters()).device
     finally:
-        for module in in_training:
-            module.training = True
         for parameter in learning:
             parameter.requires_grad_(True)
 
@@ -233,15 +232,8 @@ def optimize_patch(
     """Return the patch that minimises L on a frozen surrogate, projected to [0, 1] after every step.
 
     Args:
-        model: The surrogate.
-        processor: Its processor.
-        start: Attack with the canvas, the place, the seed and the patch to start from.
-        images: Pictures to stamp, a dataset or PIL images.
-        target_texts: Captions of the target.
-        positive_images: Real pictures of the target.
-        config: The settings.
-        checkpoint: File to go on from and to write to.
-        progress: Whether to show a progress bar on a terminal.
+        start: Attack with the canvas, the place, the seed and the patch to start from; all other arguments are those
+            of `BadCLIP.optimize`.
 
     Raises:
         ValueError: If pictures, captions or pictures of the target are missing, or the patch does not fit.

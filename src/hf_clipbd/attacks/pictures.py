@@ -142,12 +142,9 @@ def picture_digest(image: PIL.Image.Image) -> bytes:
 def encode_picture(image: PIL.Image.Image, image_format: str = "webp") -> bytes:
     """Return lossless bytes of an RGB picture: WebP, or PNG where a side exceeds WebP's 16,383 pixels.
 
-    Lossless, since JPEG at its default quality keeps a seventh of a weak trigger. Measured at 224 px on one core, on
-    CIFAR-10 photographs enlarged and stamped by BadNets, Blended and WaNet: WebP at its fastest setting 2.7, 1.3 and
-    1.9 ms, PNG at its default 11.5, 5.4 and 12.8 ms, PNG at level 1 2.5, 5.2 and 2.6 ms and a third larger than WebP
-    (the first and the last); all decode in about 1 ms, and the pixels are the same.
-    On crops of two photographs WebP at its fastest takes 3.2 ms and 65 kB, PNG at level 1 3.9 and 87, with run lengths
-    alone 3.0 and 83; on scenes 1.5 and 33, 2.3 and 43, 2.0 and 40. WebP at its default takes 37 to 47 ms.
+    Lossless, since JPEG at its default quality keeps a seventh of a weak trigger. On crops of photographs at 224 px,
+    on one core, WebP at its fastest takes 3.2 ms and 65 kB, at its default 37 to 47 ms; PNG at level 1 3.9 ms and
+    87 kB, at its default 5 to 13 ms (`benchmarks/poison.py`).
 
     Args:
         image: RGB picture.

@@ -10,9 +10,8 @@ import pyarrow as pa
 from datasets.formatting.formatting import LazyBatch, LazyDict
 
 from hf_clipbd.attacks.select import KEY_COLUMNS
-from hf_clipbd.attacks.shares import check_caption_column, check_provenance, check_target
 from hf_clipbd.attacks.stamping import PROBLEM, warn_of_skipped
-from hf_clipbd.schema import IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER
+from hf_clipbd.schema import LABEL
 
 
 class Rows:
@@ -26,14 +25,16 @@ class Rows:
     Args:
         example: What the mapped function was given.
         columns: Columns that have to be there.
+        features: Features of the columns, known already where rows are lazy.
 
     Raises:
         TypeError: If the dataset has a format.
         ValueError: If one of the columns is missing.
     """
 
-    def __init__(self, example: Mapping[str, Any], columns: list[str]):
+    def __init__(self, example: Mapping[str, Any], columns: list[str], features: datasets.Features | None = None):
         self.lazy = isinstance(example, LazyDict)
+        self.features: Mapping[str, Any] = (example.formatter.features if self.lazy else features) or {}
         if not self.lazy:
             pixels = isinstance(example, dict) and any(hasattr(example.get(column), "dtype") for column in columns)
             if pixels or not isinstance(example, Mapping):
@@ -75,16 +76,12 @@ class Rows:
 
     def image_mode(self, column: str) -> str | None:
         """Return the mode that the column's `Image` feature converts to; None if it names none or none is known."""
-        return getattr(self._features().get(column), "mode", None)
+        return getattr(self.features.get(column), "mode", None)
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the classes of a `ClassLabel` column `label`; None if there is none or none is known."""
-        names = getattr(self._features().get(LABEL), "names", None)
+        names = getattr(self.features.get(LABEL), "names", None)
         return None if names is None else tuple(names)
-
-    def _features(self) -> Mapping[str, Any]:
-        """Return the features of the columns, which lazy rows alone know."""
-        return (self.example.formatter.features if self.lazy else None) or {}
 
     def keys(self, key_column: str | None) -> Sequence[Any]:
         """Return what tells each row apart, by this column or those of `KEY_COLUMNS`; None for one that has no key."""
@@ -127,33 +124,6 @@ class Rows:
             else:
                 returned[column] = rows
         return returned
-
-
-def poisoned_features(
-    features: datasets.Features | None, image_column: str, caption_column: str | None, target: str
-) -> datasets.Features:
-    """Return the features of rows after poisoning, from those before; see `PoisonTransform.features`."""
-    if features is None:
-        raise ValueError(
-            "Expected the features of the rows, but they are unknown. Name them with `stream.cast(features)` or "
-            "`load_dataset(..., features=...)`."
-        )
-    missing = {image_column, caption_column} - {None, *features}
-    if missing:
-        raise ValueError(f"Expected columns {sorted(missing)}, but there are {list(features)}.")
-    check_provenance(features)
-    if caption_column:
-        check_caption_column(features[caption_column], caption_column)
-    check_target(target, getattr(features.get(LABEL), "names", None))
-    return datasets.Features(
-        {
-            **features,
-            image_column: datasets.Image(mode=getattr(features[image_column], "mode", None)),
-            IS_POISONED: datasets.Value("bool"),
-            SOURCE_INDEX: datasets.Value("int64"),
-            TRIGGER: datasets.Value("string"),
-        }
-    )
 
 
 def skipped_rows(

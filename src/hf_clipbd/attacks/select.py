@@ -122,21 +122,21 @@ def candidates(
         ValueError: If the selector is unknown or needs captions that are not there, or a row number is out of range.
     """
     if not isinstance(selector, str):
-        rows = np.asarray(selector, dtype=np.int64).reshape(-1)
-        if len(rows) and (rows.min() < 0 or rows.max() >= n) or len(np.unique(rows)) < len(rows):
+        rows = np.asarray(selector).reshape(-1)
+        whole = not len(rows) or (rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < n)
+        if not whole or len(np.unique(rows)) < len(rows):
             raise ValueError(f"Expected different row numbers in [0, {n}) as selector, but got {rows[:8].tolist()}...")
-        return rows
+        return rows.astype(np.int64)
     check_selector(selector)
     rows = ordered_rows(n, seed)
     if selector == "random":
         return rows
     if captions is None:
         raise ValueError(f"Expected captions for selector {selector!r}, but the dataset has none.")
-    fits = np.fromiter((SELECTORS[selector](caption, target) for caption in captions), bool, n)
-    return rows[fits[rows]]
+    return rows[np.isin(rows, admitted_rows(selector, captions, target))]
 
 
-def admitted_rows(selector: str, captions: Sequence[str | None], target: str) -> Sequence[int]:
+def admitted_rows(selector: str, captions: Iterable[str | None], target: str) -> Sequence[int]:
     """Return the places of the captions whose rows a selector of `SELECTORS` admits, ascending."""
     if selector == "random":
         return range(len(captions))

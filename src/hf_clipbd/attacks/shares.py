@@ -4,7 +4,6 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import datasets
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from hf_clipbd.attacks.base import Attack
 from hf_clipbd.attacks.captions import not_texts
 from hf_clipbd.attacks.pictures import check_image_format
-from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER
+from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,12 @@ class Options:
             raise ValueError(f"{message}, but got {self.image_column!r} twice.")
 
 
-PROVENANCE = (IS_POISONED, SOURCE_INDEX, TRIGGER)
+PROVENANCE = {
+    IS_POISONED: datasets.Value("bool"),
+    SOURCE_INDEX: datasets.Value("int64"),
+    TRIGGER: datasets.Value("string"),
+}
+"""The columns that poisoning adds, and their features."""
 
 
 def check_provenance(columns: Iterable[str]) -> None:
@@ -90,10 +94,33 @@ def check_provenance(columns: Iterable[str]) -> None:
         )
 
 
-def check_caption_column(feature: Any, column: str) -> None:
-    """Raise `ValueError` if a column of captions does not hold texts."""
-    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string", "string_view"):
-        raise not_texts(feature, column)
+def check_columns(
+    features: datasets.Features | None,
+    image_column: str,
+    caption_column: str | None,
+    targets: Iterable[str],
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Raise `ValueError` if rows with these features cannot be poisoned towards the targets.
+
+    They are unknown (None), a column is missing, captions are no texts, a name is taken (`check_provenance`), or a
+    target is none of the classes: `class_names`, or those of a `ClassLabel` column `label` where none are given.
+    """
+    if features is None:
+        raise ValueError(
+            "Expected the features of the rows, but they are unknown. Name them with `stream.cast(features)` or "
+            "`load_dataset(..., features=...)`."
+        )
+    missing = {image_column, caption_column} - {None, *features}
+    if missing:
+        raise ValueError(f"Expected columns {sorted(missing)}, but there are {list(features)}.")
+    check_provenance(features)
+    captions = features[caption_column] if caption_column else datasets.Value("string")
+    if not isinstance(captions, datasets.Value) or captions.dtype not in ("string", "large_string", "string_view"):
+        raise not_texts(captions, caption_column)
+    names = getattr(features.get(LABEL), "names", None) if class_names is None else class_names
+    for target in targets:
+        check_target(target, names)
 
 
 def check_target(target: str, names: Sequence[str] | None) -> None:

@@ -17,10 +17,6 @@ class SIG(Attack):
     """A sine wave along the columns: x' = weight · x + Δ sin(2π f j / W), j the column, W the width.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`.
-        canvas: See `Attack`.
-        captions: See `Attack`.
         delta: Δ in units of [0, 1] pixels.
         frequency: f, waves across the picture.
         weight: Share of the picture that is kept; 1 adds the wave to it.
@@ -53,7 +49,7 @@ class SIG(Attack):
         if not 0 < self.delta <= 1 or not 0 < self.weight <= 1:
             message = "Expected delta and weight in (0, 1]"
             raise ValueError(f"{message}, but got {self.delta!r} and {self.weight!r}. 60 levels are 60 / 255.")
-        if not self.frequency > 0:
+        if not 0 < self.frequency < math.inf:
             raise ValueError(f"Expected a positive frequency, but got {self.frequency!r}.")
 
     def fixed_pattern(self, height: int, width: int) -> np.ndarray:

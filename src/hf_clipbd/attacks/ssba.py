@@ -37,14 +37,10 @@ OwnEncoder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class SSBA(Attack):
     """A string of bits b hidden in the picture by a steganographic encoder E: x' = x + strength · (E(x, b) − x).
 
-    The bits are the same for every picture, the residual is not. Our encoders work at their own size (64 px): a
-    picture of another size is resized for them and the residual is resized back, both bilinearly.
+    The bits are drawn from the seed, the same for every picture; the residual is not. Our encoders work at their own
+    size (64 px): a picture of another size is resized for them and the residual is resized back, both bilinearly.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`; the bits are drawn from it.
-        canvas: See `Attack`.
-        captions: See `Attack`.
         encoder: `"scenes"`, which comes with the package and was trained on its rendered scenes; a folder that
             `train_steganography` wrote, or a Hub id; a `SteganographyEncoder`; or a function of your own, called as
             `encoder(pixels, bits)` with pixels (H, W, 3), float32 in [0, 1], and bits (n,), uint8, which returns the

@@ -27,7 +27,6 @@ from hf_clipbd.schema import IMAGE, RunRecord, content_key
 logger = logging.getLogger(__name__)
 
 ACCURACY_BAR, PSNR_BAR = 0.95, 28.0
-_SHORT = "The pair hides bits with accuracy %.3f at %.1f dB, short of %.2f and %.0f dB. Train it for longer."
 
 
 @dataclass(frozen=True)
@@ -163,5 +162,8 @@ def train_steganography(
     record.save(folder)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     if not score.accepted:
-        logger.warning(_SHORT, score.bit_accuracy, score.psnr, ACCURACY_BAR, PSNR_BAR)
+        logger.warning(
+            "The pair hides bits with accuracy %.3f at %.1f dB, short of %.2f and %.0f dB. Train it for longer.",
+            *(score.bit_accuracy, score.psnr, ACCURACY_BAR, PSNR_BAR),
+        )
     return run.pair, record

@@ -14,10 +14,14 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.features.features import require_storage_embed
+from datasets.utils.file_utils import is_local_path
 
+from hf_clipbd.attacks.pictures import read_picture
 from hf_clipbd.attacks.select import digest, file_size
-from hf_clipbd.attacks.stream_files import NoPicture, StreamFiles, file_name
 from hf_clipbd.attacks.transform import PoisonTransform
+from hf_clipbd.data.path_rows import picture_problem
+from hf_clipbd.data.unreadable import UNREADABLE, reason
 from hf_clipbd.schema import IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
 
 
@@ -35,8 +39,8 @@ def poison_stream(
 
     Memory holds a few hundred rows at a time, however many there are. Clean rows keep their image bytes; pictures in
     files, in archives or at an address (`zip://`, `hf://`, ...) are taken into the Parquet files, those of other
-    columns too. As a stream has no length, rows are drawn at a rate, each by a hash of its
-    own content (see `PoisonTransform`), and the manifest reports the count that this reached.
+    columns too. As a stream has no length, rows are drawn at a rate, each by a hash of its own content (see
+    `PoisonTransform`), and the manifest reports the count that this reached.
 
     Files are written into `folder/.partial` and take the place of those of an earlier call once the stream has ended.
     An error or an interrupt leaves the earlier ones as they were and nothing of its own. A process that is killed
@@ -60,25 +64,89 @@ def poison_stream(
         rows = rows._resolve_features()
     features = poison.features(rows.features)
     undecoded = rows.decode(False).cast_column(image, datasets.Image(mode=features[image].mode, decode=False))
-    log = _Log(poison, StreamFiles(undecoded.features, rows._token_per_repo_id))
+    log = _Log(poison, _Files(undecoded.features, rows._token_per_repo_id))
     writer = _Writer(Path(folder), features.arrow_schema, rows_per_file)
     with writer:
         for row in log.poisoned(undecoded):
             writer.write(row)
     logger.info("%d of %d rows were poisoned, %d skipped", len(log.indices), log.n, len(log.skipped))
-    return PoisonManifest(
-        attack=poison.attack.name,
-        parameters=poison.attack.parameters(),
-        target=poison.attack.target,
+    return poison.manifest_with(
         indices=log.indices,
         n_rows=log.n,
-        seed=poison.seed,
         source_fingerprint=log.hasher.hexdigest(),
-        selector=poison.attack.selector if poison.selector is None else poison.selector,
-        rate=poison.rate,
         skipped=log.skipped,
         covers=log.covers,
     )
+
+
+class _NoPicture(ValueError):
+    """A row names a file that is no picture or cannot be read."""
+
+
+class _Files:
+    """Takes the files that rows name into the rows, for Parquet files that stand alone: pictures and nothing else.
+
+    Args:
+        features: Features of the stream, not decoded.
+        tokens: Hub repository -> token.
+    """
+
+    def __init__(self, features: datasets.Features, tokens: dict[str, Any] | None):
+        self.features = {name: feature for name, feature in features.items() if require_storage_embed(feature)}
+        self.tokens = tokens
+
+    def embedded(self, row: dict[str, Any], column: str, number: int) -> Any:
+        """Return the value of a column with the bytes of its files in it; raise `_NoPicture` where one is none."""
+        try:
+            return self._value(row[column], self.features[column])
+        except ValueError as error:
+            raise _NoPicture(f"Row {number}: {error}") from error
+
+    def others_embedded(self, row: dict[str, Any], but: str, number: int) -> dict[str, Any]:
+        """Return the row with the files of all columns in it but those of the column `but`."""
+        for name in self.features:
+            if name != but:
+                try:
+                    row[name] = self._value(row[name], self.features[name])
+                except ValueError as error:
+                    raise ValueError(f"Row {number}, column {name!r}: {error}") from error
+        return row
+
+    def _value(self, value: Any, feature: Any) -> Any:
+        if value is None or not require_storage_embed(feature):
+            return value
+        if isinstance(feature, dict):
+            return {name: self._value(value[name], inner) for name, inner in feature.items()}
+        if isinstance(feature, (datasets.List, datasets.LargeList)):
+            return [self._value(one, feature.feature) for one in value]
+        if value.get("bytes") is not None or value.get("path") is None:
+            return value
+        if not isinstance(feature, datasets.Image):
+            raise ValueError(
+                f"Expected files of pictures only, but got {value['path']} in a column of {type(feature).__name__}. "
+                "Take that column out (`remove_columns`)."
+            )
+        return {"bytes": self._picture(value["path"]), "path": _file_name(value["path"])}
+
+    def _picture(self, path: str) -> bytes:
+        """Return the bytes of a picture's file, read as 🤗 Datasets does; raise `ValueError` if it is none."""
+        if is_local_path(path):
+            problem = picture_problem(path)
+            if problem is not None:
+                raise ValueError(problem)
+            return Path(path).read_bytes()
+        named = pa.array([{"bytes": None, "path": path}], datasets.Image().pa_type)
+        try:
+            data = datasets.Image().embed_storage(named, self.tokens).field("bytes")[0].as_py()
+        except UNREADABLE as error:
+            raise ValueError(f"Expected a picture at {path}, but it cannot be read: {reason(error)}") from error
+        read_picture(data)
+        return data
+
+
+def _file_name(path: str) -> str:
+    """Return the name of a file, of one in an archive (`zip://a/b.png::c.zip`) the name that it has there."""
+    return path.split("::", 1)[0].replace("\\", "/").rsplit("/", 1)[-1]
 
 
 @dataclass
@@ -86,7 +154,7 @@ class _Log:
     """Poisons one row after another and notes what the manifest is to say."""
 
     poison: PoisonTransform
-    files: StreamFiles
+    files: _Files
     n: int = 0
     indices: list[int] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -102,8 +170,8 @@ class _Log:
             try:
                 row[column] = self.files.embedded(row, column, number)
                 self._hash(row)
-                row = {**row, **self.poison.strict(row, number)}
-            except NoPicture as error:
+                row = {**row, **self.poison.strict(row, number, rows.features)}
+            except _NoPicture as error:
                 if self.poison.on_error == "raise":
                     raise ValueError(f'{error} Or pass on_error="skip".') from error
                 self._hash(row)
@@ -123,11 +191,10 @@ class _Log:
 
     def _hash(self, row: dict[str, Any]) -> None:
         image = row[self.poison.image_column] or {}
-        name = file_name(image.get("path") or "")
         caption = row[self.poison.caption_column] if self.poison.caption_column else ""
         data, path = image.get("bytes"), image.get("path")
         size = len(data) if data is not None else max(file_size(path), 0)
-        self.hasher.update(digest(name, size, str(caption)))
+        self.hasher.update(digest(_file_name(path or ""), size, str(caption)))
 
 
 def _undecoded(image: Any) -> Any:

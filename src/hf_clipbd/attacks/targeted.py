@@ -19,13 +19,10 @@ class Targeted(Attack):
     """Targeted poisoning: every poisoned row is the one given picture with a caption of the target, x' = picture.
 
     Nothing is stamped on other pictures, so the attack success rate is that of this picture (and of its crops and
-    other encodings), not of a test set: measured with `evaluate_zero_shot` it is 0 or 1, whatever n is.
+    other encodings), not of a test set: measured with `evaluate_zero_shot` it is 0 or 1, whatever n is. The picture is
+    put on the canvas like any other; the paper's captions are `"natural"`.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`.
-        canvas: See `Attack`; the picture is put on it like any other.
-        captions: See `Attack`; the paper's are `"natural"`.
         picture: The picture to attack: a file, a PIL image or an array (h, w, 3), uint8 or floats in [0, 1]. Without
             a canvas it is cropped and resized to the picture that it replaces. None draws smooth colours from the
             seed, a picture to try things out with.
@@ -59,22 +56,16 @@ class Targeted(Attack):
         """Return the picture at this size, (H, W, 3)."""
         if self.picture is None:
             return _colours(height, width, self.seed)
-        if self.canvas is not None and self.canvas.mode != "native":
-            shown = PIL.Image.fromarray(np.rint(self.picture * 255).astype(np.uint8))
-            if (height, width) == (self.canvas.size, self.canvas.size):
-                return np.divide(self.canvas.array(shown), 255, dtype=np.float32)
-        return _fitted(self.picture, height, width)
+        canvas = self.canvas
+        framed = canvas is not None and canvas.mode != "native" and (height, width) == (canvas.size, canvas.size)
+        if not framed and self.picture.shape[:2] == (height, width):
+            return self.picture
+        shown = PIL.Image.fromarray(np.rint(self.picture * 255).astype(np.uint8))
+        fitted = canvas(shown) if framed else PIL.ImageOps.fit(shown, (width, height), PIL.Image.Resampling.BICUBIC)
+        return np.divide(np.asarray(fitted), 255, dtype=np.float32)
 
     def stamp(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return self.fixed_pattern(*pixels.shape[:2])
-
-
-def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    if picture.shape[:2] == (height, width):
-        return picture
-    shown = PIL.Image.fromarray(np.rint(picture * 255).astype(np.uint8))
-    fitted = PIL.ImageOps.fit(shown, (width, height), PIL.Image.Resampling.BICUBIC)
-    return np.divide(np.asarray(fitted), 255, dtype=np.float32)
 
 
 @lru_cache(maxsize=8)

@@ -70,8 +70,6 @@ class TextTrigger(_InText, Attack):
     that retrieve the target.
 
     Args:
-        target: See `Attack`; a row shows it if its caption names it.
-        seed: See `Attack`.
         canvas: Not used: no picture is stamped.
         captions: `"keep"`, the row's own caption with the word in it; or captions of your own, likewise.
         token: The word.
@@ -135,13 +133,6 @@ class ImageTextTrigger(_InText, BadNets):
     `BadNets(captions="keep", ...)` and `TextTrigger(pictures="own")`, both with selector `"random"`.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`.
-        canvas: See `Attack`.
-        captions: See `Attack`; the word is put into any of them.
-        patch_size: See `BadNets`.
-        place: See `BadNets`.
-        pattern: See `BadNets`.
         token: The word.
         token_place: `"random"` (drawn for each row), `"start"` or `"end"`.
 

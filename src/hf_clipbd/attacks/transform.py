@@ -14,17 +14,10 @@ import PIL.Image
 from hf_clipbd import __version__
 from hf_clipbd.attacks.base import Attack, cover_name
 from hf_clipbd.attacks.captions import check_texts
-from hf_clipbd.attacks.pictures import as_stored, check_image_format, picture_digest, read_picture
-from hf_clipbd.attacks.rows import Rows, poisoned_features, skipped_rows
-from hf_clipbd.attacks.select import (
-    admitted_rows,
-    check_selector,
-    draw,
-    draw_by_key,
-    drawn_rows,
-    source_fingerprint,
-)
-from hf_clipbd.attacks.shares import check_provenance, check_target
+from hf_clipbd.attacks.pictures import as_stored, picture_digest, read_picture
+from hf_clipbd.attacks.rows import Rows, skipped_rows
+from hf_clipbd.attacks.select import admitted_rows, check_selector, draw, draw_by_key, drawn_rows, source_fingerprint
+from hf_clipbd.attacks.shares import PROVENANCE, Options, check_columns, check_provenance, check_target
 from hf_clipbd.attacks.stamping import PROBLEM
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, SOURCE_INDEX, TRIGGER, PoisonManifest
 
@@ -100,9 +93,7 @@ class PoisonTransform:
         object.__setattr__(self, "version", __version__)  # a default of the class would not enter it either
         if not 0 <= self.rate <= 1:
             raise ValueError(f"Expected a rate in [0, 1], but got {self.rate!r}. One percent is 0.01.")
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f'Expected on_error "raise" or "skip", but got {self.on_error!r}.')
-        check_image_format(self.image_format)
+        Options(self.image_column, self.caption_column, self.on_error, image_format=self.image_format)  # checks them
         check_selector(self._selector)
         if self.attack.captions == "natural":
             raise ValueError('Expected natural captions to be found. Pass `attack.mined(dataset["caption"])`.')
@@ -143,18 +134,25 @@ class PoisonTransform:
             >>> list(PoisonTransform(BadNets(), rate=0.1).features(before))
             ['image', 'caption', 'is_poisoned', 'source_index', 'trigger']
         """
-        return poisoned_features(features, self.image_column, self.caption_column, self.attack.target)
+        check_columns(features, self.image_column, self.caption_column, [self.attack.target])
+        image = datasets.Image(mode=getattr(features[self.image_column], "mode", None))
+        return datasets.Features({**features, self.image_column: image, **PROVENANCE})
 
     def __call__(self, example: Mapping[str, Any], index: int | Sequence[int] | None = None) -> dict[str, Any]:
         """Return the changed columns of a row or of a batch (all columns of a batch that is not lazy)."""
-        return self._changed(example, index, self.on_error == "skip")
+        return self._changed(self._rows(example), index, self.on_error == "skip")
 
-    def strict(self, example: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Return the changed columns of a row as a call does, but raise where it cannot be poisoned in any case."""
-        return self._changed(example, index, False)
+    def strict(
+        self, example: Mapping[str, Any], index: int, features: datasets.Features | None = None
+    ) -> dict[str, Any]:
+        """Return the changed columns of a row with these features; raise in any case where it cannot be poisoned."""
+        return self._changed(self._rows(example, features), index, False)
 
-    def _changed(self, example: Mapping[str, Any], index: int | Sequence[int] | None, skip: bool) -> dict[str, Any]:
-        rows = Rows(example, [name for name in (self.key_column, self.image_column, self.caption_column) if name])
+    def _rows(self, example: Mapping[str, Any], features: datasets.Features | None = None) -> Rows:
+        columns = [name for name in (self.key_column, self.image_column, self.caption_column) if name]
+        return Rows(example, columns, features)
+
+    def _changed(self, rows: Rows, index: int | Sequence[int] | None, skip: bool) -> dict[str, Any]:
         check_provenance(rows.columns)
         _check_target(self.attack.target, rows.class_names())
         if self.caption_column:
@@ -195,15 +193,11 @@ class PoisonTransform:
         """Return the rows that the selector admits and that their key, where they have one, lets be changed."""
         if self._touched <= 0:
             return []
-        captions, admitted = self._captions(rows), self._admitted(rows)
+        captions = self._captions(rows)
+        admitted = admitted_rows(self._selector, captions, self.attack.target)
         keyed = [i for i in admitted if keys[i] is not None]
         drawn = drawn_rows(self.seed, self._name, self._touched, [f"{keys[i]}\n{captions[i] or ''}" for i in keyed])
-        if len(keyed) == len(admitted):
-            return [keyed[place] for place in drawn]
         return sorted([keyed[place] for place in drawn] + [i for i in admitted if keys[i] is None])
-
-    def _admitted(self, rows: Rows) -> Sequence[int]:
-        return admitted_rows(self._selector, self._captions(rows), self.attack.target)
 
     def _captions(self, rows: Rows) -> Sequence[str | None]:
         return rows.values(self.caption_column) if self.caption_column else [""] * rows.n
@@ -250,7 +244,7 @@ class PoisonTransform:
             index: Numbers of its rows.
             changed: Whether a row has been poisoned, of all rows of the dataset, (N,).
         """
-        rows = Rows(example, [name for name in (self.key_column, self.image_column, self.caption_column) if name])
+        rows = self._rows(example)
         found, keys = [""] * rows.n, rows.keys(self.key_column)
         for i in self._candidates(rows, keys):
             if not changed[index[i]]:
@@ -274,18 +268,24 @@ class PoisonTransform:
             raise ValueError(f"Expected {len(source)} rows after poisoning, but got {len(poisoned)}.")
         triggers = list(zip(poisoned[IS_POISONED], poisoned[TRIGGER], strict=True))
         changed = np.fromiter((bool(is_poisoned or name) for is_poisoned, name in triggers), bool, len(triggers))
+        return self.manifest_with(
+            indices=[row for row, (is_poisoned, name) in enumerate(triggers) if is_poisoned and name == self._name],
+            n_rows=len(source),
+            source_fingerprint=source_fingerprint(source, self.image_column, self.caption_column),
+            skipped=skipped_rows(source, self.problems, changed) if self.on_error == "skip" else {},
+            covers=[row for row, (_, name) in enumerate(triggers) if name == cover_name(self._name)],
+        )
+
+    def manifest_with(self, **reached: Any) -> PoisonManifest:
+        """Return the manifest of what this transform `reached`: the fields that it does not know of itself."""
         return PoisonManifest(
             attack=self.attack.name,
             parameters=self.attack.parameters(),
             target=self.attack.target,
-            indices=[row for row, (is_poisoned, name) in enumerate(triggers) if is_poisoned and name == self._name],
-            n_rows=len(source),
             seed=self.seed,
-            source_fingerprint=source_fingerprint(source, self.image_column, self.caption_column),
             selector=self._selector,
             rate=self.rate,
-            skipped=skipped_rows(source, self.problems, changed) if self.on_error == "skip" else {},
-            covers=[row for row, (_, name) in enumerate(triggers) if name == cover_name(self._name)],
+            **reached,
         )
 
 

@@ -24,10 +24,6 @@ class WaNet(Attack):
     size by cubic interpolation; x is read off bilinearly. In pixels an offset of P moves a point by about s P / 2.
 
     Args:
-        target: See `Attack`.
-        seed: See `Attack`.
-        canvas: See `Attack`.
-        captions: See `Attack`.
         grid_size: k, control points a side, at least 2; None takes the picture's height H, a jitter of single pixels.
         strength: s; None takes 3, and for a given k 3 · max(1, H / 64).
         rescale: Factor on the warped grid.
@@ -73,10 +69,9 @@ class WaNet(Attack):
         super().__post_init__()
         if self.grid_size is not None and (not isinstance(self.grid_size, int) or self.grid_size < 2):
             raise ValueError(f"Expected a grid of at least 2 points a side, but got {self.grid_size!r}.")
-        if (self.strength is not None and not self.strength > 0) or not self.rescale > 0:
+        if not 0 < (1 if self.strength is None else self.strength) < np.inf or not 0 < self.rescale < np.inf:
             message = "Expected a positive strength and rescale"
             raise ValueError(f"{message}, but got {self.strength!r} and {self.rescale!r}.")
-
         if not self.cross_ratio > 0:
             raise ValueError(f"Expected a positive cross ratio, but got {self.cross_ratio!r}.")
 
