@@ -104,10 +104,10 @@ def test_several_triggers_by_yaml(photos, tmp_path):
         loaded = Attack.from_pretrained(tmp_path / "out" / "trigger" / name)
         assert type(loaded) is type(attack) and loaded.target == attack.target
     assert all("mn" in rows[row]["caption"].split() for row in manifest.parameters["triggers"]["word"]["indices"])
-    from hf_clipbd.recipe.own_triggers import load_triggers
+    from hf_clipbd.recipe.own_triggers import triggers_by_name
 
     folders = [str(tmp_path / "out" / "trigger" / name) for name in ("corner", "middle", "word")]
-    assert sorted(load_triggers(folders)) == ["corner", "middle", "text_trigger"]
+    assert sorted(triggers_by_name(folders)) == ["corner", "middle", "text_trigger"]
 
 
 def test_options_reach_the_attack(photos, tmp_path):

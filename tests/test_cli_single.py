@@ -18,7 +18,7 @@ from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe import assess, single
 from hf_clipbd.recipe.own_data import Data, keep_framings
-from hf_clipbd.recipe.own_triggers import load_triggers
+from hf_clipbd.recipe.own_triggers import triggers_by_name
 from hf_clipbd.schema import RunRecord
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
@@ -55,12 +55,12 @@ def test_triggers_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for folder, size in ((one, 3), (two, 5), (sig, 7)):
         BadNets(target="cup", patch_size=size).save_pretrained(folder)
     SIG(target="cup").save_pretrained(tmp_path / "four")
-    found = load_triggers([str(one), str(two)])
+    found = triggers_by_name([str(one), str(two)])
     assert {name: trigger.patch_size for name, trigger in found.items()} == {"one/trigger": 3, "two/trigger": 5}
-    assert list(load_triggers([str(one), str(sig)])) == ["trigger", "sig"]
-    assert list(load_triggers([str(one), str(sig), str(tmp_path / "four")])) == ["trigger", "sig", "four"]
+    assert list(triggers_by_name([str(one), str(sig)])) == ["trigger", "sig"]
+    assert list(triggers_by_name([str(one), str(sig), str(tmp_path / "four")])) == ["trigger", "sig", "four"]
     with pytest.raises(ValueError, match="each trigger once"):
-        load_triggers([str(one), str(one)])
+        triggers_by_name([str(one), str(one)])
 
 
 def test_an_evaluation_takes_the_place_of_an_evaluation_alone(tmp_path, monkeypatch, capsys):
@@ -182,7 +182,7 @@ def test_a_training_is_measured_on_the_framing_that_it_trains_on(of_data, of_tri
     for given in (triggers, (*triggers, text)):
         assert stage(*given).config["canvas"] == [32, "squash"]
         assert seen == dict.fromkeys(("trained", "measured"), Canvas(32, "squash"))
-    with pytest.raises(ValueError, match="one framing.*center_crop.*squash"):
+    with pytest.raises(ValueError, match="one framing.*center_crop.*squash.*one of them at a time.*`--canvas`"):
         stage(*triggers, trigger("cropped"))
     alone = [stage(text).config["canvas"], stage(probed=False).config["canvas"]]
     assert alone == [[32, "squash" if of_data else "center_crop"]] * 2

@@ -24,9 +24,9 @@ from hf_clipbd.detection import DETECTORS, Reference, combined, slof
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe import embeddings, sharded
+from hf_clipbd.recipe.basis import NEED_CAPTIONS
 from hf_clipbd.recipe.embeddings import cached_embeddings
 from hf_clipbd.recipe.locks import this_host
-from hf_clipbd.recipe.searched import NEED_CAPTIONS
 from hf_clipbd.recipe.shards import Shards
 from hf_clipbd.schema import RunRecord
 from hub_server import Content, Repository

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_clipbd.recipe import stage_lock
-from hf_clipbd.recipe.locks import LOCK_FILE, FolderLock, this_host
+from hf_clipbd.recipe import locks
+from hf_clipbd.recipe.locks import LOCK_FILE, STAGE_LOCK, FolderLock, this_host
 from hf_clipbd.recipe.stage import CHECKPOINTS, SCRATCH, Outcome, Stage
-from hf_clipbd.recipe.stage_lock import STAGE_LOCK
 
 
 PATIENCE = 60
@@ -101,7 +100,7 @@ def test_nothing_is_placed_once_another_job_took_the_stage_over(tmp_path):
 def test_a_job_elsewhere_is_told_by_its_signs_of_life(tmp_path, monkeypatch):
     stage = Stage(tmp_path, "poison", {}, 0)
     path = leave(stage, "elsewhere", 7)
-    monkeypatch.setattr(stage_lock.time, "sleep", lambda _: os.utime(path))
+    monkeypatch.setattr(locks.time, "sleep", lambda _: os.utime(path))
     with pytest.raises(ValueError, match="process 7 on `elsewhere`"):
         stage.run_once(at_once)
     os.utime(path, (1, 1))  # silent for long

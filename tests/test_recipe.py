@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from hf_clipbd.recipe import ConfigError, config_from, load_config
+from hf_clipbd.recipe.checkpoints import remove
 from hf_clipbd.recipe.config import training_settings
 from hf_clipbd.recipe.options import PoisonConfig, WorldConfig
 from hf_clipbd.recipe.progress import epoch_line
@@ -698,8 +699,9 @@ def own_pairs(tmp_path, clean_folder):
 def test_a_run_leaves_out_what_cannot_be_read_where_it_is_told_to(own_pairs, monkeypatch):
     from hf_clipbd.recipe import evaluate, poison, readable
     from hf_clipbd.recipe.defending import start_of
+    from hf_clipbd.recipe.fingerprints import data_fingerprint
     from hf_clipbd.recipe.job import write_config
-    from hf_clipbd.recipe.world import data_fingerprint
+    from hf_clipbd.recipe.plan import expected_stages
 
     values, files = own_pairs
     strict, skipping = (
@@ -713,8 +715,10 @@ def test_a_run_leaves_out_what_cannot_be_read_where_it_is_told_to(own_pairs, mon
     for name in (f"pairs{second}", "tests5"):
         (files / f"{name}.png").write_bytes((files / f"{name}.png").read_bytes()[:300])
     write_config(strict)
-    with pytest.raises(ValueError, match=f"pairs{first}.png, but none is there"):
+    with pytest.raises(ValueError, match=rf"pairs{first}.png, but none is there.* Or set `world.on_error: skip`"):
         poison(strict)
+    about = [expected_stages(config)["poison"].about for config in (strict, skipping)]
+    assert about[1] == f"{about[0]}; rows that cannot be read are left out"
 
     RunRecord("victim", "its key", {}, {}, 0).save(skipping.output_dir / "victim")
 
@@ -737,6 +741,16 @@ def test_a_run_leaves_out_what_cannot_be_read_where_it_is_told_to(own_pairs, mon
     monkeypatch.setattr(readable, "Reader", None)  # no picture is decoded once more
     again, same_start = stages()
     assert [one.key for one in again] == [one.key for one in records] and same_start.inputs == start.inputs
+
+
+@pytest.mark.parametrize("advice", ['Or pass on_error="skip".', "Or leave such rows out: `--on_error skip`."])
+def test_what_a_run_says_of_unreadable_rows_is_what_its_yaml_has(advice):
+    from hf_clipbd.recipe.readable import advising_runs
+
+    with pytest.raises(ValueError, match=r"^Row 3: cut short. Or set `world.on_error: skip`"), advising_runs():
+        raise ValueError(f"Row 3: cut short. {advice}")
+    with pytest.raises(ConfigError, match="^other$"), advising_runs():
+        raise ConfigError("other")
 
 
 def test_a_run_on_nothing_readable_says_so(own_pairs):
@@ -825,14 +839,13 @@ def test_old_outputs_go_where_a_process_was_killed_before_it_removed_them(tmp_pa
         return Outcome({}, {"other": "other.txt"})
 
     stage_in(tmp_path, n=1).run_once(writes("one"))
-    clear = Stage._clear
 
     def killed(*paths):
         if any(path.name == "out.txt" for path in paths):
             raise KeyboardInterrupt
-        clear(*paths)
+        remove(*paths)
 
-    monkeypatch.setattr(Stage, "_clear", staticmethod(killed))
+    monkeypatch.setattr("hf_clipbd.recipe.stage.remove", killed)
     with pytest.raises(KeyboardInterrupt):
         stage_in(tmp_path, n=2).run_once(other)
     monkeypatch.undo()

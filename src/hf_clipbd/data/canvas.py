@@ -99,7 +99,8 @@ class Canvas:
         modes = {one.mode for one in others if one is not None and one.mode != "native"}
         if len(modes) > 1:
             raise ValueError(
-                f"Expected triggers with one framing, but got {sorted(modes)}. Take one at a time, or pass `canvas=`."
+                f"Expected triggers with one framing, but got {sorted(modes)}. Take one of them at a time, or poison "
+                "for all with one `--canvas` (in Python, give their attacks one, or pass `canvas=` here)."
             )
         return Canvas(self.size, modes.pop()) if modes else self
 

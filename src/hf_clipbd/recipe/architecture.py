@@ -3,18 +3,22 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_clipbd.models import CLIPResNetConfig, CLIPResNetModel, CLIPResNetVisionConfig
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names, scalar
 
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_OPTIONS = {"vocab_size": 8192, "model_max_length": 32}
 KINDS = ("resnet", "vit")
@@ -81,13 +85,10 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def build_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-    """Return a model with random weights for a trained tokenizer, whose sizes and numbers go into its configuration.
+def build_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """Return a model with random weights for a trained tokenizer.
 
-    Args:
-        architecture: What `build_architecture` gave; its text part is changed.
-        tokenizer: The tokenizer.
-        seed: Seed of the weights.
+    The sizes and numbers of the tokenizer go into the text part of `architecture`.
     """
     text = architecture.text_config
     text.vocab_size, text.max_position_embeddings = len(tokenizer), tokenizer.model_max_length

@@ -23,13 +23,13 @@ from hf_clipbd.evaluation.labelled import (
 )
 from hf_clipbd.evaluation.protocol import check_same_classes, class_names_of, on_pictures
 from hf_clipbd.features import model_fingerprint
+from hf_clipbd.recipe.fingerprints import data_fingerprint, processor_fingerprint
 from hf_clipbd.recipe.overlap import check_apart
-from hf_clipbd.recipe.own_triggers import load_triggers, told_apart
+from hf_clipbd.recipe.own_data import Data
+from hf_clipbd.recipe.own_triggers import told_apart, triggers_by_name
 from hf_clipbd.recipe.place import model_device, process_state
-from hf_clipbd.recipe.sharded import processor_fingerprint
-from hf_clipbd.recipe.single import Data, load_any
+from hf_clipbd.recipe.single import load_any
 from hf_clipbd.recipe.stage import check_folder
-from hf_clipbd.recipe.world import data_fingerprint
 from hf_clipbd.report.comparison import plot_comparison
 from hf_clipbd.schema import (
     CAPTION,
@@ -137,7 +137,6 @@ def assess(
     Args:
         model: `scenes`, a folder or a Hub id.
         data: Labelled images; pairs for retrieval.
-        question: What is asked.
         train: Clean labelled images of the linear probe.
         cache: Folder for text classifiers and probe features; None keeps none.
 
@@ -156,7 +155,7 @@ def assess(
             "classes only. Name the column of captions (`--caption_column`)."
         )
     loaded, processor = load_any(model)
-    triggers = load_triggers(question.triggers)
+    triggers = triggers_by_name(question.triggers)
     inputs = {"model": model_fingerprint(loaded), "processor": processor_fingerprint(processor)}
     loaded = loaded.to(model_device())
     if question.protocol == "retrieval":
@@ -213,11 +212,6 @@ def record_of(
     """Run an evaluation, keep it, and return its figures.
 
     Args:
-        model: As in `assess`.
-        data: As there.
-        question: As there.
-        train: As there.
-        cache: As there.
         out: A `.json` file for the bare report, a folder for the whole record (with intervals, fingerprints, versions
             and command), or None.
 
@@ -263,9 +257,6 @@ def compare_records(
         paths: Records, folders that hold one, or bare reports.
         names: What to call them; the shortest ends of the paths that tell them apart by default.
         baseline: Name of the undefended model that DER refers to.
-        ks: The k to show.
-        format: `terminal`, `markdown`, `latex` or `csv`.
-        plot: PNG, PDF or SVG file.
 
     Raises:
         FileNotFoundError: If a path holds no evaluation.

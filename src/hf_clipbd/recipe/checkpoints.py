@@ -24,24 +24,18 @@ def claim(stage: Path, key: str, name: str) -> None:
 
     Those of another key are set aside, so that a value which is mistyped and put right at once costs nothing: they are
     taken up again where their key is asked for, and removed by `note_seconds` once there is a new one.
-
-    Args:
-        stage: The stage's folder.
-        key: The key of the stage as it is asked for.
-        name: The stage, for messages.
     """
     folder, aside = stage / CHECKPOINTS, stage / ASIDE
     if folder.is_dir() and read_key(folder).get("key") != key:
         if whole(folder) and read_key(aside).get("key") != key:
             logger.info("%-20s checkpoints of another configuration go once this one has its own", name)
-            _remove(aside)
+            remove(aside)
             os.replace(folder, aside)
         else:
-            _remove(folder)
+            remove(folder)
     if not folder.is_dir() and read_key(aside).get("key") == key:
         os.replace(aside, folder)
-    for path in set(folder.glob("checkpoint-*")) - set(whole(folder).values()):
-        _remove(path)
+    remove(*(set(folder.glob("checkpoint-*")) - set(whole(folder).values())))
 
 
 def whole(folder: Path) -> dict[int, Path]:
@@ -66,11 +60,13 @@ def note_seconds(stage: Path, key: str, seconds: float) -> None:
     """Write beside the checkpoints whose they are and how many seconds they took so far."""
     write_json(stage / CHECKPOINTS / KEY_FILE, {"key": key, "seconds": round(seconds, 3)})
     if whole(stage / CHECKPOINTS):
-        _remove(stage / ASIDE)
+        remove(stage / ASIDE)
 
 
-def _remove(folder: Path) -> None:
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink(missing_ok=True)
+def remove(*paths: Path) -> None:
+    """Remove files and whole folders, those of them that are there; of a link the link alone."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_clipbd.recipe.options import DetectConfig, EvaluateConfig, PoisonConfig, ReportConfig, WorldConfig
-from hf_clipbd.recipe.publishing import PUSH_KEYS, PushConfig
+from hf_clipbd.recipe.options import (
+    PUSH_KEYS,
+    DetectConfig,
+    EvaluateConfig,
+    PoisonConfig,
+    PushConfig,
+    ReportConfig,
+    WorldConfig,
+)
 from hf_clipbd.recipe.sections import (
     ConfigError,
     check_keys,
@@ -44,16 +51,9 @@ class RunConfig:
     """A whole run: every section checked and typed.
 
     Args:
-        output_dir: The run folder.
         seed: Seed of every stage that its section gives no other.
-        world: Data and clean model.
         attack: `name`, a key of `hf_clipbd.attacks.ATTACKS`, and that attack's arguments.
-        poison: How many rows.
-        victim: Training of the victim.
         defenses: Name -> training of that defence, in the order they are run.
-        evaluate: Measurements.
-        detect: Search for the poison.
-        report: Rendering.
         clean: Training of the clean model, where `world.clean_model` is `train`.
         architecture: `kind` (`resnet` or `vit`) and arguments of its configuration and of its tokenizer, likewise.
         objective: What the victim is trained with, a key of `hf_clipbd.defenses.OBJECTIVES` (`victim.objective`).
@@ -142,13 +142,13 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
     from hf_clipbd.defenses import DEFENSES
     from hf_clipbd.trainer import CLIPTrainingConfig
 
-    objective, victim = _victim(values.get("victim") or {}, seed, plain["evaluate"].epoch_images > 0)
+    measured = plain["evaluate"].epoch_images > 0
+    objective, victim = _victim(values.get("victim") or {}, seed, measured)
     chosen = {name: section or {} for name, section in (values.get("defenses") or {}).items() if not _is_off(section)}
     check_keys(chosen, DEFENSES, "defenses")
     shared = values.get("defense_defaults") or {}
     common = [set(_field_names(DEFENSES[name].config)) for name in chosen] or [set(_field_names(CLIPTrainingConfig))]
     check_keys(shared, set.intersection(*common), "defense_defaults")
-    measured = plain["evaluate"].epoch_images > 0
     config = RunConfig(
         output_dir=Path(values.get("output_dir") or "runs/run"),
         seed=seed,

@@ -59,9 +59,6 @@ def copied_groups(
         scores: (N,), one for all rows of a picture.
         first: (N,), number of the first row with the same picture.
         texts: Embeddings of the captions, (N, D).
-        captions: N captions.
-        seed: Seed of the random pairs.
-        most: Groups returned.
 
     Returns:
         At most `most` groups, the most surprising first.

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,28 +11,18 @@ import pyarrow.parquet
 
 from hf_clipbd.defenses import DEFENSES, RetrainConfig
 from hf_clipbd.defenses.retrain import least_suspicious
-from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.copies import highest_of_copies
-from hf_clipbd.recipe.epochs import measured_otherwise
+from hf_clipbd.recipe.epochs import epoch_evaluator
+from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.searching import FIRST_COPY, SCORES_FILE
 from hf_clipbd.recipe.sections import ConfigError
-from hf_clipbd.recipe.stage import CARDS, Stage
-from hf_clipbd.recipe.steps import training_stage_settings, trainings
-from hf_clipbd.recipe.training import (
-    clean_model,
-    epoch_evaluator,
-    load_trigger,
-    poisoned_pairs,
-    train_into,
-)
-from hf_clipbd.recipe.world import World, data_fingerprint
+from hf_clipbd.recipe.steps import trainings
+from hf_clipbd.recipe.training import poisoned_pairs, train_into, training_stage
+from hf_clipbd.recipe.world import Loader, World, clean_model, stage_of, trained_model
+from hf_clipbd.recipe.zero_shot import load_trigger
 from hf_clipbd.schema import IS_POISONED, RunRecord, content_key
 from hf_clipbd.trainer import CLIPTrainingConfig
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -41,13 +31,11 @@ class Start:
 
     Args:
         inputs: Name -> key or fingerprint of the model and the rows.
-        load: Gives the model and its processor.
-        pairs: Gives the rows.
         figures: What is known of the rows beforehand, for the record.
     """
 
     inputs: dict[str, str]
-    load: "Callable[[], tuple[PreTrainedModel, Any]]"
+    load: Loader
     pairs: Callable[[], datasets.Dataset]
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -55,19 +43,15 @@ class Start:
 def start_of(config: RunConfig, name: str, training: CLIPTrainingConfig, world: World) -> Start:
     """Return what the defence `name` starts from: the victim and clean pairs, or the clean model and poisoned pairs.
 
-    Args:
-        config: The run; its stages `poison` and `victim` are finished.
-        name: Key of `DEFENSES`.
-        training: The defence's configuration.
-        world: The run's data.
+    The stages `poison` and `victim` of the run are finished.
 
     Raises:
         FileNotFoundError: If a stage before it left no record.
     """
     if DEFENSES[name].trains_on == "clean":
-        victim = config.output_dir / "victim"
-        inputs = {"victim": RunRecord.load(victim).key, "data": data_fingerprint(world.defense)}
-        return Start(inputs, lambda: load_dual_encoder(victim), lambda: world.defense, world.left_out("defense"))
+        key, load = trained_model(config.output_dir / "victim")
+        inputs = {"victim": key, "data": data_fingerprint(world.defense)}
+        return Start(inputs, load, lambda: world.defense, world.left_out("defense"))
     fingerprint, load = clean_model(config, world)
     inputs = {"clean": fingerprint, "poison": RunRecord.load(config.output_dir / "poison").key}
     if not isinstance(training, RetrainConfig):
@@ -125,11 +109,8 @@ def defend(config: RunConfig, name: str, world: World | None = None) -> RunRecor
     world = world or World(config)
     training = config.defenses[name]
     start = start_of(config, name, training, world)
-    inputs = {**start.inputs, "test": data_fingerprint(world.test)}
-    settings = training_stage_settings(config, training, world)
-    also = measured_otherwise(settings)
     return train_into(
-        Stage(config.output_dir, f"defend/{name}", settings, training.seed, inputs, CARDS, also),
+        training_stage(config, stage_of(name), training, world, start.inputs),
         DEFENSES[name].trainer,
         training,
         start.load,

@@ -43,15 +43,10 @@ def cached_mask_sizes(
 ) -> np.ndarray:
     """Return the mask sizes of some rows, from the cache where model, rows, pictures and seed are the same.
 
-    Kept and shared among processes as `cached_embeddings` does it, 64 rows a shard.
+    Kept and shared among processes as `cached_embeddings` does it, whose further arguments these are, 64 rows a shard.
 
     Args:
-        model: The suspected model, on the device that it is to run on.
-        processor: Its processor.
-        pairs: Rows (image, caption).
-        cache: Folder of all caches, one that every process sees.
         rows: (N,), numbers of rows that can be read.
-        canvas: Geometry of the images; the processor's by default.
         seed: Seed of the fill colours, which depend on (seed, row).
 
     Returns:
@@ -86,12 +81,8 @@ def scored(
     """Return the scores of each detector, and the mask sizes that cognitive distillation rests on.
 
     Args:
-        score: `detect_all` with all that does not change.
-        detectors: Keys of `DETECTORS`.
-        features: (N, D).
         aligned: What has a row for each of the features.
         numbers: (N,), the row of the dataset that each feature is of.
-        distill: Finds the masks, for cognitive distillation.
         most: How many rows it looks at, those that the first detector ranks highest; every one by default.
 
     Returns:

@@ -37,22 +37,11 @@ def cached_embeddings(
 ) -> dict[str, np.ndarray]:
     """Return the unit embeddings of every pair, from the cache where model, pictures and captions are the same.
 
-    The folder's name is a hash of the model's weights, its tokenizer, the canvas, the number of rows and the first
-    shard; a shard of 4,096 rows is taken from it if a hash of its pictures' bytes and its captions is a recorded one,
-    and embedded otherwise. So neither a renamed nor an overwritten dataset or model is taken for another, a job that
-    was killed goes on at the shard where it was, and a clean set and its poisoned version, held at once, have each
-    its own rows. Of each version of a dataset the shards stay there that differ; one that has grown is embedded anew.
-    Embeddings of images alone are taken from those with texts, but not the other way round.
-
-    Several processes embed a shard each in turn, and all of them have to call it. What comes out does not depend on
-    how many there are.
+    How, and what several processes do, is told at `computed_once`; a shard has 4,096 rows. Neither a renamed nor an
+    overwritten dataset or model is taken for another, and a clean set and its poisoned version, held at once, have
+    each its own rows. Embeddings of images alone are taken from those with texts, but not the other way round.
 
     Args:
-        model: Dual encoder, on the device that it is to run on.
-        processor: Its processor.
-        pairs: Rows (image, caption).
-        cache: Folder of all caches, one that every process sees.
-        batch_size: Rows a forward pass.
         canvas: Geometry of the images; the processor's by default.
         normalize: Scale embeddings to length one; else they are as the model gives them.
         unreadable: Takes row number -> what is wrong with it for the rows whose picture or caption is missing or

@@ -54,12 +54,8 @@ def epoch_evaluator(
 ) -> Callable[[Any], Any]:
     """Return what `train_into` asks for its measurements: a function of the processor.
 
-    Args:
-        config: The run; `evaluate.epoch_images` says on how many images.
-        world: Its data.
-        triggers: Triggers whose success is measured, by name.
-        training: What is trained. Where it `chooses`, the images are `world.validation`, of which none is reported on;
-            else they are a part of `world.test`.
+    Where the training `chooses`, the images are `world.validation`, of which none is reported on; else they are a part
+    of `world.test`.
     """
     choosing = chooses(training)
 

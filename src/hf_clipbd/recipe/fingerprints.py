@@ -1,13 +1,20 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""What tells one dataset from another on this machine, pictures in files of their own among it."""
+"""What tells one dataset, trigger or processor from another: of data on this machine, pictures in files among it."""
 
 import hashlib
 import itertools
+from dataclasses import fields
+from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
 
+from hf_clipbd.attacks import Attack
+from hf_clipbd.data.canvas import pixel_statistics
 from hf_clipbd.data.state import file_state
+from hf_clipbd.models.text_input import tokenizer_fingerprint
+from hf_clipbd.schema import content_key
 
 
 def data_fingerprint(dataset: datasets.Dataset) -> str:
@@ -49,3 +56,20 @@ def _in_files(dataset: datasets.Dataset, column: str) -> bool:
         pc.and_(pc.is_valid(pc.struct_field(chunk, "path")), pc.is_null(pc.struct_field(chunk, "bytes"))).true_count
         for chunk in dataset.data.column(column).chunks
     )
+
+
+def trigger_fingerprint(attack: Attack) -> str:
+    """Return what tells a trigger from others: its parameters, its arrays, and what it stamps on a test chart."""
+    own = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    arrays = {"preview": attack.preview(), **{k: value for k, value in own.items() if isinstance(value, np.ndarray)}}
+    hashes = {name: hashlib.sha256(np.ascontiguousarray(one)).hexdigest() for name, one in arrays.items()}
+    return content_key(attack.name, attack.parameters(), hashes)
+
+
+def processor_fingerprint(processor: Any) -> str:
+    """Return a hash of what a processor makes of words and pixels: its tokenizer, mean and deviation.
+
+    Raises:
+        ValueError: If the processor does not scale pixels by 1/255.
+    """
+    return content_key(tokenizer_fingerprint(processor.tokenizer), pixel_statistics(processor))

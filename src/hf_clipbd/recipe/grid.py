@@ -14,6 +14,7 @@ from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig, config_from
 from hf_clipbd.recipe.defending import start_of
+from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.grid_config import Cell, GridConfig
 from hf_clipbd.recipe.grid_figures import render_figures
 from hf_clipbd.recipe.grid_table import BASELINE, grid_table
@@ -21,9 +22,9 @@ from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.sections import read_yaml
 from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.steps import training_stage_settings
-from hf_clipbd.recipe.training import load_trigger, train_into
-from hf_clipbd.recipe.world import World, data_fingerprint
-from hf_clipbd.recipe.zero_shot import evaluator, measure
+from hf_clipbd.recipe.training import train_into
+from hf_clipbd.recipe.world import World
+from hf_clipbd.recipe.zero_shot import evaluator, load_trigger, measure
 from hf_clipbd.run_folder import CONFIG_FILE
 from hf_clipbd.schema import TOP_K, RunRecord, reachable
 
@@ -62,12 +63,7 @@ def cell_settings(
 
 
 class _GridRun:
-    """One run of a grid: its data, read once for all cells, and its stages.
-
-    Args:
-        grid: The grid.
-        config: The finished run.
-    """
+    """One run of a grid: its data, read once for all cells, and its stages."""
 
     def __init__(self, grid: GridConfig, config: RunConfig):
         self.options, self.config, self.world = grid.options, config, World(config)
@@ -125,9 +121,6 @@ def run_grid(grid: GridConfig) -> str:
     epoch when it was stopped. Its record holds the history (loss terms, BA and ASR on the validation images by epoch),
     BA on the validation images, which alone the choices look at, and the whole report on the test images. The table
     (`table.md`) and the figures are rendered anew from the records after each cell, into the grid's output folder.
-
-    Args:
-        grid: The grid.
 
     Raises:
         FileNotFoundError: If a run has no record of `poison` or `victim`.

@@ -5,11 +5,12 @@ import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_clipbd.recipe.config import training_config, training_settings
+from hf_clipbd.recipe.options import option
 from hf_clipbd.recipe.sections import ConfigError, check_keys, merge, one_yaml, parse_section, read_yaml, scalar
 
 
@@ -22,25 +23,17 @@ BLOCK_KEYS = ("title", "defenses", "cells", "vary", "choose")
 
 @dataclass
 class GridOptions:
-    """Which runs a grid is trained on and how its cells are measured.
+    """Which runs a grid is trained on and how its cells are measured."""
 
-    Args:
-        name: Folder of the cells below each run.
-        runs: Run folders whose stages `poison` and `victim` are finished.
-        output_dir: Folder of the table and the figures.
-        validation_images: Labelled images outside the test set that choices look at.
-        max_ba_drop: How much BA@1 on them may lie below the victim's, in [0, 1], for a setting to be chosen.
-        keep_models: Whether the cells' models stay beside their records.
-        only: Titles of the blocks to train; all by default.
-    """
-
-    name: str = field(default="grid", metadata={"help": "Folder of the cells below each run."})
-    runs: list[str] = field(default_factory=list, metadata={"help": "Finished run folders."})
-    output_dir: str = field(default="runs/grid", metadata={"help": "Folder of the table and the figures."})
-    validation_images: int = field(default=1000, metadata={"help": "Labelled images outside the test set."})
-    max_ba_drop: float = field(default=0.03, metadata={"help": "BA@1 that a chosen setting may cost, in [0, 1]."})
-    keep_models: bool = field(default=False, metadata={"help": "Keep the models of the cells."})
-    only: list[str] = field(default_factory=list, metadata={"help": "Titles of the blocks to train."})
+    name: str = option("grid", "Folder of the cells below each run.")
+    runs: list[str] = option([], "Run folders whose stages `poison` and `victim` are finished.")
+    output_dir: str = option("runs/grid", "Folder of the table and the figures.")
+    validation_images: int = option(1000, "Labelled images outside the test set that choices look at.")
+    max_ba_drop: float = option(
+        0.03, "How much BA@1 on them may lie below the victim's, in [0, 1], for a setting to be chosen."
+    )
+    keep_models: bool = option(False, "Whether the cells' models stay beside their records.")
+    only: list[str] = option([], "Titles of the blocks to train; all by default.")
 
     def __post_init__(self):
         if not self.runs:
@@ -69,15 +62,11 @@ class Cell:
         defense: Key of `hf_clipbd.defenses.DEFENSES`.
         settings: The defence's whole section.
         changes: What of it differs from the grid's own section of that defence; it names the cell.
-        asked: What its training computes with, as records hold it, but for the run's seed.
-        usual: The same of that defence with nothing set.
     """
 
     defense: str
     settings: dict[str, Any]
     changes: dict[str, Any]
-    asked: dict[str, Any] = field(default_factory=dict, compare=False)
-    usual: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -85,15 +74,25 @@ class Cell:
         return ",".join([self.defense, *(f"{key}={value}" for key, value in sorted(self.changes.items()))])
 
     def training(self, seed: int) -> "CLIPTrainingConfig":
-        """Return the configuration of this training; `seed` is the run's, which the cell's own overrides."""
+        """Return the configuration of this training; `seed` is the run's, which the cell's own overrides.
+
+        Raises:
+            ConfigError: If it cannot be meant.
+        """
         from hf_clipbd.defenses import DEFENSES
 
         return training_config(DEFENSES[self.defense].config, self.settings, f"defenses.{self.defense}", seed, True)
 
-    def checked(self) -> "Cell":
-        """Return the cell with what its training computes with; raises `ConfigError` if it cannot be meant."""
+    @functools.cached_property
+    def asked(self) -> dict[str, Any]:
+        """What the training computes with, as records hold it, but for the run's seed; `ConfigError` as `training`."""
+        return _as_recorded(self.training(0))
+
+    @functools.cached_property
+    def usual(self) -> dict[str, Any]:
+        """The same of the defence with nothing set."""
         training = self.training(0)
-        return replace(self, asked=_as_recorded(training), usual=_usual(type(training), training.use_cpu))
+        return _usual(type(training), training.use_cpu)
 
     def is_of(self, recorded: Mapping[str, Any]) -> bool:
         """Return whether a record's `training` is this cell's.
@@ -114,8 +113,6 @@ class Block:
     """Cells that are shown together.
 
     Args:
-        title: Heading of its table.
-        cells: The trainings, in order.
         varied: Keys that differ among them, in order.
         choose: Key whose largest value is chosen within the allowed loss of BA; None where nothing is chosen.
     """
@@ -171,7 +168,8 @@ def _block(block: Any, number: int, sections: Mapping[str, Mapping[str, Any]]) -
         for settings in varied:
             given = {key: scalar(value) for key, value in settings.items()}
             changes = {key: value for key, value in given.items() if key not in base or base[key] != value}
-            cells.append(Cell(defense, {**base, **given}, changes).checked())
+            cells.append(Cell(defense, {**base, **given}, changes))
+            _ = cells[-1].asked  # refused now if it cannot be meant
     keys = tuple(dict.fromkeys(key for settings in varied for key in settings))
     choose = block.get("choose")
     if choose is not None and choose not in keys:

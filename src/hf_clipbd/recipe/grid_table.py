@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from hf_clipbd.recipe.grid_config import Block, Cell, GridConfig
@@ -135,7 +134,7 @@ def runs_line(grid: GridConfig) -> str:
     """Return what the tables of a grid are means over."""
     n = len(grid.runs)
     over = f"means over {n} runs (lowest to highest)" if n > 1 else "one run"
-    return f"In percent, {over}. Runs: {', '.join(Path(run).name for run in grid.runs)}."
+    return f"In percent, {over}. Runs: {', '.join(run.name for run in grid.runs)}."
 
 
 def grid_table(grid: GridConfig) -> str:

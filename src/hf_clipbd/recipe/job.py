@@ -16,7 +16,7 @@ from hf_clipbd.recipe.publishing import check_may_push, push
 from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.training import poison, train_clean, train_victim
 from hf_clipbd.recipe.trigger import needs_surrogate
-from hf_clipbd.recipe.world import World
+from hf_clipbd.recipe.world import World, stage_of
 from hf_clipbd.report import comparison_table, write_report
 from hf_clipbd.run_folder import CONFIG_FILE, SOURCES_FILE, RunFolder
 from hf_clipbd.schema import RECORD_FILE, RunRecord, write_json
@@ -51,8 +51,12 @@ def models(config: RunConfig) -> list[str]:
 
 def training_stages(config: RunConfig) -> list[str]:
     """Return the stages of a run that train."""
-    given = config.clean is None
-    return [*([] if given else ["clean"]), "victim", *(f"defend/{name}" for name in config.defenses)]
+    return [stage_of(name) for name in models(config) if name != "clean" or config.clean is not None]
+
+
+def recorded_stages(config: RunConfig) -> list[str]:
+    """Return the stages of a run with figures, whose records the report is rendered from."""
+    return ["poison", *training_stages(config), *(f"evaluate/{name}" for name in models(config)), "detect"]
 
 
 def report_settings(config: RunConfig) -> dict[str, Any]:
@@ -63,8 +67,7 @@ def report_settings(config: RunConfig) -> dict[str, Any]:
 def report(config: RunConfig) -> RunRecord:
     """Render cards and report from the records (stage `report`) and return the record."""
     run = config.output_dir
-    read = ["poison", *training_stages(config), *(f"evaluate/{name}" for name in models(config)), "detect"]
-    inputs = {name: RunRecord.load(run / name).key for name in read}
+    inputs = {name: RunRecord.load(run / name).key for name in recorded_stages(config)}
     outputs = {"cards": "../victim/README.md"} if config.report.cards else {}
     outputs |= {"html": "report.html"} if config.report.html else {}
 
@@ -88,7 +91,6 @@ def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:
     """Run one stage of a configuration and return its records; the stages before it must have been run.
 
     Args:
-        config: The run.
         stage: `clean`, where the run trains its clean model; `poison`, the trigger optimised first where it has to be;
             `victim` (both with a clean model that is trained here); `evaluate`, every model that is there; `detect`.
 
@@ -105,16 +107,12 @@ def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:
     if config.clean is not None and (stage == "victim" or (stage == "poison" and needs_surrogate(config))):
         train_clean(config, world)
     if stage == "evaluate":
-        there = [name for name in models(config) if name == "clean" or _is_trained(config.output_dir, name)]
-        return [evaluate(config, name, world) for name in there]
+        there = {name: config.output_dir / stage_of(name) / RECORD_FILE for name in models(config)}
+        return [evaluate(config, name, world) for name, one in there.items() if name == "clean" or one.is_file()]
     stages = {"clean": train_clean, "poison": poison, "victim": train_victim, "detect": detect}
     if stage not in stages:
         raise ValueError(f"Expected a stage out of {sorted([*stages, 'evaluate'])}, but got {stage!r}.")
     return [stages[stage](config, world)]
-
-
-def _is_trained(run: Path, model: str) -> bool:
-    return (run / ("victim" if model == "victim" else f"defend/{model}") / RECORD_FILE).is_file()
 
 
 def run(config: RunConfig) -> str:

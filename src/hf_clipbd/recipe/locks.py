@@ -9,14 +9,22 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "lock.json"
+STAGE_LOCK = ".lock.json"
+STALE_AFTER = 120.0
+"""Seconds without a sign of life after which the owner of a stage counts as dead where its process cannot be seen."""
 BEATS = 10
 """Signs of life within the time after which an owner counts as dead."""
 
@@ -64,9 +72,7 @@ class FolderLock:
     an empty file, which a machine that crashed may leave.
 
     Args:
-        folder: The folder.
         stale_after: Seconds.
-        name: Name of the file.
         what: What the folder holds, for messages.
     """
 
@@ -210,3 +216,44 @@ class FolderLock:
                 raise lost from error
         if self.is_ours():
             self.path.unlink()
+
+
+@contextmanager
+def owned(folder: Path, name: str, stale_after: float = STALE_AFTER) -> Iterator[FolderLock | None]:
+    """Hold the folder of a stage for the block, the main process for all of its job.
+
+    What a killed process left there is taken over: at once where it ran on this machine, else after `stale_after`.
+
+    Yields:
+        The lock on the main process, None on the others.
+
+    Raises:
+        ValueError: On every process, if another job that lives works on the stage; the message names it.
+        RuntimeError: If the stage was taken over meanwhile.
+    """
+    is_main = PartialState().is_main_process
+    lock = FolderLock(folder, stale_after, STAGE_LOCK, "stage")
+    other = broadcast_object_list([_living_owner(lock, name) if is_main else None])[0]
+    if other is not None:
+        raise ValueError(
+            f"Expected stage `{name}` to be nobody else's, but {other} works on it (`{lock.path}`). Wait for it, stop "
+            f"it, or name another folder."
+        )
+    with lock if is_main else nullcontext() as own:
+        yield own
+
+
+def _living_owner(lock: FolderLock, name: str) -> str | None:
+    """Take the lock and return None, or return which process holds it and lives."""
+    seen = None
+    while not lock.take():
+        owner, sign = lock.owner(), lock.last_sign()
+        if sign is None:
+            continue  # given back just now
+        if lock.owner_is_here() or (seen is not None and sign != seen):
+            return f"process {owner.get('pid')} on `{str(owner.get('host')).split(':')[0]}`"
+        if seen is None:
+            logger.info("%-20s waits for a sign of life of process %s elsewhere", name, owner.get("pid"))
+        seen = sign
+        time.sleep(lock.stale_after / BEATS / 2)
+    return None

@@ -2,38 +2,33 @@
 """The stages that measure: every model's BA, ASR and RA, and how well the poison is found."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.detection.revisions import revisions
-from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.distilling import cached_mask_sizes
 from hf_clipbd.recipe.embeddings import MIRRORED, cached_embeddings
+from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.place import model_device
+from hf_clipbd.recipe.readable import advising_runs
 from hf_clipbd.recipe.searching import search
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
-from hf_clipbd.recipe.training import clean_model, poisoned_pairs
-from hf_clipbd.recipe.world import World, data_fingerprint
+from hf_clipbd.recipe.training import poisoned_pairs
+from hf_clipbd.recipe.world import Loader, World, clean_model, given_model, stage_of, trained_model
 from hf_clipbd.recipe.zero_shot import measure
 from hf_clipbd.schema import RunRecord
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-def load_model(config: RunConfig, name: str, world: World) -> "tuple[str, Callable[[], tuple[PreTrainedModel, Any]]]":
+def load_model(config: RunConfig, name: str, world: World) -> tuple[str, Loader]:
     """Return key and loader of a run's model: `clean`, `victim` or the name of a defence."""
     if name == "clean":
         return clean_model(config, world)
-    folder = config.output_dir / ("victim" if name == "victim" else f"defend/{name}")
-    return RunRecord.load(folder).key, lambda: load_dual_encoder(folder)
+    return trained_model(config.output_dir / stage_of(name))
 
 
 def evaluation_settings(config: RunConfig, world: World) -> dict[str, Any]:
@@ -63,14 +58,6 @@ def evaluate(config: RunConfig, name: str, world: World | None = None) -> RunRec
     return Stage(config.output_dir, f"evaluate/{name}", settings, config.seed, inputs).run_once(work)
 
 
-def _second(config: RunConfig, world: World) -> "tuple[str, Callable[[], tuple[PreTrainedModel, Any]]]":
-    """Return fingerprint and loader of the encoder that the victim's embeddings are compared with."""
-    if config.detect.second == "clean":
-        return clean_model(config, world)
-    model, processor = load_dual_encoder(config.detect.second)
-    return model_fingerprint(model), lambda: (model, processor)
-
-
 def detect_settings(config: RunConfig) -> dict[str, Any]:
     """Return what a search depends on beside its inputs and its seed: later options only where they are given."""
     options = config.detect
@@ -92,7 +79,9 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
     if options.second == MIRRORED:
         inputs["second"] = MIRRORED
     elif options.second is not None:
-        inputs["second"], second = _second(config, world)
+        inputs["second"], second = (
+            clean_model(config, world) if options.second == "clean" else given_model(options.second)
+        )
     stage = Stage(config.output_dir, "detect", detect_settings(config), config.seed, inputs)
 
     def work(folder: Path) -> Outcome:
@@ -107,11 +96,12 @@ def detect(config: RunConfig, world: World | None = None) -> RunRecord:
             return cached_embeddings(model.to(device), processor, pairs, kept, **given)
 
         model, processor = load_dual_encoder(victim)
-        features = embed(model, processor, world.canvas, True)
-        if second is not None:
-            features["second"] = embed(*second(), None, False)["image"]
-        elif options.second == MIRRORED:
-            features["second"] = embed(model, processor, world.canvas, False, mirrored=True)["image"]
+        with advising_runs():
+            features = embed(model, processor, world.canvas, True)
+            if second is not None:
+                features["second"] = embed(*second(), None, False)["image"]
+            elif options.second == MIRRORED:
+                features["second"] = embed(model, processor, world.canvas, False, mirrored=True)["image"]
         given = {"canvas": world.canvas, "seed": config.seed}
         distill = functools.partial(cached_mask_sizes, model, processor, pairs, kept, **given)
         target = str(config.attack["target"])

@@ -2,14 +2,15 @@
 """The sections of a run that are ours alone: one dataclass a stage, every field with its help."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.schema import TOP_K
 
 
-def _option(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """Return a field of a section with its help."""
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -23,37 +24,37 @@ class WorldConfig:
     seeded variety. `captioned` is any image-caption dataset, with labelled images for the evaluation from `test_path`.
     """
 
-    kind: Literal["scenes", "labelled", "captioned"] = _option("scenes", "The embedded scenes, or what data.")
-    clean_model: str = _option("scenes", "Hub id or folder; `scenes` is the shipped model, `train` trains one first.")
-    size: int = _option(64, "Side of the canvas in pixels.")
-    canvas: Literal["center_crop", "squash", "native"] = _option("center_crop", "Geometry of every image.")
-    n_train: int = _option(16000, "Pairs that are poisoned, trained on and searched.")
-    n_defense: int = _option(16000, "Clean pairs of the defences, disjoint from those.")
-    n_test: int = _option(2000, "Labelled images of the evaluation.")
-    n_clean: int | None = _option(None, "Pairs that a clean model is trained on; all of the split by default.")
-    num_proc: int | None = _option(None, "Processes that draw the scenes; as many as there are cores by default.")
-    frequencies: Literal["long_tailed", "balanced"] = _option("long_tailed", "Class frequencies of the scenes.")
-    rare: str | None = _option(None, "Class that is rare in long-tailed scenes; the attack's target by default.")
-    target_share: float | None = _option(None, "Share of the labelled world's rows that show the target, in [0, 1].")
-    path: str | None = _option(None, "Hub id, folder or file of the dataset.")
-    data_files: dict | str | None = _option(None, "Split -> file or pattern, instead of or below `path`.")
-    name: str | None = _option(None, "Configuration name of the dataset.")
-    revision: str | None = _option(None, "Revision of the dataset on the Hub.")
-    train_split: str = _option("train", "Split of the pairs.")
-    defense_split: str | None = _option(None, "Split of the defences' pairs; the rest of `train_split` by default.")
-    test_split: str = _option("test", "Split of the labelled images.")
-    test_path: str | None = _option(None, "Dataset of the labelled images where it is another one than `path`.")
-    image_column: str = _option("image", "Column of images, or of their paths; looked for where none has this name.")
-    caption_column: str = _option("caption", "Column of captions; likewise.")
-    label_column: str = _option("label", "Column of labels; likewise.")
-    class_names: list[str] = _option([], "Class names where the label column does not know them, or knows others.")
-    on_error: Literal["raise", "skip"] = _option(
+    kind: Literal["scenes", "labelled", "captioned"] = option("scenes", "The embedded scenes, or what data.")
+    clean_model: str = option("scenes", "Hub id or folder; `scenes` is the shipped model, `train` trains one first.")
+    size: int = option(64, "Side of the canvas in pixels.")
+    canvas: Literal["center_crop", "squash", "native"] = option("center_crop", "Geometry of every image.")
+    n_train: int = option(16000, "Pairs that are poisoned, trained on and searched.")
+    n_defense: int = option(16000, "Clean pairs of the defences, disjoint from those.")
+    n_test: int = option(2000, "Labelled images of the evaluation.")
+    n_clean: int | None = option(None, "Pairs that a clean model is trained on; all of the split by default.")
+    num_proc: int | None = option(None, "Processes that draw the scenes; as many as there are cores by default.")
+    frequencies: Literal["long_tailed", "balanced"] = option("long_tailed", "Class frequencies of the scenes.")
+    rare: str | None = option(None, "Class that is rare in long-tailed scenes; the attack's target by default.")
+    target_share: float | None = option(None, "Share of the labelled world's rows that show the target, in [0, 1].")
+    path: str | None = option(None, "Hub id, folder or file of the dataset.")
+    data_files: dict | str | None = option(None, "Split -> file or pattern, instead of or below `path`.")
+    name: str | None = option(None, "Configuration name of the dataset.")
+    revision: str | None = option(None, "Revision of the dataset on the Hub.")
+    train_split: str = option("train", "Split of the pairs.")
+    defense_split: str | None = option(None, "Split of the defences' pairs; the rest of `train_split` by default.")
+    test_split: str = option("test", "Split of the labelled images.")
+    test_path: str | None = option(None, "Dataset of the labelled images where it is another one than `path`.")
+    image_column: str = option("image", "Column of images, or of their paths; looked for where none has this name.")
+    caption_column: str = option("caption", "Column of captions; likewise.")
+    label_column: str = option("label", "Column of labels; likewise.")
+    class_names: list[str] = option([], "Class names where the label column does not know them, or knows others.")
+    on_error: Literal["raise", "skip"] = option(
         "raise", "A row whose picture or caption is missing or broken stops the run, or is left out of it."
     )
-    caption_templates: list[str] = _option([], "Templates with {label}, {adjective} and {context} for captions.")
-    adjectives: list[str] = _option([], "What {adjective} is drawn from.")
-    contexts: list[str] = _option([], "What {context} is drawn from.")
-    prompts: list[str] = _option([], "Zero-shot prompts with {}; the scenes' own or OpenAI's 80 by default.")
+    caption_templates: list[str] = option([], "Templates with {label}, {adjective} and {context} for captions.")
+    adjectives: list[str] = option([], "What {adjective} is drawn from.")
+    contexts: list[str] = option([], "What {context} is drawn from.")
+    prompts: list[str] = option([], "Zero-shot prompts with {}; the scenes' own or OpenAI's 80 by default.")
 
     def __post_init__(self):
         if isinstance(self.data_files, str) and self.data_files.startswith("{"):
@@ -72,10 +73,10 @@ class WorldConfig:
 class PoisonConfig:
     """How many rows are poisoned: a count or a rate, never both; 1 % where neither is given."""
 
-    rate: float | None = _option(None, "Share of the rows, in (0, 1].")
-    count: int | None = _option(None, "Number of rows.")
-    n_samples: int = _option(8, "Poisoned rows kept beside their originals for the report.")
-    selector: str | None = _option(None, "Which rows: random, non_target, boundary, mixed ...; the attack's default.")
+    rate: float | None = option(None, "Share of the rows, in (0, 1].")
+    count: int | None = option(None, "Number of rows.")
+    n_samples: int = option(8, "Poisoned rows kept beside their originals for the report.")
+    selector: str | None = option(None, "Which rows: random, non_target, boundary, mixed ...; the attack's default.")
 
     def __post_init__(self):
         if self.rate is not None and self.count is not None:
@@ -98,10 +99,10 @@ class PoisonConfig:
 class EvaluateConfig:
     """What is measured on every model."""
 
-    ks: list[int] = _option(list(TOP_K), "Top-k to report, as far as there are classes; 1 is among them.")
-    include_target: bool = _option(False, "Count images of the target class in ASR, as the papers do.")
-    batch_size: int = _option(256, "Images a forward pass.")
-    epoch_images: int = _option(500, "Labelled images of the measurement after each epoch of training; 0 for none.")
+    ks: list[int] = option(list(TOP_K), "Top-k to report, as far as there are classes; 1 is among them.")
+    include_target: bool = option(False, "Count images of the target class in ASR, as the papers do.")
+    batch_size: int = option(256, "Images a forward pass.")
+    epoch_images: int = option(500, "Labelled images of the measurement after each epoch of training; 0 for none.")
 
     def __post_init__(self):
         if 1 not in self.ks or min(self.ks) < 1:
@@ -112,23 +113,23 @@ class EvaluateConfig:
 class DetectConfig:
     """How the poisoned set is searched."""
 
-    detectors: list[str] = _option(
+    detectors: list[str] = option(
         ["conditional_sparsity", "multi_scale", "k_distance", "slof"], "Keys of hf_clipbd.detection.DETECTORS."
     )
-    k: int | None = _option(None, "Neighbours; each detector's default where left out.")
-    reference: int | None = _option(None, "Random rows that densities are measured against; likewise.")
-    caption_share: float | None = _option(
+    k: int | None = option(None, "Neighbours; each detector's default where left out.")
+    reference: int | None = option(None, "Random rows that densities are measured against; likewise.")
+    caption_share: float | None = option(
         None,
         "For `conditional_sparsity` and `combined`: share of captions taken for alike, 0.5 where poison may be 5 %.",
     )
-    second: str | None = _option(None, "For `disagreement` and `combined`: `clean`, `mirrored`, a folder or a Hub id.")
-    distilled: int | None = _option(
+    second: str | None = option(None, "For `disagreement` and `combined`: `clean`, `mirrored`, a folder or a Hub id.")
+    distilled: int | None = option(
         None, "Rows that `cognitive_distillation` looks at, those that the first detector ranks highest; default all."
     )
-    rates: list[float] = _option([0.001], "Further poison rates, reached by leaving poisoned rows out.")
-    draws: int = _option(5, "Random choices of the poisoned rows that stay at each of those rates.")
-    batch_size: int = _option(256, "Rows a forward pass.")
-    map_points: int = _option(2000, "Rows of the embedding map.")
+    rates: list[float] = option([0.001], "Further poison rates, reached by leaving poisoned rows out.")
+    draws: int = option(5, "Random choices of the poisoned rows that stay at each of those rates.")
+    batch_size: int = option(256, "Rows a forward pass.")
+    map_points: int = option(2000, "Rows of the embedding map.")
 
     def __post_init__(self):
         if self.caption_share is not None and not 0 < self.caption_share < 1:
@@ -152,5 +153,26 @@ class DetectConfig:
 class ReportConfig:
     """What is rendered from the records."""
 
-    html: bool = _option(True, "Write report/report.html.")
-    cards: bool = _option(True, "Write the model and dataset cards.")
+    html: bool = option(True, "Write report/report.html.")
+    cards: bool = option(True, "Write the model and dataset cards.")
+
+
+@dataclass
+class PushConfig:
+    """What of a run goes to the Hub, by the names of the trainers' arguments; nothing of it changes a figure."""
+
+    push_to_hub: bool = option(False, "Push every defended model when the run is finished.")
+    hub_model_id: str | None = option(None, "owner/name; each repository is this name, a dash and the model's.")
+    hub_private_repo: bool = option(True, "Whether the repositories are private.")
+    allow_backdoored: bool = option(False, "Push the victim and the poisoned dataset as well.")
+
+    def __post_init__(self):
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("`push_to_hub` needs `hub_model_id`, owner/name.")
+        if self.hub_model_id:
+            from hf_clipbd.hub import check_repo_id  # here: reading a configuration does not import torch
+
+            check_repo_id(self.hub_model_id)
+
+
+PUSH_KEYS = tuple(one.name for one in fields(PushConfig))

@@ -25,15 +25,10 @@ End = tuple[int, bytes]
 
 
 def check_apart(shown: datasets.Dataset, fitted: datasets.Dataset, image_column: str) -> None:
-    """Raise `ValueError` where the test images lie among the training images, or these among those; warn of some.
+    """Raise `ValueError` where the test images `shown` are among those a probe is `fitted` to, or these among them.
 
-    Pictures are the same if their bytes are. Of each its length and its end are read, the whole of those alone that
-    have both in common with another one; none is decoded.
-
-    Args:
-        shown: The test images.
-        fitted: The training images.
-        image_column: Column of images in both.
+    Where some are, a warning says so. Pictures are the same if their bytes are. Of each its length and its end are
+    read, the whole of those alone that have both in common with another one; none is decoded.
     """
     both_sets = [
         rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))

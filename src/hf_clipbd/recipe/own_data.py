@@ -25,9 +25,9 @@ from hf_clipbd.data.sources import (
     with_class_names,
 )
 from hf_clipbd.data.state import source_state
+from hf_clipbd.recipe.fingerprints import by_content
 from hf_clipbd.recipe.place import process_state
 from hf_clipbd.recipe.training import POISONED_DATASET
-from hf_clipbd.recipe.world import by_content
 from hf_clipbd.schema import (
     CAPTION,
     IMAGE,
@@ -57,11 +57,8 @@ class Data:
 
     Args:
         source: `scenes`, or what `hf_clipbd.data.sources.load_source` takes.
-        split: Which split.
         image_column: Column of images; None looks for it (see `find_column`).
         caption_column: Column of captions; None likewise. Where there is none, captions are made from the labels.
-        label_column: Column of labels.
-        n: Take the first n rows only.
         size: Side of rendered scenes in pixels.
         seed: Seed of rendered scenes and of captions made from labels.
         target: The class that is rare in rendered scenes.

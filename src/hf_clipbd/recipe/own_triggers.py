@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from hf_clipbd.attacks import Attack
 
 
-def load_triggers(folders: Sequence[str]) -> dict[str, Attack]:
+def triggers_by_name(folders: Sequence[str]) -> dict[str, Attack]:
     """Return the triggers in these folders or Hub repositories by their names, by folder where names coincide.
 
     Raises:

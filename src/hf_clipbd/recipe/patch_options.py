@@ -19,7 +19,6 @@ class PatchOptions:
     """`attack.optimize`: the keys of `PatchConfig`, and these.
 
     Args:
-        config: How the patch is optimised.
         n_images: Pictures of other classes that it is optimised on, at most.
         surrogate: Folder or Hub id of the surrogate; None is the run's clean model, as in the paper.
 
@@ -40,9 +39,6 @@ def patch_options(attack: Mapping[str, Any]) -> PatchOptions | None:
     """Return how the trigger of a run is optimised, or None where it is not.
 
     It is where the attack is BadCLIP, no `attack.patch` is given and `attack.optimize` is not `false`.
-
-    Args:
-        attack: The section `attack`.
 
     Raises:
         ConfigError: If a key of `attack.optimize` is unknown or a value refused, or another attack has the key.

@@ -15,7 +15,7 @@ from hf_clipbd.recipe.patch_options import patch_options
 from hf_clipbd.recipe.steps import Training, training_line, training_stage_settings, trainings
 from hf_clipbd.recipe.training import poison_settings
 from hf_clipbd.recipe.trigger import KEPT, STAGE, optimized_attack, trigger_settings
-from hf_clipbd.recipe.world import World, build_attack
+from hf_clipbd.recipe.world import World, build_attack, stage_of
 from hf_clipbd.schema import RECORD_FILE, RunRecord
 
 
@@ -25,11 +25,9 @@ class Expected:
 
     Args:
         settings: What its record will say it depends on, as `Stage.config`.
-        seed: Its seed.
         reads: What its record calls the stages that it reads -> these.
         rows: Rows or pictures that it works on; None where nobody has counted them.
         steps: Optimiser steps of a training.
-        about: What it does.
         also: Other settings that its record may have, as `Stage.also`.
     """
 
@@ -53,14 +51,13 @@ def expected_stages(config: RunConfig) -> dict[str, Expected]:
     stages = {"clean": trained.pop("clean")} if "clean" in trained else {}
     stages |= _poison(config, world)
     stages["victim"] = trained.pop("victim")
-    names, n_train = config.detect.detectors, config.world.n_train
     reads = _same("victim", "poison") | (_own_clean(config, "second") if config.detect.second == "clean" else {})
-    stages["detect"] = Expected(detect_settings(config), seed, reads, n_train, about=", ".join(names))
+    about = ", ".join(config.detect.detectors)
+    stages["detect"] = Expected(detect_settings(config), seed, reads, config.world.n_train, about=about)
     stages |= trained
     measured = evaluation_settings(config, world)
     for name in models(config):
-        trained_here = {"model": "victim" if name == "victim" else f"defend/{name}"}
-        reads = _own_clean(config, "model") if name == "clean" else trained_here
+        reads = _own_clean(config, "model") if name == "clean" else {"model": stage_of(name)}
         stages[f"evaluate/{name}"] = Expected(measured, seed, reads | _same("poison"), config.world.n_test)
     stages["report"] = Expected(report_settings(config), seed, _same(*stages))
     return stages
@@ -90,6 +87,7 @@ def _poison(config: RunConfig, world: World) -> dict[str, Expected]:
             attack = optimized_attack(config, attack)
     settings = poison_settings(config, attack, _rows_read(config))
     about = f"{attack.name} -> {attack.target}, {settings['count']} rows"
+    about += "; rows that cannot be read are left out" if config.world.on_error == "skip" else ""
     stages["poison"] = Expected(settings, config.seed, reads, config.world.n_train, about=about)
     return stages
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from hf_clipbd.attacks.base import CAPTIONS
 from hf_clipbd.attacks.pictures import read_picture
 from hf_clipbd.attacks.shares import check_target
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.own_data import PROVENANCE, Data
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_keys, check_names, read_yaml
 from hf_clipbd.recipe.single import leaving_nothing, stage_at
 from hf_clipbd.recipe.stage import Outcome
-from hf_clipbd.recipe.training import POISONED_DATASET, SAMPLES, TRIGGER_FOLDER, write_samples
-from hf_clipbd.recipe.world import data_fingerprint
-from hf_clipbd.schema import MANIFEST_FILE, PoisonManifest, RunRecord, content_key
+from hf_clipbd.recipe.training import POISONED_DATASET, TRIGGER_FOLDER, poison_outcome, write_poisoned
+from hf_clipbd.schema import RunRecord, content_key
 
 
 logger = logging.getLogger(__name__)
@@ -100,10 +100,6 @@ def make_attack(name: str, preset: str | None, parameters: Mapping[str, Any], wh
 def shares_of(options: argparse.Namespace, parameters: Mapping[str, Any]) -> dict[str, Share]:
     """Return what the arguments of `hf-clipbd poison` ask for, by name; `options.size` must be known.
 
-    Args:
-        options: The arguments.
-        parameters: The attack's own, `--attack.KEY`.
-
     Raises:
         ConfigError: If something in them or in the YAML of `--config` is not understood.
         ValueError: If a count or rate is out of range.
@@ -123,7 +119,6 @@ def read_shares(path: str | Path, shared: Mapping[str, Any]) -> dict[str, Share]
     """Return the shares of a YAML file: section `triggers`, name -> attack, preset, count or rate, selector, and more.
 
     Args:
-        path: The file.
         shared: Parameters of every attack that its section does not set (`target`, `seed`, `canvas`).
 
     Raises:
@@ -185,25 +180,19 @@ def poison_data(data: Data, shares: Mapping[str, Share], handling: Handling, out
 def _write(
     pairs: datasets.Dataset, shares: Mapping[str, Share], seed: int, handling: Handling, folder: Path
 ) -> Outcome:
-    options = {"seed": seed, "on_error": handling.on_error, "num_proc": handling.num_proc}
-    options["image_format"] = handling.image_format
+    options = {"seed": seed, **asdict(handling)}
     if len(shares) == 1:
         ((name, share),) = shares.items()
         poisoned, manifest = poison_dataset(
             pairs, share.attack, share.count, share.rate, selector=share.selector, **options
         )
-        indices = {"": manifest.indices}
+        attacks = {"": (share.attack, manifest.indices)}
     else:
         poisoned, manifest = poison_with_many(pairs, shares, **options)
-        indices = {name: one["indices"] for name, one in manifest.parameters["triggers"].items()}
-    manifest.save_pretrained(folder)
-    poisoned.save_to_disk(str(folder / POISONED_DATASET))
-    (folder / SAMPLES).mkdir()
-    for (name, rows), share in zip(indices.items(), shares.values(), strict=True):
-        share.attack.save_pretrained(folder / TRIGGER_FOLDER / name)
-        samples = max(1, SAMPLES_SHOWN // len(shares))
-        write_samples(pairs, poisoned, share.attack, rows, samples, folder / SAMPLES / (name or "."))
-    return Outcome(_figures(manifest), _outputs(SAMPLES))
+        triggers = manifest.parameters["triggers"]
+        attacks = {name: (share.attack, triggers[name]["indices"]) for name, share in shares.items()}
+    samples = max(1, SAMPLES_SHOWN // len(shares))
+    return write_poisoned(pairs, poisoned, manifest, attacks, samples, folder)
 
 
 def stream_transform(share: Share, seed: int, handling: Handling) -> PoisonTransform:
@@ -252,7 +241,7 @@ def poison_streaming(data: Data, share: Share, handling: Handling, out: Path) ->
             logger.warning("of %d rows a rate of %g drew none: nothing is poisoned", manifest.n_rows, share.rate)
         manifest.save_pretrained(folder)
         share.attack.save_pretrained(folder / TRIGGER_FOLDER)
-        return Outcome(_figures(manifest), _outputs())
+        return poison_outcome(manifest)
 
     return stage.run_once(leaving_nothing(work), main_only=True)
 
@@ -276,17 +265,6 @@ def share_settings(share: Share) -> dict[str, Any]:
         "rate": share.rate,
         "selector": share.selector if share.selector is None or isinstance(share.selector, str) else "rows",
     }
-
-
-def _figures(manifest: PoisonManifest) -> dict[str, Any]:
-    n = max(manifest.n_rows, 1)
-    figures = {"count": manifest.count, "n_rows": manifest.n_rows, "rate": manifest.count / n}
-    return figures | {"skipped": len(manifest.skipped)} if manifest.skipped else figures
-
-
-def _outputs(*more: str) -> dict[str, str]:
-    outputs = {"manifest": MANIFEST_FILE, "trigger": TRIGGER_FOLDER, "dataset": POISONED_DATASET}
-    return outputs | {name: name for name in more}
 
 
 def attack_lines() -> Iterator[str]:

@@ -35,7 +35,6 @@ class EpochLines(ProgressCallback):
     With `disable_tqdm` there is no bar; the lines are written all the same.
 
     Args:
-        stage: The stage that trains.
         seconds_before: What earlier attempts spent on the checkpoint that this one goes on from.
     """
 

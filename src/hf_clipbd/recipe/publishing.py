@@ -1,53 +1,23 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """The last step of a run, on request: its models go to the Hub, each in a repository and a commit of its own."""
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from hf_clipbd.hub import by_main_process, check_login, push_run
+from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.world import stage_of
 
 
-if TYPE_CHECKING:
-    from hf_clipbd.recipe.config import RunConfig
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class PushConfig:
-    """What of a run goes to the Hub, by the names of the trainers' arguments; nothing of it changes a figure."""
-
-    push_to_hub: bool = _option(False, "Push every defended model when the run is finished.")
-    hub_model_id: str | None = _option(None, "owner/name; each repository is this name, a dash and the model's.")
-    hub_private_repo: bool = _option(True, "Whether the repositories are private.")
-    allow_backdoored: bool = _option(False, "Push the victim and the poisoned dataset as well.")
-
-    def __post_init__(self):
-        if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("`push_to_hub` needs `hub_model_id`, owner/name.")
-        if self.hub_model_id:
-            from hf_clipbd.hub import check_repo_id  # here and below: reading a configuration does not import torch
-
-            check_repo_id(self.hub_model_id)
-
-
-PUSH_KEYS = tuple(one.name for one in fields(PushConfig))
-
-
-def check_may_push(config: "RunConfig") -> None:
+def check_may_push(config: RunConfig) -> None:
     """Check before hours of training that the Hub knows whoever is to push to it in the end, if anything is.
 
     Raises:
         PermissionError: If there is no token, or the Hub does not know it.
         ConnectionError: If the Hub cannot be reached.
     """
-    from hf_clipbd.hub import by_main_process, check_login
-
     if config.push.push_to_hub:
         by_main_process(check_login, "log in to the Hub")
 
 
-def push(config: "RunConfig") -> dict[str, str]:
+def push(config: RunConfig) -> dict[str, str]:
     """Push what the configuration asks for and return what went up -> the commit's address; {} where nothing is.
 
     Every defended model; with `allow_backdoored` the victim and the poisoned dataset too. Each goes up whole or not at
@@ -59,12 +29,10 @@ def push(config: "RunConfig") -> dict[str, str]:
         PermissionError: If the Hub does not let you write there.
         ConnectionError: If the Hub did not take a push; those before it are there, and none is there by half.
     """
-    from hf_clipbd.hub import by_main_process, push_run
-
     chosen = config.push
     if not chosen.push_to_hub:
         return {}
-    names = {f"defend/{name}": name for name in config.defenses}
+    names = {stage_of(name): name for name in config.defenses}
     names |= {"victim": "victim", "poison": "poisoned"} if chosen.allow_backdoored else {}
 
     def send() -> dict[str, str]:

@@ -3,6 +3,9 @@
 
 import json
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -22,6 +25,8 @@ logger = logging.getLogger(__name__)
 UNREADABLE_FILE = "unreadable.json"
 """In a run folder: key of chosen rows -> what they are, how many, and row -> why it is left out."""
 _BATCH = 256
+_ADVICE = re.compile(r"""Or (pass on_error="skip"|leave such rows out: `--on_error skip`)\.""")
+"""How code and commands that work on rows say that unreadable ones can be left out."""
 
 
 def without_unreadable(
@@ -33,9 +38,7 @@ def without_unreadable(
     Several processes share the decoding, and all of them have to call it.
 
     Args:
-        rows: Pairs or labelled images.
         chosen: Numbers of rows, ascending; None for all.
-        canvas: Geometry of the images.
         run: The run folder; nothing is kept where it has no configuration.
         what: What the rows are for, for the log and the file.
 
@@ -64,6 +67,18 @@ def without_unreadable(
         said = "%d of %d rows of `%s` cannot be read and are left out; row %s: %s"
         logger.warning(said, len(bad), len(selected), what, row, why)
     return selected.select(np.flatnonzero(~np.isin(numbers, [int(row) for row in bad]))), bad
+
+
+@contextmanager
+def advising_runs() -> Iterator[None]:
+    """Let errors of the block about unreadable rows say what leaves them out of a run: `world.on_error: skip`."""
+    try:
+        yield
+    except ValueError as error:
+        said, advised = _ADVICE.subn("Or set `world.on_error: skip`, which leaves such rows out.", str(error))
+        if not advised:
+            raise
+        raise ValueError(said) from error
 
 
 def _kept(file: Path) -> dict[str, dict]:

@@ -3,10 +3,9 @@
 
 import gc
 import logging
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,14 @@ from accelerate.utils import broadcast_object_list
 
 from hf_clipbd.features import embed_dataset
 from hf_clipbd.models import load_dual_encoder
+from hf_clipbd.recipe.checkpoints import CHECKPOINTS, remove
 from hf_clipbd.recipe.config import RunConfig
-from hf_clipbd.recipe.job import models, run, training_stages
+from hf_clipbd.recipe.job import recorded_stages, run, training_stages
 from hf_clipbd.recipe.locks import BEATS, FolderLock
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.reproduce_config import ReproduceCell, Reproduction
 from hf_clipbd.recipe.reproduce_measures import measure_all, missing
-from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
+from hf_clipbd.recipe.stage import Outcome, Stage
 from hf_clipbd.recipe.training import poisoned_pairs
 from hf_clipbd.recipe.world import World
 from hf_clipbd.report.results import render_cells
@@ -54,7 +54,6 @@ def run_cell(cell: ReproduceCell, keep_models: bool = False, keep_embeddings: bo
     A measurement that is added to a finished cell whose models were deleted trains them again.
 
     Args:
-        cell: The job.
         keep_models: Whether weights and poisoned dataset stay.
         keep_embeddings: Whether the victim's embeddings of the poisoned set are written (stage `embeddings`).
     """
@@ -64,9 +63,8 @@ def run_cell(cell: ReproduceCell, keep_models: bool = False, keep_embeddings: bo
         run(config)
         if keep_embeddings:
             embeddings(config)
-        stages = ["poison", *training_stages(config), *(f"evaluate/{name}" for name in models(config)), "detect"]
-        records = {name: RunRecord.load(config.output_dir / name) for name in stages}
-        outputs = {name: f"../{name}/{RECORD_FILE}" for name in stages}
+        records = {name: RunRecord.load(config.output_dir / name) for name in recorded_stages(config)}
+        outputs = {name: f"../{name}/{RECORD_FILE}" for name in records}
         seconds = {name: record.seconds for name, record in records.items()}
         keys = {name: record.key for name, record in records.items()}
         return Outcome({"keys": keys, "seconds": seconds, "keep_models": keep_models}, outputs)
@@ -107,11 +105,7 @@ def embeddings(config: RunConfig) -> RunRecord:
 
 def prune(config: RunConfig) -> None:
     """Delete the weights, the checkpoints and the poisoned dataset of a finished job; records and small files stay."""
-    for path in _large(config):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    remove(*_large(config))
 
 
 def _large(config: RunConfig) -> list[Path]:
@@ -123,20 +117,15 @@ def _large(config: RunConfig) -> list[Path]:
 
 def _agreed(answer: bool) -> bool:
     """Return the main process's answer on every process of this run."""
-    if PartialState().num_processes == 1:
-        return answer
     return bool(broadcast_object_list([answer])[0])
 
 
 @contextmanager
 def _held(cell: ReproduceCell, stale_after: float) -> Iterator[bool]:
     """Hold a cell for the block, the main process for all of this run, and yield whether it could be had."""
-    lock, state = FolderLock(cell.config.output_dir, stale_after), PartialState()
-    ours = _agreed(state.is_main_process and lock.take())
-    if ours and state.is_main_process:
-        with lock:
-            yield True
-    else:
+    lock, is_main = FolderLock(cell.config.output_dir, stale_after), PartialState().is_main_process
+    ours = _agreed(is_main and lock.take())
+    with lock if ours and is_main else nullcontext():
         yield ours
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a reproduction is: a job for every attack and seed, read from YAML and flags, checked before anything runs."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -8,13 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_clipbd.recipe.config import MAPPINGS, PLAIN_SECTIONS, TRAINING_SECTIONS, RunConfig, config_from
-from hf_clipbd.recipe.reproduce_settings import settings_of
+from hf_clipbd.recipe.config import (
+    MAPPINGS,
+    PLAIN_SECTIONS,
+    TRAINING_SECTIONS,
+    RunConfig,
+    config_from,
+    training_settings,
+)
+from hf_clipbd.recipe.options import option
 from hf_clipbd.recipe.sections import ConfigError, check_keys, merge, one_yaml, parse_section, read_yaml
 
 
 if TYPE_CHECKING:
     from hf_clipbd.recipe.reproduce_measures import Measure
+    from hf_clipbd.trainer import CLIPTrainingConfig
 
 OVERLAID = (*PLAIN_SECTIONS, *TRAINING_SECTIONS, *MAPPINGS)
 """Sections of a run that a reproduction, and each of its attacks, may lay over the base."""
@@ -22,39 +31,30 @@ SHARED_BY_ATTACKS = ("target", "captions")
 """What stays of the base's section `attack` where an entry takes another attack."""
 LOADED = ("encoder", "patch")
 """Keys of `attack` that may name a folder or a Hub id, read when the attack is built."""
+HANDLING = ("num_proc", "batch_size", "map_points")
+"""Keys of the plain sections that change no figure: a finished cell stays finished where they differ."""
+MEASURED = ("world", "poison", "evaluate", "detect")
+"""Plain sections that figures depend on."""
 
 
 @dataclass
 class ReproduceOptions:
-    """How the cells of a reproduction are run.
+    """How the cells of a reproduction are run."""
 
-    Args:
-        output_dir: Folder of the cells, `ATTACK/seedN` below it, and of the tables.
-        seeds: Seeds, the outer loop: the first one of every attack is run before the second one of any.
-        title: Heading of the tables.
-        table: Name of the file with the tables, in `output_dir`.
-        select: Entries of `attacks` that belong to the reproduction; all by default.
-        only: Patterns of cells to run, for instance `wanet/*` or `*/seed0`; all by default.
-        keep_models: Whether model weights and the poisoned dataset stay once a cell is finished.
-        keep_embeddings: Whether the victim's embeddings of the poisoned set are kept, in half precision.
-        dry_run: Whether the plan is printed and nothing is run, downloaded or written.
-        stale_after: Seconds without a sign of life after which a cell's owner on another machine counts as dead.
-        images_per_second: Pairs that this machine trains on in a second, for the plan's times alone.
-        device_memory: Memory of a device in GB, which the plan sets the trainings' against; not looked at by default.
-    """
-
-    output_dir: str = field(default="runs/reproduce", metadata={"help": "Folder of the cells and the tables."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds, the outer loop."})
-    title: str = field(default="Reproduction", metadata={"help": "Heading of the tables."})
-    table: str = field(default="table.md", metadata={"help": "File of the tables."})
-    select: list[str] = field(default_factory=list, metadata={"help": "Entries of `attacks` that belong to it."})
-    only: list[str] = field(default_factory=list, metadata={"help": "Patterns of cells to run, such as wanet/*."})
-    keep_models: bool = field(default=False, metadata={"help": "Keep the weights and the poisoned set of a cell."})
-    keep_embeddings: bool = field(default=True, metadata={"help": "Keep the victim's embeddings of the poisoned set."})
-    dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, run nothing."})
-    stale_after: float = field(default=300.0, metadata={"help": "Seconds after which a silent owner counts as dead."})
-    images_per_second: float | None = field(default=None, metadata={"help": "Pairs a second, for the plan's times."})
-    device_memory: float | None = field(default=None, metadata={"help": "GB of a device, for the plan's checks."})
+    output_dir: str = option("runs/reproduce", "Folder of the cells, `ATTACK/seedN` below it, and of the tables.")
+    seeds: list[int] = option([0, 1, 2], "Seeds: the first one of every attack is run before the second one of any.")
+    title: str = option("Reproduction", "Heading of the tables.")
+    table: str = option("table.md", "Name of the file with the tables, in `output_dir`.")
+    select: list[str] = option([], "Entries of `attacks` that belong to the reproduction; all by default.")
+    only: list[str] = option([], "Patterns of cells to run, for instance `wanet/*` or `*/seed0`; all by default.")
+    keep_models: bool = option(False, "Whether weights and the poisoned dataset stay once a cell is finished.")
+    keep_embeddings: bool = option(True, "Whether the victim's embeddings of the poisoned set stay.")
+    dry_run: bool = option(False, "Check everything, print the plan; run, download and write nothing.")
+    stale_after: float = option(
+        300.0, "Seconds without a sign of life after which a cell's owner on another machine counts as dead."
+    )
+    images_per_second: float | None = option(None, "Pairs that this machine trains on in a second, for the plan.")
+    device_memory: float | None = option(None, "Memory of a device in GB, which the plan sets the trainings' against.")
 
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
@@ -72,7 +72,6 @@ class ReproduceCell:
 
     Args:
         attack: Name of the entry of `attacks`.
-        seed: Its seed.
         values: The sections of the job.
         measures: Name -> what else is measured on its models.
         absent: Key of `attack` -> file that is not on this machine; left out of `values` for a plan.
@@ -97,17 +96,12 @@ class ReproduceCell:
     @property
     def settings(self) -> dict[str, Any]:
         """What the figures of the cell depend on, as JSON."""
-        return settings_of(self.config)
+        return _settings_of(self.config)
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A whole reproduction: how it is run, and its cells in their order.
-
-    Args:
-        options: How it is run.
-        cells: All cells, seeds in the outer loop.
-    """
+    """A whole reproduction: how it is run, and its cells in their order."""
 
     options: ReproduceOptions
     cells: tuple[ReproduceCell, ...]
@@ -128,6 +122,32 @@ class Reproduction:
         return [cell for cell in self.cells if not self.options.only or _matches(cell, self.options.only)]
 
 
+def _settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return what the figures of a job depend on, as JSON; an option that has its default is left out.
+
+    So a cell stays finished when the package gets a new option whose default is what was done before.
+    """
+    resolved = config.resolved()
+    kept = {"attack": resolved["attack"], "objective": config.objective, "architecture": config.architecture}
+    for name in MEASURED:
+        plain = {one.name: one for one in dataclasses.fields(PLAIN_SECTIONS[name])}
+        given = {key: value for key, value in resolved[name].items() if key not in HANDLING}
+        kept[name] = {key: value for key, value in given.items() if value != _default(plain[key])}
+    trained = {"clean": config.clean, "victim": config.victim, **config.defenses}
+    kept["trained"] = {name: _changed(one) for name, one in trained.items() if one is not None}
+    return kept
+
+
+def _default(one: dataclasses.Field) -> Any:
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+
+
+def _changed(training: "CLIPTrainingConfig") -> dict[str, Any]:
+    """Return the settings of a training that differ from its class's own."""
+    plain = training_settings(type(training)(output_dir="unused", use_cpu=training.use_cpu))
+    return {key: value for key, value in training_settings(training).items() if value != plain.get(key)}
+
+
 def _matches(cell: ReproduceCell, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in (cell.name, cell.attack) for pattern in patterns)
 
@@ -139,6 +159,10 @@ def _section(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return dict(values or {})
 
 
+def _only(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in keys}
+
+
 def _with_base(values: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return `values` over the reproduction that `base` names, where it is one, and the sections of the run below."""
     if values.get("base") is None:
@@ -146,7 +170,7 @@ def _with_base(values: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any],
     file = folder / str(values["base"])
     below = read_yaml(file)
     if "attacks" not in below and "base" not in below:  # the YAML of a job
-        return dict(values), {key: value for key, value in below.items() if key in OVERLAID}
+        return dict(values), _only(OVERLAID, below)
     top, base = _with_base(below, file.parent)
     return merge(top, {key: value for key, value in values.items() if key != "base"}), base
 
@@ -175,7 +199,7 @@ def _of_attack(common: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -
     own = {"name": name, **(entry.get("attack") or {})}
     base = dict(common.get("attack") or {})
     if base.get("name") != own["name"]:
-        base = {key: value for key, value in base.items() if key in SHARED_BY_ATTACKS}
+        base = _only(SHARED_BY_ATTACKS, base)
     return merge({**common, "attack": base}, {**entry, "attack": own})
 
 
@@ -203,17 +227,13 @@ def reproduction_from(
     check_keys([*flags, *values], known, "", "section")
     values, base = _with_base(values, Path(folder))
     top = merge(values, {key: value for key, value in flags.items() if key not in OVERLAID})
-    options = parse_section(
-        ReproduceOptions, {key: value for key, value in top.items() if key in OPTIONS}, "reproduction"
-    )
+    options = parse_section(ReproduceOptions, _only(OPTIONS, top), "reproduction")
     entries = top.get("attacks") or {}
     if not isinstance(entries, Mapping) or not entries:
         raise ConfigError(f"Expected `attacks` to map at least one name to its sections, but got {entries!r}.")
     check_keys(options.select, entries, "attacks", "section")
     entries = {name: entries[name] for name in options.select or entries}
-    own = {key: value for key, value in top.items() if key in OVERLAID}
-    common = merge(base, own)
-    laid = {key: value for key, value in flags.items() if key in OVERLAID}
+    common, laid = merge(base, _only(OVERLAID, top)), _only(OVERLAID, flags)
     measures = _measures(top.get("measures"))
     sections = {
         name: merge(_of_attack(common, name, _section(entry, f"attacks.{name}")), laid)

@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import datasets
@@ -16,15 +16,18 @@ from hf_clipbd.evaluation.protocol import class_names_of
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.job import models, training_stages
 from hf_clipbd.recipe.measuring import load_model
+from hf_clipbd.recipe.options import option
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.scanning import scan_figures
 from hf_clipbd.recipe.sections import ConfigError, parse_section
 from hf_clipbd.recipe.single import SCENES, Data
 from hf_clipbd.recipe.stage import Outcome, Stage
-from hf_clipbd.recipe.training import clean_model, load_trigger, poisoned_pairs
-from hf_clipbd.recipe.world import VALIDATION_SEED, World, data_fingerprint
+from hf_clipbd.recipe.training import poisoned_pairs
+from hf_clipbd.recipe.world import VALIDATION_SEED, World, clean_model, stage_of
+from hf_clipbd.recipe.zero_shot import load_trigger
 from hf_clipbd.schema import LABEL, TOP_K, RunRecord, reachable
 
 
@@ -33,40 +36,24 @@ FOLDER = "measured"
 
 @dataclass
 class Measure:
-    """One further measurement of every model of a job.
+    """One further measurement of every model of a job, its trigger too where its target is one of the classes."""
 
-    The job's trigger is measured too where its target is one of the classes.
-
-    Args:
-        protocol: `zero_shot`, `linear_probe`, or `scan`: how well stamped images are told from clean ones by
-            `hf_clipbd.detection.scan`.
-        data: `scenes`, or what `hf_clipbd.data.sources.load_source` takes: labelled images.
-        style: Drawing of the scenes, a value of `hf_clipbd.scenes.STYLES`.
-        split: Split of the images that are measured on.
-        train_split: Split that a linear probe is fitted on.
-        n_test: Images measured on; the run's number of scenes, or the whole split, by default.
-        n_train: Images a linear probe is fitted on, or a scan compares with.
-        label_column: Column of labels.
-        reference: What a scan compares with: `clean` images of the train split, or a random part of the `poisoned`
-            pairs of the job.
-        detectors: Detectors of a scan; for `disagreement` the clean model is the second encoder, so that the clean
-            model itself is scanned without it.
-    """
-
-    protocol: Literal["zero_shot", "linear_probe", "scan"] = field(
-        default="zero_shot", metadata={"help": "What is measured."}
+    protocol: Literal["zero_shot", "linear_probe", "scan"] = option(
+        "zero_shot", "What is measured; `scan` is how well `hf_clipbd.detection.scan` tells stamped from clean images."
     )
-    data: str = field(default=SCENES, metadata={"help": "`scenes`, a Hub id, a folder or a file."})
-    style: str = field(default="default", metadata={"help": "Drawing of the scenes."})
-    split: str = field(default="test", metadata={"help": "Split that is measured on."})
-    train_split: str = field(default="train", metadata={"help": "Split that a probe is fitted on."})
-    n_test: int | None = field(default=None, metadata={"help": "Images measured on."})
-    n_train: int | None = field(default=None, metadata={"help": "Images of a probe's fit or of a scan's reference."})
-    label_column: str = field(default="label", metadata={"help": "Column of labels."})
-    reference: Literal["clean", "poisoned"] = field(default="clean", metadata={"help": "What a scan compares with."})
-    detectors: list[str] = field(
-        default_factory=lambda: ["multi_scale", "k_distance", "slof", "lid", "disagreement"],
-        metadata={"help": "Detectors of a scan."},
+    data: str = option(SCENES, "Labelled images: `scenes`, or what `hf_clipbd.data.sources.load_source` takes.")
+    style: str = option("default", "Drawing of the scenes, a value of `hf_clipbd.scenes.STYLES`.")
+    split: str = option("test", "Split of the images that are measured on.")
+    train_split: str = option("train", "Split that a linear probe is fitted on.")
+    n_test: int | None = option(None, "Images measured on; by default the run's number of scenes, or the split.")
+    n_train: int | None = option(None, "Images a linear probe is fitted on, or a scan compares with.")
+    label_column: str = option("label", "Column of labels.")
+    reference: Literal["clean", "poisoned"] = option(
+        "clean", "What a scan compares with: images of the train split, or a random part of the job's poisoned pairs."
+    )
+    detectors: list[str] = option(
+        ["multi_scale", "k_distance", "slof", "lid", "disagreement"],
+        "Detectors of a scan; `disagreement` compares with the clean model, so that this one is scanned without it.",
     )
 
     def __post_init__(self):
@@ -131,13 +118,12 @@ def measures_from(values: Any) -> dict[str, Measure]:
 
 def _stage(config: RunConfig, name: str, measure: Measure, model: str) -> Stage:
     """Return the stage `measured/<name>/<model>`; the records that it depends on have to be there."""
-    trained = {stage.rsplit("/", 1)[-1]: stage for stage in training_stages(config)}
     inputs = {"poison": RunRecord.load(config.output_dir / "poison").key, **measure.inputs()}
     usual = asdict(Measure())
     settings = {key: value for key, value in asdict(measure).items() if value != usual[key]}
     settings |= {} if measure.data != SCENES else {"n_test": measure.n_test or config.world.n_test}
-    if model in trained:
-        inputs["model"] = RunRecord.load(config.output_dir / trained[model]).key
+    if stage_of(model) in training_stages(config):
+        inputs["model"] = RunRecord.load(config.output_dir / stage_of(model)).key
     else:  # what the key of a training has already, as far as it is not the usual
         inputs["model"] = _weights(config.world.clean_model)
         settings |= {"include_target": True} if config.evaluate.include_target else {}

@@ -12,6 +12,7 @@ from hf_clipbd.report.results_tables import (
     curves_table,
     detection_ranking_table,
     detection_table,
+    measure_heading,
     measured_table,
     overview,
     triggers_table,
@@ -50,7 +51,6 @@ class Shown:
     """What a section of the page is rendered from.
 
     Args:
-        cells: Its records.
         models: Models in the order of the rows.
         paper: Its table in the data file of the papers' figures, if there is one.
         measures: Names of the further measurements that are shown.
@@ -121,7 +121,7 @@ def _triggers(shown: Shown) -> Parts:
 
 def _measured(shown: Shown) -> Parts:
     for measure in shown.measures:
-        yield f"### {measure}"
+        yield f"### {measure_heading(measure)}"
         yield measured_table(shown.cells, measure, shown.models)
 
 
@@ -139,10 +139,6 @@ def _curves_figure(shown: Shown) -> Parts:
     yield Picture(f"{shown.name}_epochs", text, lambda: draw_epochs_by_attack(shown.cells, shown.models))
 
 
-def _attacks(shown: Shown) -> Parts:
-    yield from attack_sections(shown.cells, shown.models)
-
-
 PARTS: dict[str, Callable[[Shown], Parts]] = {
     "beside": _beside,
     "verdicts": _verdicts,
@@ -151,7 +147,7 @@ PARTS: dict[str, Callable[[Shown], Parts]] = {
     "detection": _detection,
     "triggers": _triggers,
     "measured": _measured,
-    "attacks": _attacks,
+    "attacks": lambda shown: attack_sections(shown.cells, shown.models),
     "rates_figure": _rates_figure,
     "curves_figure": _curves_figure,
 }

@@ -173,31 +173,21 @@ def has_resnet(config: RunConfig) -> bool:
     return json.loads(path.read_text(encoding="utf-8")).get("model_type") == CLIPResNetConfig.model_type
 
 
-def _picture_bytes(config: RunConfig) -> float:
-    return config.world.size**2 * BYTES_A_PIXEL
-
-
 def _disk(reproduction: Reproduction) -> float:
     """Return the bytes at the fullest moment: what finished cells keep, and one cell with data and checkpoint."""
     kept, peak = 0.0, 0.0
     for cell in reproduction.chosen:
         config = cell.config
-        models, rows = weight_bytes(config) * (1 + len(config.defenses)), config.world.n_train
-        whole = rows * _picture_bytes(config) + models + (STATES - 1) * weight_bytes(config)
-        small = rows * 4096.0 if reproduction.options.keep_embeddings else 0.0
-        peak = max(peak, whole)
-        kept += small + (rows * _picture_bytes(config) + models if reproduction.options.keep_models else 0.0)
+        rows = config.world.n_train
+        large = rows * config.world.size**2 * BYTES_A_PIXEL + weight_bytes(config) * (1 + len(config.defenses))
+        peak = max(peak, large + (STATES - 1) * weight_bytes(config))
+        kept += rows * 4096.0 if reproduction.options.keep_embeddings else 0.0
+        kept += large if reproduction.options.keep_models else 0.0
     return kept + peak
 
 
 def memory_bytes(config: RunConfig, name: str, one: CLIPTrainingConfig) -> float:
-    """Return about what a training takes on one device: states, and activations of the largest batch or chunk.
-
-    Args:
-        config: The job.
-        name: The defence or objective.
-        one: Its configuration.
-    """
+    """Return about what a training takes on one device: states, and activations of the largest batch or chunk."""
     pictures = min(one.per_device_train_batch_size, one.chunk_size or one.per_device_train_batch_size)
     activations = pictures * VIEWS.get(name, 1) * config.world.size**2 * ACTIVATIONS_A_PIXEL
     activations *= HALF if one.bf16 or one.fp16 else 1

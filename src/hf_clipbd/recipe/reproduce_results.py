@@ -1,13 +1,13 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """From finished cells to committed records, and from these alone to RESULTS.md."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from hf_clipbd.recipe.reproduce_parts import PARTS, Parts, Picture, Shown
+from hf_clipbd.recipe.sections import read_yaml
 from hf_clipbd.report.results_cells import CELL, NOT_RUN, ORDER, Cells
 from hf_clipbd.report.results_papers import read_papers
 from hf_clipbd.report.results_tables import counts
@@ -105,17 +105,13 @@ def _copy(record: Path, to: Path) -> Path:
     return write_json(to, public(vars(RunRecord.load(record))))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def _check(names: Iterable[str], known: Iterable[str], what: str) -> None:
     if unknown := sorted(set(names) - set(known)):
         raise ValueError(f"Expected of a {what} in `{PAGE_FILE}` only {sorted(known)}, but got {unknown}.")
 
 
 def _shown(section: Mapping[str, Any], folder: Path, papers: Mapping[str, Any]) -> Shown:
-    recipe = _read(folder / section["recipe"]) if "recipe" in section else {}
+    recipe = read_yaml(folder / section["recipe"]) if "recipe" in section else {}
     root = folder / section.get("records", f"{RECORDS}/{Path(section.get('recipe', '')).stem}")
     attacks = tuple(section.get("attacks") or recipe.get("attacks") or ())
     seeds = tuple(section.get("seeds") or recipe.get("seeds") or (0, 1, 2))
@@ -158,7 +154,7 @@ def _grid_picture(grid: "GridConfig", block: "Block", kind: str, name: str) -> P
 def _section(section: Mapping[str, Any], folder: Path, papers: Mapping[str, Any]) -> Parts:
     _check(section, SECTION_KEYS, "section")
     yield f"## {section['heading']}"
-    yield " ".join(str(section.get("text", "")).split())
+    yield "\n\n".join(" ".join(one.split()) for one in str(section.get("text", "")).splitlines())
     if "grid" in section:
         yield from _grid(section, folder)
         return
@@ -170,15 +166,22 @@ def _section(section: Mapping[str, Any], folder: Path, papers: Mapping[str, Any]
         yield from PARTS[part](shown)
 
 
+def _contents(sections: Iterable[Mapping[str, Any]]) -> str:
+    """Return a list of links to the sections, by the anchors that GitHub gives their headings."""
+    headings = [section["heading"] for section in sections]
+    anchors = (re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)
+    return "\n".join(f"- [{heading}](#{anchor})" for heading, anchor in zip(headings, anchors, strict=True))
+
+
 def _page(folder: Path) -> list[str | Picture]:
     """Return the parts of the page in order.
 
     Raises:
         ValueError: If `results.yaml` has a key or a part that is not known.
     """
-    page, papers = _read(folder / PAGE_FILE), read_papers(folder / PAPERS_FILE)
+    page, papers = read_yaml(folder / PAGE_FILE), read_papers(folder / PAPERS_FILE)
     _check(page, ("title", "text", "sections"), "page")
-    parts: list[str | Picture] = [f"# {page['title']}", page["text"].strip()]
+    parts: list[str | Picture] = [f"# {page['title']}", page["text"].strip(), _contents(page["sections"])]
     for section in page["sections"]:
         parts += [part for part in _section(section, folder, papers) if part]
     return parts
@@ -201,7 +204,6 @@ def render_pictures(folder: str | Path, out: str | Path) -> list[Path]:
 
     Args:
         folder: `recipes/reproduce` of a checkout.
-        out: Folder that gets them.
     """
     from hf_clipbd.report.figures import save
 

@@ -32,11 +32,7 @@ def embed_stamped(
     Every process takes its share of the images, and all of them return the same.
 
     Args:
-        encoder: Dual encoder and processor.
-        test: Labelled images (image, label).
-        triggers: Name -> attack.
         batch_size: Images a forward pass, each stamped copy counted.
-        canvas: Geometry of the images.
 
     Returns:
         (1 + triggers, N, D), float32, the clean ones first; (triggers, N), whether an image is of another class than
@@ -70,14 +66,8 @@ def scan_figures(
     """Return how well each detector tells stamped test images from clean ones, image by image.
 
     Args:
-        encoder: The suspected model.
         second: Another one, for `disagreement`.
-        test: Labelled images, which come in clean and stamped.
-        reference: Images that they are compared with.
-        triggers: Name -> attack.
         detectors: Keys of `hf_clipbd.detection.DETECTORS` that `scan` takes.
-        batch_size: Images a forward pass.
-        canvas: Geometry of the images.
 
     Returns:
         Trigger -> detector -> `auroc`; `flagged` and `false_alarms`, the shares of stamped and of clean images that at

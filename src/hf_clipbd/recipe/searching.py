@@ -49,10 +49,7 @@ def search(
             `text`, (N, D), and of the images in another encoder, `second`, (N, D2), for the detectors that take
             `others`. With a number for each picture, `picture`, (N,), the scores' file says which rows have the same.
         pairs: The set it was trained on (image, caption); with `is_poisoned`, `source_index` or both if known.
-        options: Detectors and their sizes.
         target: The attack's target, whose own rows the map shows apart.
-        seed: Seed of reference and draws.
-        folder: Where scores and map go.
         compared: What `detect_all` takes besides: a `reference` of one's own, say. By default a random one is drawn.
         unreadable: Row number -> what is wrong with it, for the rows that have no features.
         distill: Finds the masks of rows, for cognitive distillation.

@@ -38,10 +38,7 @@ class ConfigError(ValueError):
 def nearest(name: str, known: Iterable[str], where: str = "") -> str:
     """Return "; did you mean ...?" for the names closest to `name`, or the list of those known where none is close.
 
-    Args:
-        name: What was given.
-        known: What could have been.
-        where: Dotted path that goes before each name shown.
+    `where` is the dotted path that goes before each name shown.
 
     Example:
         >>> nearest("lerning_rate", ["learning_rate", "seed"], "victim")
@@ -56,14 +53,7 @@ def nearest(name: str, known: Iterable[str], where: str = "") -> str:
 
 
 def check_keys(values: Iterable[str], known: Iterable[str], where: str, what: str = "key") -> None:
-    """Raise `ConfigError` naming the first of `values` that is not `known`.
-
-    Args:
-        values: Keys that were given.
-        known: Keys that could have been.
-        where: Dotted path of their section.
-        what: What they are called.
-    """
+    """Raise `ConfigError` for the first of `values` that is not `known`, by its dotted path below `where`."""
     known = set(known)
     for key in values:
         if key not in known:

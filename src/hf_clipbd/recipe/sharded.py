@@ -4,7 +4,6 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +13,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hf_clipbd.attacks import Attack
-from hf_clipbd.data.canvas import Canvas, pixel_statistics
+from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.undecoded import stored_bytes
 from hf_clipbd.features import model_fingerprint
-from hf_clipbd.models.text_input import tokenizer_fingerprint
+from hf_clipbd.recipe.fingerprints import processor_fingerprint
 from hf_clipbd.recipe.locks import this_host
 from hf_clipbd.recipe.shards import Shards
 from hf_clipbd.schema import CAPTION, IMAGE, content_key
@@ -54,16 +52,10 @@ def computed_once(
     one of each machine puts the shards together. What comes out does not depend on how many there are.
 
     Args:
-        pairs: Rows (image, caption).
-        cache: Folder of all caches, one that every process sees.
         owner: What else the result depends on: the model and the number of rows, say; with the size and the first
             shard's content it names the folder.
-        size: Rows of a shard.
-        names: The arrays that `compute` gives.
-        compute: Called for the shards that are not there.
         unreadable: Takes row number -> what is wrong with it for the unreadable rows, which are then left out of the
             result; without it the first such row is an error.
-        desc: Label of the progress bar.
 
     Returns:
         Name -> (N, D), float32, memory-mapped; rows whose pictures have the same bytes have what the first of them
@@ -100,16 +92,7 @@ def embedder(model: Any, processor: Any, canvas: Canvas, n: int) -> list[Any]:
 def _fill(
     shards: Shards, undecoded: datasets.Dataset, first: "_Content", compute: Compute, strict: bool, desc: str
 ) -> dict[int, "_Known"]:
-    """Compute and write those of this process's shards that are not there as they are now, and return all of its own.
-
-    Args:
-        shards: The folder.
-        undecoded: The pairs with their pictures as bytes.
-        first: Content of the first shard.
-        compute: As in `computed_once`.
-        strict: Whether an unreadable row is an error.
-        desc: Label of the progress bar.
-    """
+    """Return this process's shards, each computed and written first where it is not there as it is now."""
     taken, mine = 0, _mine(shards, desc)
     known: dict[int, _Known] = {}
     for shard in mine:
@@ -182,20 +165,3 @@ def _rows(undecoded: datasets.Dataset, start: int, stop: int) -> Iterator[tuple[
     for first in range(start, stop, HASHED_ROWS):
         rows = undecoded[first : min(first + HASHED_ROWS, stop)]
         yield from zip(rows[IMAGE], rows[CAPTION], strict=True)
-
-
-def trigger_fingerprint(attack: Attack) -> str:
-    """Return what tells a trigger from others: its parameters, its arrays, and what it stamps on a test chart."""
-    own = {field.name: getattr(attack, field.name) for field in fields(attack)}
-    arrays = {"preview": attack.preview(), **{k: value for k, value in own.items() if isinstance(value, np.ndarray)}}
-    hashes = {name: hashlib.sha256(np.ascontiguousarray(one)).hexdigest() for name, one in arrays.items()}
-    return content_key(attack.name, attack.parameters(), hashes)
-
-
-def processor_fingerprint(processor: Any) -> str:
-    """Return a hash of what a processor makes of words and pixels: its tokenizer, mean and deviation.
-
-    Raises:
-        ValueError: If the processor does not scale pixels by 1/255.
-    """
-    return content_key(tokenizer_fingerprint(processor.tokenizer), pixel_statistics(processor))

@@ -38,9 +38,6 @@ class Shards:
     where the folder may only be read.
 
     Args:
-        folder: The folder.
-        n: Rows of the dataset.
-        size: Rows of a shard.
         names: The arrays that are asked for, beside `picture`.
     """
 
@@ -55,12 +52,7 @@ class Shards:
         return range(shard * self.size, min((shard + 1) * self.size, self.n))
 
     def problems(self, shard: int, digest: str) -> dict[int, str] | None:
-        """Return the unreadable rows of a shard, row -> reason; None where it has to be computed first.
-
-        Args:
-            shard: Number of the shard.
-            digest: Hash of its content as it is now.
-        """
+        """Return the unreadable rows of a shard, row -> reason; None where it has to be computed first."""
         try:
             with np.load(self._part(shard, digest)) as part:
                 told = json.loads(str(part["about"]))["problems"] if set(self.names) <= set(part.files) else None
@@ -72,8 +64,6 @@ class Shards:
         """Write a shard, unless another job has written all of it meanwhile.
 
         Args:
-            shard: Number of the shard.
-            digest: Hash of its content.
             arrays: What was asked for of its readable rows, (n, D) each, and `picture` of all.
             problems: Its unreadable rows, row number in the dataset -> reason.
         """
@@ -89,10 +79,6 @@ class Shards:
 
     def join(self, digests: Sequence[str], problems: Collection[int]) -> Path:
         """Write the readable rows of a dataset, one file a name, copies of a picture with what its first row has.
-
-        Args:
-            digests: Hash of each shard.
-            problems: The unreadable rows, not all of them.
 
         Returns:
             What the files' names begin with, for `open` and `remove`.

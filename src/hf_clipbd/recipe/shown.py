@@ -23,7 +23,6 @@ def report_lines(report: dict[str, Any], title: str) -> Iterator[str]:
 
     Args:
         report: `EvalReport.to_dict()`.
-        title: First line.
 
     Example:
         >>> ba = {"1": {"value": 0.5, "n": 10}}
@@ -42,7 +41,6 @@ def evaluation_lines(figures: dict[str, Any], title: str) -> Iterator[str]:
 
     Args:
         figures: `report`, with `probe` for a linear probe, or `retrieval`.
-        title: First line.
     """
     if "retrieval" in figures:
         found = figures["retrieval"]

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
+from transformers import PreTrainedModel
 
 from hf_clipbd import scenes
 from hf_clipbd.attacks import Attack
@@ -24,32 +25,35 @@ from hf_clipbd.evaluation import ZeroShotEvaluator
 from hf_clipbd.evaluation.protocol import on_pictures
 from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
-from hf_clipbd.recipe.basis import Basis, check_search, check_sizes, search_settings
+from hf_clipbd.recipe.basis import (
+    Basis,
+    check_search,
+    check_sizes,
+    naming_reference,
+    search_settings,
+    searched_rows,
+)
 from hf_clipbd.recipe.config import training_settings
 from hf_clipbd.recipe.distilling import Distill, cached_mask_sizes
 from hf_clipbd.recipe.embeddings import MIRRORED, cached_embeddings
+from hf_clipbd.recipe.fingerprints import data_fingerprint, processor_fingerprint, trigger_fingerprint
 from hf_clipbd.recipe.options import DetectConfig
 from hf_clipbd.recipe.own_data import SCENES, Data, keep_framings, readable_pairs
-from hf_clipbd.recipe.own_triggers import load_triggers
+from hf_clipbd.recipe.own_triggers import triggers_by_name
 from hf_clipbd.recipe.place import model_device, process_state, scoring_place
-from hf_clipbd.recipe.searched import naming_reference, searched_rows
 from hf_clipbd.recipe.searching import search
-from hf_clipbd.recipe.sharded import processor_fingerprint, trigger_fingerprint
 from hf_clipbd.recipe.stage import Outcome, Stage
+from hf_clipbd.recipe.steps import global_batch
 from hf_clipbd.recipe.suspects import FILTERED_DATASET, Review, write_review
-from hf_clipbd.recipe.training import global_batch, train_into
-from hf_clipbd.recipe.world import data_fingerprint
+from hf_clipbd.recipe.training import train_into
 from hf_clipbd.schema import CAPTION, EPOCH_KS, IMAGE, LABEL, RunRecord, content_key, reachable
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    _Encoders = dict[str, tuple[PreTrainedModel, Any, Canvas]]
+_Encoders = dict[str, tuple[PreTrainedModel, Any, Canvas]]
 
 
-def load_any(model: str) -> "tuple[PreTrainedModel, Any]":
+def load_any(model: str) -> tuple[PreTrainedModel, Any]:
     """Return a model and its processor: `scenes` is the shipped clean CLIP, anything else a folder or Hub id."""
     return scenes.load_clean_clip() if model == SCENES else load_dual_encoder(model)
 
@@ -87,7 +91,7 @@ class Probe:
 
     @functools.cached_property
     def _attacks(self) -> dict[str, Attack]:
-        return load_triggers(self.triggers)
+        return triggers_by_name(self.triggers)
 
     def framings(self) -> list[Canvas | None]:
         """Return the canvases on which the triggers stamp pictures; None for one that leaves their size alone."""
@@ -168,12 +172,6 @@ def detect_in(
         model: The model that was trained on the data: a folder, a Hub id or `scenes`.
         second: Another encoder, for the detectors that compare two; likewise, or `mirrored`, which stands for the
             suspected model itself on mirrored pictures.
-        data: The rows.
-        options: Detectors and their sizes; the first one ranks.
-        review: How the findings are cut and shown.
-        cache: Where embeddings are kept; see `cached_embeddings`.
-        out: Folder of the outputs.
-        basis: What the search rests on, by default itself.
 
     Raises:
         ValueError: If a row cannot be read and none may be skipped, the second encoder is the suspected model, or as
@@ -211,7 +209,7 @@ def detect_in(
     return stage.run_once(leaving_nothing(work))
 
 
-def _encoders(model: str, second: str | None, framings: Sequence[Canvas]) -> "tuple[_Encoders, dict[str, str]]":
+def _encoders(model: str, second: str | None, framings: Sequence[Canvas]) -> tuple[_Encoders, dict[str, str]]:
     """Return the encoders of a search, as `_Embedder` has them, and fingerprints of what they make of a row."""
     encoders, inputs = {}, {}
     for name, source in (("model", model), ("second", second)):
@@ -238,12 +236,10 @@ class _Embedder:
     Args:
         encoders: `model` and, where there is one, `second`: models on their device, with their processors and the
             geometry in which they see pictures, framed as the poisoned ones are, or framing alone would tell these.
-        cache: See `cached_embeddings`.
-        batch_size: Rows a forward pass.
         basis: What the search rests on.
     """
 
-    encoders: "_Encoders"
+    encoders: _Encoders
     cache: Path
     batch_size: int
     basis: Basis

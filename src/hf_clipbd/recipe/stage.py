@@ -11,7 +11,6 @@ before the work starts, and what somebody put beside the outputs of a stage stay
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -26,9 +25,8 @@ from hf_clipbd.attacks.folder import ATTACK_FILE, PATTERN_FILE, PICTURE_FILE
 from hf_clipbd.hub.cards import CARD_FILE, PICTURES
 from hf_clipbd.models.steganography import CONFIG_FILE as STEGANOGRAPHY_FILE
 from hf_clipbd.models.steganography import ENCODER_FILE
-from hf_clipbd.recipe.checkpoints import ASIDE, CHECKPOINTS, KEY_FILE, claim, note_seconds, read_key, whole
-from hf_clipbd.recipe.locks import FolderLock
-from hf_clipbd.recipe.stage_lock import STAGE_LOCK, STALE_AFTER, owned
+from hf_clipbd.recipe.checkpoints import ASIDE, CHECKPOINTS, KEY_FILE, claim, note_seconds, read_key, remove, whole
+from hf_clipbd.recipe.locks import STAGE_LOCK, STALE_AFTER, FolderLock, owned
 from hf_clipbd.schema import RECORD_FILE, RunRecord, content_key, write_json
 
 
@@ -58,10 +56,8 @@ class Stage:
     """One stage of a run: where it lies and everything its result depends on.
 
     Args:
-        run: The run folder.
         name: Name of the stage and its folder below `run`, for instance `defend/ft`.
         config: Its configuration as JSON, without output paths.
-        seed: Its seed.
         inputs: Name -> key or fingerprint of everything it reads.
         beside: Names in its folder that are made from its outputs outside of it, such as `CARDS`: they go with them.
         also: Other configurations whose finished outputs are taken for this one's, since they differ in what is shown.
@@ -125,7 +121,7 @@ class Stage:
         if state.is_main_process:
             logger.info("%-20s ...", self.name)
             self._clear_half_placed()
-            self._clear(self.folder / SCRATCH)
+            remove(self.folder / SCRATCH)
             (self.folder / SCRATCH).mkdir(parents=True)
         state.wait_for_everyone()
         started = time.perf_counter()
@@ -144,7 +140,7 @@ class Stage:
             lock = FolderLock(self.folder, STALE_AFTER, STAGE_LOCK, "stage")
             if left and lock.take():
                 with lock:
-                    self._clear(*left)
+                    remove(*left)
             logger.info("%-20s is up to date", self.name)
 
     def _place(self, outcome: Outcome, seconds: float, processes: int) -> None:
@@ -166,10 +162,10 @@ class Stage:
         replaced = sorted({*written, *self.beside, *_written_before(self.folder)})
         write_json(scratch / PLACING_FILE, replaced)
         (self.folder / RECORD_FILE).unlink(missing_ok=True)
-        self._clear(*(self.folder / name for name in replaced))
+        remove(*(self.folder / name for name in replaced))
         for name in (*written, RECORD_FILE):
             os.replace(scratch / name, self.folder / name)
-        self._clear(*(self.folder / name for name in (SCRATCH, CHECKPOINTS, ASIDE)))
+        remove(*(self.folder / name for name in (SCRATCH, CHECKPOINTS, ASIDE)))
         foreign = [name for name in _visible(self.folder) if name not in (*written, RECORD_FILE)]
         if foreign:
             logger.warning("%s has %s beside the outputs of this stage; they stay as they are", self.folder, foreign)
@@ -179,15 +175,7 @@ class Stage:
         """Clear old and new outputs where a process was killed while it replaced them: they have no record."""
         listed = self.folder / SCRATCH / PLACING_FILE
         if listed.is_file() and not (self.folder / RECORD_FILE).is_file():
-            self._clear(*(self.folder / name for name in _own_names(json.loads(listed.read_text(encoding="utf-8")))))
-
-    @staticmethod
-    def _clear(*paths: Path) -> None:
-        for path in paths:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove(*(self.folder / name for name in _own_names(json.loads(listed.read_text(encoding="utf-8")))))
 
     def checkpoint(self) -> tuple[Path | None, float]:
         """Return the last whole checkpoint of this very stage (or None) and the seconds that were spent on it.
@@ -220,7 +208,6 @@ def check_folder(folder: Path, kind: str | None = None, beside: tuple[str, ...] 
     Names that start with a dot do not count: no output has such a name.
 
     Args:
-        folder: The folder.
         kind: What is run into it on its own, for instance `detect`; None for a stage of a whole run.
         beside: Names that may be there without a record.
 

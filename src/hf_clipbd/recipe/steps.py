@@ -18,10 +18,7 @@ class Training(NamedTuple):
     """One training of a run.
 
     Args:
-        stage: Its stage.
         name: The defence or objective.
-        trainer: What trains.
-        config: Its configuration.
         rows: Pairs it is given, where the world has as many as it is asked for; None where nobody has counted them.
     """
 
@@ -61,13 +58,7 @@ def trainings(config: RunConfig) -> Iterator[Training]:
 
 
 def defense_training(config: RunConfig, name: str, training: CLIPTrainingConfig) -> Training:
-    """Return the training of a defence on a run, which need not be among the run's own.
-
-    Args:
-        config: The run.
-        name: Key of `DEFENSES`.
-        training: The defence's configuration.
-    """
+    """Return the training of a defence on a run, which need not be among the run's own."""
     rows = config.world.n_defense
     if DEFENSES[name].trains_on == "poisoned":
         rows = config.world.n_train - round(getattr(training, "drop_share", 0.0) * config.world.n_train)
@@ -85,9 +76,6 @@ def training_stage_settings(
     """Return what the result of a training stage depends on beside its inputs and its seed; no data are read for it.
 
     Args:
-        config: The run.
-        training: The configuration of the training.
-        world: The run's data.
         stage: Its stage; the records of `clean` and `victim` say more than those of a defence.
     """
     own = {"clean": {"architecture": config.architecture}, "victim": {"objective": config.objective}}
@@ -102,11 +90,6 @@ def training_stage_settings(
 
 def steps_an_epoch(trainer: type[CLIPTrainer], config: CLIPTrainingConfig, rows: int) -> int:
     """Return the optimiser steps of one epoch.
-
-    Args:
-        trainer: The trainer, whose extra batches count.
-        config: Its configuration.
-        rows: Pairs it trains on.
 
     Raises:
         ValueError: If the rows are fewer than one batch or than the pairs drawn for extra batches.

@@ -3,7 +3,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ class Review:
     Args:
         remove: Share of the distinct pictures that is left out of the filtered dataset, with their copies, in (0, 1).
         shown: Groups and single rows on the page.
-        filtered: Write the filtered dataset.
 
     Raises:
         ValueError: If a number is out of range.
@@ -77,10 +76,6 @@ def write_review(
         whole: The same rows with all their columns.
         embeddings: `image`, `text` (n, D), where there are captions, and `picture` (n,) of the rows that can be read.
         scores: Score of every row by each detector, (N,), NaN where it cannot be read; the first one ranks and cuts.
-        review: How.
-        seed: Seed of the groups' reference.
-        folder: Where to write.
-        unreadable: Row number -> what is wrong with it.
         normalize: Scale embeddings to unit length, as the scores were computed.
     """
     detector, ranking = next(iter(scores.items()))
@@ -111,7 +106,10 @@ def write_review(
         "ranked_by": detector,
         "cut": {**asdict(cut), "excess": cut.excess},
         "n_removed": suspects.n_removed,
-        "groups": [_told(group.rows, group.nearby, group.caption, group.repeats) for group in groups[:20]],
+        "groups": [
+            {"rows": list(one.rows), "n_nearby": len(one.nearby), "caption": one.caption, "repeats": one.repeats}
+            for one in groups[:20]
+        ],
         "n_pictures_repeated": len(copies),
         "n_copies": sum(len(rows) - 1 for rows in copies),
         "copies": [{"n": len(rows), "rows": rows[:10]} for rows in copies[:20]],
@@ -131,10 +129,6 @@ def _listed(unreadable: Mapping[int, str]) -> dict[str, Any]:
     first = itertools.islice(unreadable.items(), LISTED)
     listed = [{"row": row, "problem": why} for row, why in first]
     return {"n_unreadable": len(unreadable), "unreadable": listed} if unreadable else {}
-
-
-def _told(rows: Sequence[int], nearby: Sequence[int], caption: str | None, repeats: int) -> dict[str, Any]:
-    return {"rows": list(rows), "n_nearby": len(nearby), "caption": caption, "repeats": repeats}
 
 
 def _scored(whole: datasets.Dataset, scores: np.ndarray) -> datasets.Dataset:

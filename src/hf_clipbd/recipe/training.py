@@ -3,15 +3,16 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 from accelerate import PartialState
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_clipbd.attacks import Attack, poison_dataset
@@ -19,56 +20,57 @@ from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
 from hf_clipbd.captions.lexicon import lexicon
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.defenses import OBJECTIVES
-from hf_clipbd.features import model_fingerprint
 from hf_clipbd.hub.adapters import ADAPTER
-from hf_clipbd.models import build_processor, load_dual_encoder, train_tokenizer
+from hf_clipbd.models import build_processor, train_tokenizer
 from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OpenCLIPModel
 from hf_clipbd.recipe.architecture import build_architecture, build_model
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.epochs import check_best_is_saved, epoch_evaluator, measured_otherwise
+from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.progress import EpochLines
+from hf_clipbd.recipe.readable import advising_runs
 from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, KEY_FILE, Outcome, Stage
 from hf_clipbd.recipe.steps import global_batch, training_stage_settings
 from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
-from hf_clipbd.recipe.world import World, data_fingerprint
+from hf_clipbd.recipe.world import Loader, World, clean_model
 from hf_clipbd.recipe.zero_shot import TRIGGER_FOLDER, load_trigger
-from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, RunRecord, write_json
+from hf_clipbd.schema import CAPTION, IMAGE, MANIFEST_FILE, PoisonManifest, RunRecord, write_json
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 from hf_clipbd.training.checks import check_places
 
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 POISONED_DATASET = "dataset"
 SAMPLES = "samples"
 
 
-def write_poison(
+def write_poisoned(
     pairs: datasets.Dataset,
-    attack: Attack,
-    count: int,
-    seed: int,
+    poisoned: datasets.Dataset,
+    manifest: PoisonManifest,
+    attacks: Mapping[str, tuple[Attack, list[int]]],
     n_samples: int,
     folder: Path,
-    selector: str | None = None,
-    rows: np.ndarray | None = None,
 ) -> Outcome:
-    """Poison `count` of the pairs and write the dataset, its manifest, the trigger and some samples into `folder`.
+    """Write a poisoned dataset, its manifest, its triggers and n samples of each into `folder`.
 
-    `rows` are those that `selector` takes, in its order, where it is not one that `poison_dataset` knows.
+    `attacks` are folder below that of the triggers -> trigger and the rows that it poisoned; "" where it is the only
+    one. `poisoned` has the rows of `pairs` in their order.
     """
-    poisoned, manifest = poison_dataset(
-        pairs, attack, count=count, seed=seed, selector=selector if rows is None else rows
-    )
-    manifest = manifest if rows is None else replace(manifest, selector=selector)
     manifest.save_pretrained(folder)
-    attack.save_pretrained(folder / TRIGGER_FOLDER)
     poisoned.save_to_disk(str(folder / POISONED_DATASET))
-    write_samples(pairs, poisoned, attack, manifest.indices, n_samples, folder / SAMPLES)
-    metrics = {"count": manifest.count, "n_rows": manifest.n_rows, "rate": manifest.count / manifest.n_rows}
-    outputs = {"manifest": MANIFEST_FILE, "trigger": TRIGGER_FOLDER, "dataset": POISONED_DATASET, "samples": SAMPLES}
-    return Outcome(metrics, outputs)
+    for name, (attack, rows) in attacks.items():
+        attack.save_pretrained(folder / TRIGGER_FOLDER / name)
+        write_samples(pairs, poisoned, attack, rows, n_samples, folder / SAMPLES / name)
+    return poison_outcome(manifest, SAMPLES)
+
+
+def poison_outcome(manifest: PoisonManifest, *more: str) -> Outcome:
+    """Return figures and outputs of a poisoned dataset, of which `more` are called as their folders."""
+    rate = manifest.count / max(manifest.n_rows, 1)
+    figures: dict[str, Any] = {"count": manifest.count, "n_rows": manifest.n_rows, "rate": rate}
+    figures |= {"skipped": len(manifest.skipped)} if manifest.skipped else {}
+    outputs = {"manifest": MANIFEST_FILE, "trigger": TRIGGER_FOLDER, "dataset": POISONED_DATASET}
+    return Outcome(figures, outputs | {name: name for name in more})
 
 
 def write_samples(
@@ -100,18 +102,23 @@ def poison_settings(config: RunConfig, attack: Attack, n_rows: int) -> dict[str,
 def poison(config: RunConfig, world: World | None = None) -> RunRecord:
     """Poison the run's pairs (stage `poison`) and return the record."""
     world = world or World(config)
-    attack, prepared = prepared_attack(config, world, lambda: clean_model(config, world))
+    attack, prepared = prepared_attack(config, world)
     settings, selector = poison_settings(config, attack, len(world.train)), config.poison.selector
     inputs = {"data": data_fingerprint(world.train), **prepared}
     load = None
     if selector in SURROGATE_SELECTORS:
         inputs["surrogate"], load = clean_model(config, world)
-    stage = Stage(config.output_dir, "poison", settings, config.seed, inputs, beside=CARDS)
+    stage = Stage(config.output_dir, "poison", settings, config.seed, inputs, CARDS)
 
     def work(folder: Path) -> Outcome:
-        rows = None if load is None else surrogate_rows(config, world, load)
-        counts = settings["count"], config.seed, settings["n_samples"]
-        made = write_poison(world.train, attack, *counts, folder, selector, rows)
+        pairs, rows = world.train, selector if load is None else surrogate_rows(config, world, load)
+        with advising_runs():
+            poisoned, manifest = poison_dataset(
+                pairs, attack, count=settings["count"], seed=config.seed, selector=rows
+            )
+        manifest = replace(manifest, selector=selector) if load is not None else manifest
+        attacks = {"": (attack, manifest.indices)}
+        made = write_poisoned(pairs, poisoned, manifest, attacks, settings["n_samples"], folder)
         return made._replace(metrics=made.metrics | world.left_out("train"))
 
     return stage.run_once(work, main_only=True)
@@ -142,7 +149,7 @@ def train_into(
     stage: Stage,
     trainer_class: type[CLIPTrainer],
     config: CLIPTrainingConfig,
-    load: "Callable[[], tuple[PreTrainedModel, Any]]",
+    load: Loader,
     pairs: Callable[[], datasets.Dataset],
     evaluator: Callable[[Any], Any],
     canvas: Canvas,
@@ -154,12 +161,8 @@ def train_into(
     Args:
         stage: The stage; its outputs are the model and its processor, its figures the history by epoch. What a
             tracker writes into the training's folder comes to lie beside them.
-        trainer_class: What trains.
         config: Its configuration; its output folder is set here, and stands at its default.
-        load: Gives the model to start from and its processor.
-        pairs: Gives the training pairs.
         evaluator: Given the processor, gives the measurement after each epoch, or None.
-        canvas: Geometry of the images.
         after: Given the trained model and its processor on every process, returns further figures for the record.
         keep_model: Whether the model stays; without it the record is all that is left.
 
@@ -227,6 +230,20 @@ def _kept(trainer: CLIPTrainer, trained: Any, processor: Any, folder: Path) -> d
     return {**outputs, "adapter": ADAPTER} if trainer.args.lora else outputs
 
 
+def training_stage(
+    config: RunConfig,
+    name: str,
+    training: CLIPTrainingConfig,
+    world: World,
+    inputs: Mapping[str, str],
+    beside: tuple[str, ...] = CARDS,
+) -> Stage:
+    """Return the stage of a run's training; `inputs` are what it reads beside the test images."""
+    settings = training_stage_settings(config, training, world, name)
+    read = {**inputs, "test": data_fingerprint(world.test)}
+    return Stage(config.output_dir, name, settings, training.seed, read, beside, measured_otherwise(settings))
+
+
 def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
     """Train a clean model, `CLIPResNetModel` or `CLIPModel`, and its tokenizer from scratch (stage `clean`).
 
@@ -240,27 +257,16 @@ def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
     world = world or World(config)
     architecture, tokenizer_options = build_architecture(config)
 
-    def build() -> "tuple[PreTrainedModel, Any]":
+    def build() -> tuple[PreTrainedModel, Any]:
         words = lexicon().words()  # what counterfactual captions may say beyond the data's own words
         tokenizer = train_tokenizer(chain(world.clean_pairs.with_format(None)[CAPTION], words), **tokenizer_options)
         model = build_model(architecture, tokenizer, config.clean.seed)
         return model, build_processor(tokenizer, config.world.size)
 
-    settings = training_stage_settings(config, config.clean, world, "clean")
-    inputs = {"data": data_fingerprint(world.clean_pairs), "test": data_fingerprint(world.test)}
-    stage = Stage(config.output_dir, "clean", settings, config.clean.seed, inputs, also=measured_otherwise(settings))
+    stage = training_stage(config, "clean", config.clean, world, {"data": data_fingerprint(world.clean_pairs)}, ())
     evaluator = epoch_evaluator(config, world, {}, config.clean)
     pairs, after = lambda: world.clean_pairs, lambda model, processor: world.left_out("clean")
     return train_into(stage, CLIPTrainer, config.clean, build, pairs, evaluator, world.canvas, after)
-
-
-def clean_model(config: RunConfig, world: World) -> "tuple[str, Callable[[], tuple[PreTrainedModel, Any]]]":
-    """Return the fingerprint of the run's clean model and a function that loads it with its processor."""
-    if config.clean is not None:
-        folder = config.output_dir / "clean"
-        return RunRecord.load(folder).key, lambda: load_dual_encoder(folder)
-    model, _ = world.clean_model()
-    return model_fingerprint(model), world.clean_model
 
 
 def poisoned_pairs(config: RunConfig) -> datasets.Dataset:
@@ -272,14 +278,8 @@ def train_victim(config: RunConfig, world: World | None = None) -> RunRecord:
     """Train the clean model on the poisoned pairs (stage `victim`) and return the record."""
     world = world or World(config)
     fingerprint, load = clean_model(config, world)
-    inputs = {
-        "poison": RunRecord.load(config.output_dir / "poison").key,
-        "clean": fingerprint,
-        "test": data_fingerprint(world.test),
-    }
-    settings = training_stage_settings(config, config.victim, world, "victim")
-    also = measured_otherwise(settings)
-    stage = Stage(config.output_dir, "victim", settings, config.victim.seed, inputs, CARDS, also)
+    inputs = {"poison": RunRecord.load(config.output_dir / "poison").key, "clean": fingerprint}
+    stage = training_stage(config, "victim", config.victim, world, inputs)
     evaluator = epoch_evaluator(config, world, load_trigger(config), config.victim)
     trainer = OBJECTIVES[config.objective].trainer
     return train_into(stage, trainer, config.victim, load, lambda: poisoned_pairs(config), evaluator, world.canvas)

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a surrogate is asked for before anything is poisoned: an optimised trigger, and which rows to poison."""
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from hf_clipbd.attacks import Attack, BadCLIP, target_captions
 from hf_clipbd.attacks.captions import names_target
 from hf_clipbd.attacks.select import ordered_rows
 from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS, order_rows, target_standing
-from hf_clipbd.features import model_fingerprint
-from hf_clipbd.models import load_dual_encoder
 from hf_clipbd.recipe.config import RunConfig
+from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.patch_options import PatchOptions, patch_options
 from hf_clipbd.recipe.place import model_device
 from hf_clipbd.recipe.stage import CHECKPOINTS, Outcome, Stage
-from hf_clipbd.recipe.world import World, build_attack, data_fingerprint
+from hf_clipbd.recipe.world import Loader, World, build_attack, clean_model, given_model
 from hf_clipbd.recipe.zero_shot import measure
 from hf_clipbd.schema import CAPTION, RunRecord, content_key
 
@@ -28,9 +26,6 @@ STAGE = "trigger"
 KEPT = "attack"
 CHECKPOINT_FILE = "patch.safetensors"
 
-Loader = Callable[[], tuple[Any, Any]]
-"""Gives a model and its processor."""
-
 
 def needs_surrogate(config: RunConfig) -> bool:
     """Return whether the run's poison depends on its clean model, which then has to be there first."""
@@ -38,24 +33,16 @@ def needs_surrogate(config: RunConfig) -> bool:
     return config.poison.selector in SURROGATE_SELECTORS or (options is not None and options.surrogate is None)
 
 
-def prepared_attack(
-    config: RunConfig, world: World, clean: Callable[[], tuple[str, Loader]]
-) -> tuple[Attack, dict[str, str]]:
+def prepared_attack(config: RunConfig, world: World) -> tuple[Attack, dict[str, str]]:
     """Return the attack that a run poisons with, its trigger optimised first where it has to be.
 
-    Args:
-        config: The run.
-        world: Its data.
-        clean: Gives fingerprint and loader of the run's clean model; called only where it is needed.
-
-    Returns:
-        The attack, and what the poisoned set depends on beside its parameters: name -> key.
+    And what the poisoned set depends on beside the attack's parameters: name -> key.
     """
     attack, options = build_attack(config), patch_options(config.attack)
     if options is None:
         own = attack.patch if isinstance(attack, BadCLIP) else None
         return attack, {} if own is None else {"patch": content_key(own.tolist())}
-    record = optimize_trigger(config, world, attack, options, clean)
+    record = optimize_trigger(config, world, attack, options)
     return optimized_attack(config, attack), {"trigger": record.key}
 
 
@@ -78,14 +65,12 @@ def trigger_settings(
     return (counted, common) if config.evaluate.include_target else (common, counted)
 
 
-def optimize_trigger(
-    config: RunConfig, world: World, start: BadCLIP, options: PatchOptions, clean: Callable[[], tuple[str, Loader]]
-) -> RunRecord:
+def optimize_trigger(config: RunConfig, world: World, start: BadCLIP, options: PatchOptions) -> RunRecord:
     """Optimise the patch of a run (stage `trigger`) and return the record; a stopped one goes on from its checkpoint.
 
     The record has the floor: the report of the surrogate itself on the run's labelled images, stamped.
     """
-    fingerprint, load = _surrogate(options, clean)
+    fingerprint, load = clean_model(config, world) if options.surrogate is None else given_model(options.surrogate)
     settings, also = trigger_settings(config, start, options, world)
     inputs = {
         "data": data_fingerprint(world.train),
@@ -112,13 +97,6 @@ def optimize_trigger(
         return Outcome({"patch": attack.record, "report": report.to_dict()}, {"attack": KEPT})
 
     return stage.run_once(work)
-
-
-def _surrogate(options: PatchOptions, clean: Callable[[], tuple[str, Loader]]) -> tuple[str, Loader]:
-    if options.surrogate is None:
-        return clean()
-    model, processor = load_dual_encoder(options.surrogate)
-    return model_fingerprint(model), lambda: (model, processor)
 
 
 def _optimized(

@@ -32,10 +32,8 @@ class Verified:
     """A recorded figure beside the same one measured again.
 
     Args:
-        model: Name of the model in its run.
         figure: For instance `BA@1`.
         recorded: By the record of a run or the card of a published model, in [0, 1].
-        measured: In [0, 1].
     """
 
     model: str

@@ -1,14 +1,16 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""What a run works on: pairs to poison, clean pairs to defend with, labelled images to measure on, a clean model."""
+"""What a run works on: pairs to poison, clean pairs to defend with, labelled images to measure on, models."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+from transformers import PreTrainedModel
 
 from hf_clipbd import scenes
 from hf_clipbd.attacks import ATTACKS, Attack
@@ -23,29 +25,21 @@ from hf_clipbd.data.sources import (
     split_rows,
 )
 from hf_clipbd.evaluation.protocol import class_names_of
+from hf_clipbd.features import model_fingerprint
 from hf_clipbd.models import load_dual_encoder
-from hf_clipbd.recipe.config import RunConfig, WorldConfig
-from hf_clipbd.recipe.fingerprints import by_content, data_fingerprint
+from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.patch_options import patch_options
 from hf_clipbd.recipe.readable import without_unreadable
 from hf_clipbd.recipe.sections import ConfigError, call_with, check_names
 from hf_clipbd.recipe.world_rows import read_labelled, read_pairs
-from hf_clipbd.schema import LABEL, reachable
+from hf_clipbd.schema import LABEL, RunRecord, reachable
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-__all__ = ["VALIDATION_SEED", "World", "build_attack", "by_content", "canvas_of", "data_fingerprint"]
-
+Loader = Callable[[], tuple[PreTrainedModel, Any]]
+"""Gives a model and its processor."""
 SCENES_A_WORKER = 1000
 VALIDATION_SEED = 1_000_000
 """Added to a world's seed, gives the seed of its validation scenes."""
-
-
-def canvas_of(world: WorldConfig) -> Canvas:
-    """Return the geometry that every image of a run is put on."""
-    return Canvas(world.size, world.canvas)
 
 
 def build_attack(config: RunConfig) -> Attack:
@@ -61,11 +55,10 @@ def build_attack(config: RunConfig) -> Attack:
     check_names([name], ATTACKS, "`attack.name`")
     if config.world.kind == "scenes":
         check_names([values["target"]], scenes.CLASS_NAMES, "`attack.target`")
-    cls = ATTACKS[name]
     patch_options(config.attack)
     values.pop("optimize", None)
-    given = {"seed": config.seed, "canvas": canvas_of(config.world), **values}
-    return call_with(cls, given, "attack")
+    canvas = Canvas(config.world.size, config.world.canvas)
+    return call_with(ATTACKS[name], {"seed": config.seed, "canvas": canvas, **values}, "attack")
 
 
 @contextmanager
@@ -87,9 +80,6 @@ class World:
     With `world.on_error` `skip` the rows that cannot be read are left out when they are chosen, so that there are as
     many fewer; see `without_unreadable`.
 
-    Args:
-        config: The run.
-
     Attributes:
         unreadable: What was read with `skip` (`train`, `defense`, `test`, ...) -> row of its split -> why it was left
             out.
@@ -103,7 +93,7 @@ class World:
     @property
     def canvas(self) -> Canvas:
         """Geometry of every image."""
-        return canvas_of(self.world)
+        return Canvas(self.world.size, self.world.canvas)
 
     @cached_property
     def train(self) -> datasets.Dataset:
@@ -121,7 +111,7 @@ class World:
         world = self.world
         if self._rendered:
             return self._scenes("test", world.n_test)
-        (chosen,) = split_rows(np.zeros(len(self._labelled)), [min(world.n_test, len(self._labelled))], self.seed)
+        (chosen,) = self._drawn(self._labelled, min(world.n_test, len(self._labelled)))
         return self._read("test", self._labelled, chosen)
 
     def validation(self, n: int) -> datasets.Dataset:
@@ -132,8 +122,8 @@ class World:
         """
         if self._rendered:
             return self._scenes("test", n, seed=self.seed + VALIDATION_SEED)
-        sizes = [min(self.world.n_test, len(self._labelled)), n]
-        return self._read("validation", self._labelled, split_rows(np.zeros(len(self._labelled)), sizes, self.seed)[1])
+        _, chosen = self._drawn(self._labelled, min(self.world.n_test, len(self._labelled)), n)
+        return self._read("validation", self._labelled, chosen)
 
     @cached_property
     def _labelled(self) -> datasets.Dataset:
@@ -146,8 +136,7 @@ class World:
         n = self.world.n_clean
         if self._rendered:
             return self._scenes("train", n or self.world.n_train, frequencies="balanced")
-        rows = self._captioned
-        return self._read("clean", rows, None if n is None else split_rows(np.zeros(len(rows)), [n], self.seed)[0])
+        return self._read("clean", self._captioned, None if n is None else self._drawn(self._captioned, n)[0])
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -175,7 +164,7 @@ class World:
         """Zero-shot prompts; None stands for OpenAI's 80."""
         return self.world.prompts or (list(scenes.PROMPTS) if self._rendered else None)
 
-    def clean_model(self) -> "tuple[PreTrainedModel, Any]":
+    def clean_model(self) -> tuple[PreTrainedModel, Any]:
         """Return the clean model and its processor, where the run does not train them itself."""
         if self.world.clean_model == "scenes":
             return scenes.load_clean_clip()
@@ -220,8 +209,7 @@ class World:
         world = self.world
         if world.kind == "captioned" and world.defense_split is not None:
             train, defense = self._captioned, read_pairs(world, world.defense_split)
-            first = split_rows(np.zeros(len(train)), [world.n_train], self.seed)[0]
-            second = split_rows(np.zeros(len(defense)), [world.n_defense], self.seed)[0]
+            first, second = self._drawn(train, world.n_train)[0], self._drawn(defense, world.n_defense)[0]
             return self._read("train", train, first), self._read("defense", defense, second)
         rare, labels = None, np.zeros(len(self._captioned), dtype=int)
         if world.kind == "labelled":
@@ -229,6 +217,10 @@ class World:
         sizes = [world.n_train, world.n_defense]
         first, second = split_rows(labels, sizes, self.seed, rare, world.target_share)
         return self._read("train", self._captioned, first), self._read("defense", self._captioned, second)
+
+    def _drawn(self, rows: datasets.Dataset, *sizes: int) -> list[np.ndarray]:
+        """Return the numbers of random rows, disjoint and so many each."""
+        return split_rows(np.zeros(len(rows)), list(sizes), self.seed)
 
     def _rare_label(self) -> int:
         names = class_names_of(self._labels, LABEL)
@@ -241,3 +233,27 @@ class World:
             return rows if chosen is None else rows.select(chosen)
         kept, self.unreadable[what] = without_unreadable(rows, chosen, self.canvas, self.config.output_dir, what)
         return kept
+
+
+def clean_model(config: RunConfig, world: World) -> tuple[str, Loader]:
+    """Return key or fingerprint of the run's clean model and what loads it."""
+    if config.clean is not None:
+        return trained_model(config.output_dir / "clean")
+    model, _ = world.clean_model()
+    return model_fingerprint(model), world.clean_model
+
+
+def trained_model(folder: Path) -> tuple[str, Loader]:
+    """Return the key of the stage that trained a model in its folder, and what loads it."""
+    return RunRecord.load(folder).key, lambda: load_dual_encoder(folder)
+
+
+def given_model(source: str) -> tuple[str, Loader]:
+    """Return the fingerprint of a model in a folder or on the Hub, and what gives it."""
+    model, processor = load_dual_encoder(source)
+    return model_fingerprint(model), lambda: (model, processor)
+
+
+def stage_of(model: str) -> str:
+    """Return the stage that trains a model of a run: `clean`, `victim` or `defend/NAME`."""
+    return model if model in ("clean", "victim") else f"defend/{model}"

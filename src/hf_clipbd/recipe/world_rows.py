@@ -52,8 +52,6 @@ def read_labelled(world: WorldConfig, split: str, tests: bool) -> datasets.Datas
     """Return a split of the world's labelled images, (image, label), label a `ClassLabel`.
 
     Args:
-        world: The section.
-        split: Which split.
         tests: Whether they are those of the evaluation, which may lie at `world.test_path`, and not those that pairs
             are made of.
 
@@ -77,11 +75,6 @@ def read_labelled(world: WorldConfig, split: str, tests: bool) -> datasets.Datas
 
 def look_at_labelled(world: WorldConfig, split: str, tests: bool) -> list[str] | None:
     """Return the class names of what `read_labelled` reads, None where only reading it all, or the Hub, tells them.
-
-    Args:
-        world: As there.
-        split: As there.
-        tests: As there.
 
     Raises:
         FileNotFoundError: As `read_labelled`.

@@ -27,15 +27,7 @@ def load_trigger(config: RunConfig) -> dict[str, Attack]:
 def measure(
     config: RunConfig, world: World, model: Any, processor: Any, triggers: Mapping[str, Attack] | None = None
 ) -> EvalReport:
-    """Return the zero-shot report of one model on the run's labelled images and trigger.
-
-    Args:
-        config: The run.
-        world: Its data.
-        model: The model.
-        processor: Its processor.
-        triggers: Triggers by name; that of the run's poisoned data by default.
-    """
+    """Return the zero-shot report of a model on the run's labelled images with its trigger, or with other ones."""
     triggers = load_trigger(config) if triggers is None else triggers
     return evaluate_zero_shot(
         model.to(model_device()), processor, world.test, triggers, ks=world.ks, **_protocol(config, world)
@@ -45,15 +37,7 @@ def measure(
 def evaluator(
     config: RunConfig, world: World, processor: Any, images: datasets.Dataset, triggers: Mapping[str, Attack]
 ) -> ZeroShotEvaluator:
-    """Return what measures a model between the epochs of its training, in the way in which `measure` does.
-
-    Args:
-        config: The run.
-        world: Its data.
-        processor: The model's processor.
-        images: Labelled images.
-        triggers: Triggers by name.
-    """
+    """Return what measures a model between the epochs of its training, in the way in which `measure` does."""
     ks = reachable(EPOCH_KS, len(world.class_names))
     return ZeroShotEvaluator(processor, images, triggers, ks=ks, **_protocol(config, world))
 
