@@ -268,6 +268,11 @@ def test_wrong_input_is_named():
     features[77, 2] = np.nan
     with pytest.raises(ValueError, match="row 77"):
         slof(features, Reference.of(features[:70]))
+    features[77] = 1e20  # its squares are infinite in float32
+    with pytest.raises(ValueError, match="features of lengths under 4.6e[+]18.*row 77 has .*e[+]20. Divide all rows"):
+        slof(features, Reference.of(features[:70]))
+    features[77] = 1e18  # one long row among short ones is scaled like any other
+    assert np.isfinite(slof(features, Reference.of(features[:70]))).all()
 
 
 def planted(n=12_000, rate=0.001, d=48, seed=0):

@@ -251,6 +251,9 @@ def test_what_is_aligned_with_a_reference_is_checked(given):
         unread[[17, 25], 3] = np.nan  # 25 is none of the reference's 20 rows
         with pytest.raises(ValueError, match=f"finite `{name}`, but row 17"):
             search(features, reference, 4, **spaces, **{**of_reference, name: unread})
+        unread[[17, 25], 3] = 1e20  # squared it is infinite in float32
+        with pytest.raises(ValueError, match=f"`{name}` of lengths under.*but row 17 has 1.0e[+]20. Divide"):
+            search(features, reference, 4, **spaces, **{**of_reference, name: unread})
         with pytest.raises(ValueError, match=f"`{name}` of 7 dimensions.*but got 6"):
             search(features, reference, 4, **spaces, **{**of_reference, name: whole[:, :6]})
 

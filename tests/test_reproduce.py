@@ -331,7 +331,7 @@ def test_cells_are_resumed_shared_measured_and_cleaned_up(clean, tmp_path, monke
 
     measured = made(measures={"sketch": {"style": "sketch", "n_test": 70}}, only="badnets/*")
     assert not finished(measured.chosen[0])
-    assert "Measured besides: sketch" in run_reproduction(measured) and finished(measured.chosen[0])
+    assert "Measured besides: Sketches" in run_reproduction(measured) and finished(measured.chosen[0])
     report = RunRecord.load(one / "measured" / "sketch" / "ft").metrics["report"]
     assert report["ba"]["1"]["n"] == 70 and "badnets" in report["triggers"]
     assert trained == {path: path.stat().st_mtime_ns for path in trained}

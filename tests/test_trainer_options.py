@@ -7,7 +7,8 @@ import json
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, training_args
+from transformers.integrations import integration_utils
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_clipbd.data.canvas import Canvas
@@ -16,6 +17,7 @@ from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.sections import ConfigError, parse_section
 from hf_clipbd.recipe.world import World
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
+from hf_clipbd.training import checks
 from hf_clipbd.training.adapters import add_adapters
 from hf_clipbd.training.settings import training_settings
 
@@ -41,6 +43,36 @@ def test_what_the_loop_cannot_follow_is_refused(option, says):
         CLIPTrainingConfig(use_cpu=True, **option)
     with pytest.raises(ConfigError, match=says):
         parse_section(CLIPTrainingConfig, {"use_cpu": "true", **option}, "victim")
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("bf16", "a GPU that computes in bf16 beside `bf16`, but .*set `use_cpu`"),
+        ("bf16_full_eval", "a GPU that computes in bf16 beside `bf16_full_eval`, but .*set `use_cpu`"),
+        ("fp16", "bf16 or float32 on a CPU, but got fp16"),
+    ],
+)
+def test_half_precision_is_refused_where_no_gpu_has_it(option, says, monkeypatch):
+    for module in (checks, training_args):
+        monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda args: torch.device("cpu")))
+    with pytest.raises(ConfigError, match=f"`victim`: Expected {says}"):
+        parse_section(CLIPTrainingConfig, {option: "true"}, "victim")
+
+
+@pytest.mark.parametrize(
+    ("tracker", "says"), [("trackio", "Run `pip install trackio`"), ("trackoi", "is not supported, only .*trackio")]
+)
+def test_a_tracker_that_cannot_be_told_is_refused(tracker, says, monkeypatch):
+    monkeypatch.setattr(integration_utils, "is_trackio_available", lambda: False)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    for asked in (tracker, [tracker], ["tensorboard", tracker]):
+        with pytest.raises(ConfigError, match=f"installed trackers in `report_to`, but got '{tracker}': .*{says}"):
+            parse_section(CLIPTrainingConfig, {"use_cpu": True, "report_to": asked}, "victim")
+    for asked, told in (("none", []), ("tensorboard", ["tensorboard"])):
+        assert parse_section(CLIPTrainingConfig, {"use_cpu": True, "report_to": asked}, "").report_to == told
+        assert CLIPTrainingConfig(use_cpu=True, report_to=asked).report_to == told
 
 
 def test_fp16_of_the_launcher_is_refused_on_a_cpu(tiny_model, tiny_processor, tiny_pairs, tmp_path, monkeypatch):

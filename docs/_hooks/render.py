@@ -43,7 +43,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def results() -> str:
-    """Return RESULTS.md without its title: figures from the site, other files of the repository by their path alone."""
+    """Return RESULTS.md without its title: figures from the site, other files of the repository by their path."""
 
     def link(found: re.Match) -> str:
         picture, text, path = found.groups()

@@ -8,24 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_clipbd.cli import finished
 from hf_clipbd.cli.console import Console
-from hf_clipbd.cli.finished import CARD, COMPARE, CONVERT, PUSH, REPORT, VERIFY
 from hf_clipbd.cli.jobs import run_job
 
 
 if TYPE_CHECKING:
-    from hf_clipbd.recipe.single import Data
+    from hf_clipbd.recipe.own_data import Data
 
 logger = logging.getLogger(__name__)
 
 
-def _console(options: argparse.Namespace) -> Console:
-    return Console(options.quiet, options.json)
-
-
 def _run(options: argparse.Namespace, extra: list[str]) -> int:
-    after = options.arguments[options.arguments.index("run") + 1 :]
-    return run_job([argument for argument in after if argument != "--traceback"])
+    return run_job([argument for argument in options.parser.given if argument != "--traceback"])
 
 
 def data_of(options: argparse.Namespace, source: str, default_split: str) -> "Data":
@@ -36,7 +31,7 @@ def data_of(options: argparse.Namespace, source: str, default_split: str) -> "Da
         source: Where the rows come from.
         default_split: Their split where the arguments name none.
     """
-    from hf_clipbd.recipe.single import Data
+    from hf_clipbd.recipe.own_data import Data
 
     return Data(
         source,
@@ -78,7 +73,7 @@ def flags_of(options: argparse.Namespace, extra: list[str], example: str, keys: 
 
 
 def _poison(options: argparse.Namespace, extra: list[str]) -> int:
-    console = _console(options)
+    console = Console.of(options)
     with console.working():
         from hf_clipbd.cli.results import after_poison, record_values
         from hf_clipbd.recipe.own_data import Data
@@ -125,16 +120,17 @@ def check_measured(flags: Mapping[str, Any], options: argparse.Namespace) -> Non
 
 
 def _train_with(options: argparse.Namespace, extra: list[str], defense: str, model: str, source: str) -> int:
-    console = _console(options)
+    console = Console.of(options)
     with console.working():
         from dataclasses import fields
 
         from hf_clipbd.cli.plans import count_rows, plan_training, show_plan
         from hf_clipbd.cli.results import after_training, record_values
         from hf_clipbd.defenses import DEFENSES
+        from hf_clipbd.recipe.own_data import Data
         from hf_clipbd.recipe.sections import ConfigError, check_names, parse_section
         from hf_clipbd.recipe.shown import record_lines
-        from hf_clipbd.recipe.single import Data, Probe, train_model
+        from hf_clipbd.recipe.single import Probe, train_model
         from hf_clipbd.recipe.steps import training_steps
         from hf_clipbd.training.checks import check_places
 
@@ -188,7 +184,7 @@ def _defend(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, extra: list[str]) -> int:
-    console = _console(options)
+    console = Console.of(options)
     with console.working():
         from dataclasses import replace
 
@@ -235,15 +231,14 @@ def _default_detector(options: argparse.Namespace, data: "Data") -> str:
 
 
 def _detect(options: argparse.Namespace, extra: list[str]) -> int:
-    console = _console(options)
+    console = Console.of(options)
     with console.working():
-        from accelerate import PartialState
-
         from hf_clipbd.cli.results import after_detect, record_values
         from hf_clipbd.detection import DETECTORS
         from hf_clipbd.recipe.basis import Basis, check_search
         from hf_clipbd.recipe.embeddings import default_cache
         from hf_clipbd.recipe.options import DetectConfig
+        from hf_clipbd.recipe.place import process_state
         from hf_clipbd.recipe.sections import check_names
         from hf_clipbd.recipe.shown import record_lines
         from hf_clipbd.recipe.single import detect_in
@@ -269,7 +264,7 @@ def _detect(options: argparse.Namespace, extra: list[str]) -> int:
             record = detect_in(options.model, options.second, data, chosen, review, cache, options.out, basis)
     if options.dry_run:
         return show_plan(console, plan)
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return 0
     cut = record.metrics["cut"]
     lines = [
@@ -290,11 +285,11 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": _train,
     "defend": _defend,
     "evaluate": _evaluate,
-    "convert": CONVERT,
-    "compare": COMPARE,
+    "convert": finished.convert,
+    "compare": finished.compare,
     "detect": _detect,
-    "report": REPORT,
-    "card": CARD,
-    "push": PUSH,
-    "verify": VERIFY,
+    "report": finished.report,
+    "card": finished.card,
+    "push": finished.push,
+    "verify": finished.verify,
 }

@@ -5,12 +5,13 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
-from hf_clipbd.cli.parser import Listed, build_parser
+from hf_clipbd.cli.parser import Lines, Listed, build_parser
 
 
-OK, DIFFERS, WRONG, STOPPED = 0, 1, 2, 130
-"""Exit statuses: done; a verification found a difference; usage, input, data or files are wrong; stopped by Ctrl-C."""
+OK, WRONG, STOPPED = 0, 2, 130
+"""Exit statuses: done; usage, input, data or files are wrong; stopped by Ctrl-C. 1 is that of `verify` alone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, extra = parser.parse_known_args(arguments)
     except Listed as asked:
-        lines = asked.lines
-        return _guarded("hf-clipbd", lambda: _print_lines(lines), False)
-    options.parser.check_extra(extra, arguments)
-    options.arguments = arguments
+        return _guarded("hf-clipbd", partial(_print_lines, asked.lines), False)
+    options.parser.check_extra(extra)
     from hf_clipbd.cli.actions import ACTIONS
 
     name = f"hf-clipbd {options.command}"
@@ -90,7 +89,7 @@ def _guarded(name: str, act: Callable[[], int], traceback: bool, flags: Collecti
         return STOPPED
 
 
-def _print_lines(lines: Callable[[], Sequence[str]]) -> int:
+def _print_lines(lines: Lines) -> int:
     print("\n".join(lines()))
     return OK
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """How much a command says and in which form: for people, the result alone (`--quiet`), for programs (`--json`)."""
 
+import argparse
 import io
 import json
 import logging
@@ -50,6 +51,11 @@ class Console:
 
     quiet: bool = False
     json: bool = False
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Console":
+        """Return the console that a command's arguments ask for."""
+        return cls(options.quiet, options.json)
 
     @contextmanager
     def working(self) -> Iterator[None]:

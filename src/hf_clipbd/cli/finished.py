@@ -8,7 +8,7 @@ from hf_clipbd.cli.console import Console
 
 def convert(options: argparse.Namespace, extra: list[str]) -> int:
     """Convert a checkpoint, say what it is, and return 0."""
-    console = Console(options.quiet, options.json)
+    console = Console.of(options)
     with console.working():
         from hf_clipbd.models.convert import convert_file
 
@@ -23,7 +23,7 @@ def compare(options: argparse.Namespace, extra: list[str]) -> int:
     """Print the table of some evaluations and return 0; as JSON its rows, with rates in [0, 1]."""
     from hf_clipbd.recipe.assess import compare_records
 
-    console = Console(options.quiet, options.json)
+    console = Console.of(options)
     chosen = (options.names, options.baseline, options.ks)
     if not options.json:
         print(compare_records(options.records, *chosen, options.format, options.plot), end="")
@@ -50,7 +50,7 @@ def report(options: argparse.Namespace, extra: list[str]) -> int:
 
     path = write_report(options.run)
     lines = [comparison_table(options.run), f"written to {path}"]
-    Console(options.quiet, options.json).show(lines, {"report": path})
+    Console.of(options).show(lines, {"report": path})
     return 0
 
 
@@ -59,7 +59,7 @@ def card(options: argparse.Namespace, extra: list[str]) -> int:
     from hf_clipbd.hub import write_cards
 
     paths = list(write_cards(options.run))
-    console = Console(options.quiet, options.json)
+    console = Console.of(options)
     following = [f"hf-clipbd push {options.run} --repo_id OWNER/NAME"]
     console.show([f"written to {path}" for path in paths], {"cards": list(map(str, paths))}, following)
     return 0
@@ -73,17 +73,17 @@ def push(options: argparse.Namespace, extra: list[str]) -> int:
     if options.dry_run:
         from hf_clipbd.cli.plan_push import show_push
 
-        return show_push(Console(options.quiet, options.json), plan_push(*chosen, base=options.base))
+        return show_push(Console.of(options), plan_push(*chosen, base=options.base))
     address = push_run(*chosen, base=options.base)
     values = {"what": options.what, "repo_id": options.repo_id, "address": address}
     following = [] if options.what == "poison" else [f"hf-clipbd verify {options.repo_id}"]
-    Console(options.quiet, options.json).show([f"{options.what} is at {address}"], values, following)
+    Console.of(options).show([f"{options.what} is at {address}"], values, following)
     return 0
 
 
 def verify(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure again, print each figure beside the recorded one, and return 1 if one differs, else 0."""
-    console = Console(options.quiet, options.json)
+    console = Console.of(options)
     values, lines = [], [f"{'model':14} {'figure':20} {'recorded':>9} {'measured':>9}"]
     with console.working():
         from hf_clipbd.recipe.verify import verify as measured_again
@@ -95,6 +95,3 @@ def verify(options: argparse.Namespace, extra: list[str]) -> int:
             values.append({**vars(one), "agrees": agrees})
     console.show(lines, values)
     return 0 if all(one["agrees"] for one in values) else 1
-
-
-CONVERT, COMPARE, REPORT, CARD, PUSH, VERIFY = convert, compare, report, card, push, verify

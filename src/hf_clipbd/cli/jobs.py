@@ -9,7 +9,8 @@ from hf_clipbd.cli.console import Console, take_modes
 
 
 if TYPE_CHECKING:
-    from hf_clipbd.recipe import GridConfig, RunConfig
+    from hf_clipbd.cli.plans import Planned
+    from hf_clipbd.recipe import RunConfig
 
 
 def _configured(arguments: Sequence[str], default: Path | None) -> "tuple[Console, RunConfig, bool]":
@@ -82,37 +83,33 @@ def run_grid(arguments: Sequence[str], default: Path | None = None) -> int:
         grid = load_grid(rest, default)
         table = "" if modes["dry_run"] else run_cells(grid)
     if modes["dry_run"]:
-        return _show_plan_of_grid(console, grid)
+        from hf_clipbd.cli.plan_grid import plan_grid
+
+        return _show_plan(console, plan_grid(grid))
     if _is_main():
         path = Path(grid.options.output_dir) / "table.md"
         console.show([f"\n{table}", f"written to {path}"], {"table": str(path), "cells": [c.name for c in grid.cells]})
     return 0
 
 
-def _show_plan_of_grid(console: Console, grid: "GridConfig") -> int:
-    from hf_clipbd.cli.plan_grid import plan_grid
-    from hf_clipbd.cli.plans import show_plan
-
-    planned = plan_grid(grid)
-    if _is_main():
-        show_plan(console, planned)
-    return 0
-
-
 def _is_main() -> bool:
-    from accelerate import PartialState
+    from hf_clipbd.recipe.place import process_state
 
-    return PartialState().is_main_process
+    return process_state().is_main_process
 
 
 def _plan(console: Console, config: "RunConfig", stage: str | None = None) -> int:
     from hf_clipbd.cli.plan_run import plan_run
-    from hf_clipbd.cli.plans import show_plan
 
     stages = [one for one in plan_run(config) if stage is None or one.name.split("/")[0] == stage]
-    if _is_main():
-        show_plan(console, stages)
-    return 0
+    return _show_plan(console, stages)
+
+
+def _show_plan(console: Console, planned: "list[Planned]") -> int:
+    """Show a plan on the main process, and return 0."""
+    from hf_clipbd.cli.plans import show_plan
+
+    return show_plan(console, planned) if _is_main() else 0
 
 
 def _show_run(console: Console, config: "RunConfig", table: str) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""What the `--list_...` flags show: trainings, defences and detectors with their options."""
+"""What the `--list_...` flags show: attacks, trainings, defences and detectors with their options."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,6 +8,13 @@ from typing import Any
 
 OFTEN_SET = ("num_train_epochs", "bf16", "dataloader_num_workers", "gradient_accumulation_steps", "report_to")
 """Keys of transformers' own that trainings of this kind are mostly given."""
+
+
+def attack_lines() -> Iterator[str]:
+    """Yield each attack with its options and presets."""
+    from hf_clipbd.recipe import poisoning
+
+    return poisoning.attack_lines()
 
 
 def training_lines() -> Iterator[str]:

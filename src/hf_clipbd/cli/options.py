@@ -2,35 +2,12 @@
 """The options of each subcommand, in groups."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+from hf_clipbd.cli.lists import attack_lines, defense_lines, detector_lines, training_lines
 from hf_clipbd.cli.parser import CommandParser, Listing
 from hf_clipbd.cli.texts import DATA, MODEL
-
-
-def _attacks() -> Sequence[str]:
-    from hf_clipbd.recipe.poisoning import attack_lines
-
-    return list(attack_lines())
-
-
-def _defenses() -> Sequence[str]:
-    from hf_clipbd.cli.lists import defense_lines
-
-    return list(defense_lines())
-
-
-def _training() -> Sequence[str]:
-    from hf_clipbd.cli.lists import training_lines
-
-    return list(training_lines())
-
-
-def _detectors() -> Sequence[str]:
-    from hf_clipbd.cli.lists import detector_lines
-
-    return list(detector_lines())
 
 
 def _run(run: CommandParser) -> None:
@@ -46,7 +23,7 @@ def _poison(poison: CommandParser) -> None:
     attack.add_argument("--attack.KEY", dest="_", metavar="VALUE", help="option of the attack; see --list_attacks")
     attack.add_argument("--preset", metavar="NAME", help="the attack as a paper or its public code has it")
     attack.add_argument(
-        "--list_attacks", action=Listing, lines=_attacks, help="show attacks, their options and presets, and stop"
+        "--list_attacks", action=Listing, lines=attack_lines, help="show attacks, their options and presets, and stop"
     )
     attack.add_argument("--target", metavar="NAME", help="class the trigger is to lead to (default of scenes: banana)")
     attack.add_argument(
@@ -104,7 +81,7 @@ def _train(train: CommandParser) -> None:
     )
     _streaming(training)
     training.add_argument("--KEY", dest="_", metavar="VALUE", help="key of the configuration; see --list_options")
-    training.add_argument("--list_options", action=Listing, lines=_training, help="show these keys, and stop")
+    training.add_argument("--list_options", action=Listing, lines=training_lines, help="show these keys, and stop")
     _measured(train)
 
 
@@ -117,7 +94,7 @@ def _defend(defend: CommandParser) -> None:
     _streaming(training)
     training.add_argument("--KEY", dest="_", metavar="VALUE", help="key of the defence's configuration")
     training.add_argument(
-        "--list_defenses", action=Listing, lines=_defenses, help="show defences and their keys, and stop"
+        "--list_defenses", action=Listing, lines=defense_lines, help="show defences and their keys, and stop"
     )
     _measured(defend)
 
@@ -182,7 +159,7 @@ def _detect(detect: CommandParser) -> None:
         help="the first ranks and filters (default: conditional_sparsity, with --second combined; of pictures alone "
         "multi_scale, with --second disagreement)",
     )
-    search.add_argument("--list_detectors", action=Listing, lines=_detectors, help="show detectors, and stop")
+    search.add_argument("--list_detectors", action=Listing, lines=detector_lines, help="show detectors, and stop")
     search.add_argument(
         "--second",
         help=f"another encoder to compare with, one that never saw the data: {MODEL}; or mirrored, --model itself on "

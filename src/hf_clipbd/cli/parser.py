@@ -5,13 +5,14 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from hf_clipbd import __version__
 from hf_clipbd.cli.texts import DESCRIPTION, EPILOG, GROUPS, TEXTS
 
 
-Lines = Callable[[], Sequence[str]]
+Lines = Callable[[], Iterable[str]]
 TAKES_FLAGS = ("run", "poison", "train", "defend")
 """Subcommands whose further flags are keys of a configuration."""
 PLANNED = ("run", "poison", "train", "defend", "detect", "push")
@@ -46,7 +47,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
     given: Sequence[str] = ()
-    """The command line that is parsed."""
+    """The arguments that are parsed: of a subcommand those after its name."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse what is known, as `argparse` does."""
@@ -80,7 +81,7 @@ class CommandParser(argparse.ArgumentParser):
         known = (option for action in self._actions for option in action.option_strings if option.startswith("--"))
         return {option.removeprefix("--").replace("-", "_"): option for option in known}
 
-    def check_extra(self, extra: Sequence[str], arguments: Sequence[str] = ()) -> None:
+    def check_extra(self, extra: Sequence[str]) -> None:
         """Leave with status 2 where arguments are left over that are no keys of a configuration.
 
         `--key value` ahead of the first positional argument is wrong usage too: nobody but the configuration knows
@@ -88,23 +89,21 @@ class CommandParser(argparse.ArgumentParser):
 
         Args:
             extra: What is left over.
-            arguments: The whole command line.
         """
-        if extra and self.prog.split()[-1] in TAKES_FLAGS:
-            self._check_order(arguments)
-            return
         if not extra:
+            return
+        if self.prog.split()[-1] in TAKES_FLAGS:
+            self._check_order()
             return
         known = [option for action in self._actions for option in action.option_strings]
         close = difflib.get_close_matches(extra[0].split("=")[0], known, n=1)
         hint = f"; did you mean `{close[0]}`?" if close else ""
         self.error(f"unknown arguments: {' '.join(extra)}{hint}")
 
-    def _check_order(self, arguments: Sequence[str]) -> None:
-        command = self.prog.split()[-1]
-        waiting = iter(arguments[arguments.index(command) + 1 :] if command in arguments else ())
+    def _check_order(self) -> None:
+        waiting = iter(self.given)
         takers = {option: action for action in self._actions for option in action.option_strings}
-        first = next((action.metavar or action.dest for action in self._actions if not action.option_strings), "")
+        first = next(action.metavar or action.dest for action in self._actions if not action.option_strings)
         for argument in waiting:
             name = argument.split("=")[0]
             if not argument.startswith("--"):
@@ -132,7 +131,9 @@ def build_parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_version(), help="show the version and stop")
+    parser.add_argument(
+        "--version", action="version", version=f"hf-clipbd {__version__}", help="show the version and stop"
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="hf-clipbd"
@@ -143,12 +144,6 @@ def build_parser() -> CommandParser:
             ADD[name](command)
             _add_output(command, name)
     return parser
-
-
-def _version() -> str:
-    from hf_clipbd import __version__
-
-    return f"hf-clipbd {__version__}"
 
 
 def _command(commands: Any, name: str) -> CommandParser:

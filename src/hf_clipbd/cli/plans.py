@@ -2,7 +2,7 @@
 """`--dry_run`: what a command would do, told from its configuration and from records, with nothing read but these."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hf_clipbd.attacks import Share
     from hf_clipbd.recipe.basis import Basis
     from hf_clipbd.recipe.options import DetectConfig
-    from hf_clipbd.recipe.single import Data, Probe
+    from hf_clipbd.recipe.own_data import Data
+    from hf_clipbd.recipe.single import Probe
     from hf_clipbd.recipe.suspects import Review
     from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
 
@@ -102,7 +103,7 @@ def count_rows(data: "Data") -> int | None:
     import datasets
     import pyarrow.parquet
 
-    from hf_clipbd.recipe.single import SCENES
+    from hf_clipbd.recipe.own_data import SCENES
     from hf_clipbd.recipe.training import POISONED_DATASET
     from hf_clipbd.schema import MANIFEST_FILE
 
@@ -151,8 +152,8 @@ def plan_training(
     probe: "Probe | None" = None,
 ) -> list[Planned]:
     """Return the plan of `hf-clipbd train` and `defend`."""
-    from hf_clipbd.recipe.config import training_settings
     from hf_clipbd.recipe.steps import global_batch, training_line, training_steps
+    from hf_clipbd.training.settings import training_settings
 
     rows, before = None if streaming else count_rows(data), _recorded(out)
     expected = {
@@ -184,7 +185,7 @@ def _measured(probe: "Probe", before: Mapping[str, Any]) -> dict[str, Any]:
 
     Of data on the Hub, which is not asked, the split `test` may have been their only one under another name.
     """
-    from hf_clipbd.recipe.single import SCENES
+    from hf_clipbd.recipe.own_data import SCENES
 
     measured = {**asdict(probe), "triggers": list(probe.triggers)}
     then = (before.get("measured") or {}).get("data") or {}
@@ -220,9 +221,8 @@ def plan_detect(data: "Data", options: "DetectConfig", review: "Review", basis: 
     return [Planned("detect", state, out, rows, about="; ".join(filter(None, [about, why])))]
 
 
-def plan_lines(plan: Iterable[Planned]) -> list[str]:
+def plan_lines(plan: Sequence[Planned]) -> list[str]:
     """Return a plan as a table."""
-    plan = list(plan)
     cells = [["stage", "state", "rows", "steps", "folder", ""]]
     for one in plan:
         counts = ["" if n is None else f"{n:,}" for n in (one.rows, one.steps)]
@@ -236,8 +236,7 @@ def plan_lines(plan: Iterable[Planned]) -> list[str]:
     return [*(line.rstrip() for line in lines), "", f"{done} of {len(plan)} finished. {NOTE}"]
 
 
-def show_plan(console: Console, plan: Iterable[Planned]) -> int:
+def show_plan(console: Console, plan: Sequence[Planned]) -> int:
     """Show a plan and return 0."""
-    plan = list(plan)
     console.show(plan_lines(plan), [{**asdict(one), "folder": str(one.folder)} for one in plan])
     return 0

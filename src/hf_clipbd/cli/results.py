@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_clipbd.attacks import ATTACKS
 from hf_clipbd.attacks.folder import ATTACK_FILE
-from hf_clipbd.recipe.training import TRIGGER_FOLDER
+from hf_clipbd.recipe.zero_shot import TRIGGER_FOLDER
 from hf_clipbd.schema import RunRecord
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hf_clipbd.detection.reference import Reference
-from hf_clipbd.detection.rows import matrix
+from hf_clipbd.detection.rows import check_rows, matrix
 
 
 def aligned_with(reference: Reference, features: Any, given: Any, of_reference: Any, name: str) -> np.ndarray:
@@ -33,8 +33,5 @@ def aligned_with(reference: Reference, features: Any, given: Any, of_reference: 
     found, wide = drawn_from[reference.rows].astype(np.float32), matrix(given).shape[1]
     if found.shape[1] != wide:
         raise ValueError(f"Expected `{called}` of {wide} dimensions, as `{name}` has, but got {found.shape[1]}.")
-    finite = np.isfinite(found).all(axis=1)
-    if not finite.all():
-        bad = reference.rows[finite.argmin()]
-        raise ValueError(f"Expected finite `{called}`, but row {bad} holds NaN or infinity.")
+    check_rows(found, f"`{called}`", reference.rows)
     return found

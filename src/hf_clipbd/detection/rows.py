@@ -2,7 +2,7 @@
 """Features read block by block and checked, and which of their rows are copies of each other."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -11,6 +11,8 @@ import torch
 
 
 Item = TypeVar("Item")
+ROOM = 16
+"""By how much the largest number exceeds what a squared length may be: distances from the mean, and sums of two."""
 
 
 def matrix(features: Any) -> np.ndarray:
@@ -32,7 +34,7 @@ def matrix(features: Any) -> np.ndarray:
 def row_blocks(
     features: Any, size: int = 1024, first: int = 0, dtype: type[np.floating] = np.float32
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield (rows, float32 copy of them), `size` rows at a time; raises `ValueError` on NaN or infinity.
+    """Yield (rows, float32 copy of them), `size` rows at a time; raises `ValueError` as `check_rows`.
 
     Args:
         features: (N, D); only a block of a memory map is read at a time.
@@ -44,10 +46,29 @@ def row_blocks(
     for start in range(0, len(features), size):
         rows = slice(start, min(start + size, len(features)))
         block = np.ascontiguousarray(features[rows], dtype=dtype) + dtype(0)  # -0.0 becomes 0.0
-        if not np.isfinite(block).all():
-            bad = first + start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-            raise ValueError(f"Expected finite features, but row {bad} holds NaN or infinity.")
+        check_rows(block, "features", range(first + start, first + rows.stop))
         yield rows, block
+
+
+def check_rows(block: np.ndarray, name: str, numbers: Sequence[int] | np.ndarray) -> None:
+    """Raise `ValueError` for a row with NaN or infinity, or so long that squares of distances overflow.
+
+    Args:
+        block: (B, D).
+        name: What the rows are called in the message.
+        numbers: The number of each row in it, (B,).
+    """
+    squared, limit = np.einsum("ij,ij->i", block, block), np.finfo(block.dtype).max / ROOM
+    fine = squared < limit  # not where a value is NaN or infinite
+    if fine.all():
+        return
+    row = int(fine.argmin())
+    if not np.isfinite(block[row]).all():
+        raise ValueError(f"Expected finite {name}, but row {numbers[row]} holds NaN or infinity.")
+    raise ValueError(
+        f"Expected {name} of lengths under {limit**0.5:.1e}, since {block.dtype} holds no larger squares, but row "
+        f"{numbers[row]} has {np.linalg.norm(block[row].astype(np.longdouble)):.1e}. Divide all rows by one number."
+    )
 
 
 def silent(n: int) -> bool | None:

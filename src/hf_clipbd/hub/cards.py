@@ -3,6 +3,7 @@
 
 import os
 import shutil
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +241,8 @@ def _size_category(n: int) -> str:
         >>> _size_category(16000)
         '10K<n<100K'
     """
-    bounds = [(1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"), (10_000_000, "10M")]
-    below = "n<1K"
-    for (low, name), (high, next_name) in zip(bounds, [*bounds[1:], (float("inf"), "")], strict=True):
-        if low <= n < high:
-            below = f"{name}<n<{next_name}" if next_name else f"n>{name}"
-    return below
+    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "n>10M")
+    return names[bisect([10**3, 10**4, 10**5, 10**6, 10**7], n)]
 
 
 def write_cards(run_folder: str | os.PathLike) -> list[Path]:

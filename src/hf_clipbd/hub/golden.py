@@ -41,15 +41,15 @@ def render_golden(run_folder: str | os.PathLike, folder: str | os.PathLike) -> l
     return paths
 
 
-def public_config(run: RunFolder) -> dict[str, Any]:
-    """Return a run's configuration without folders of this machine."""
+def public_config(run: RunFolder) -> str:
+    """Return a run's configuration as YAML, without folders of this machine."""
     config = public({name: value for name, value in run.config.items() if name != "output_dir"})
     world = config["world"]
     for key in SOURCES:
         name = run.config["world"].get(key)
         if name and "/" in name and not run_hub_id(run, name):
             world[key] = f"…/{Path(name).name}"
-    return config
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def copy_records(run_folder: str | os.PathLike, folder: str | os.PathLike) -> Path:
@@ -75,8 +75,7 @@ def copy_records(run_folder: str | os.PathLike, folder: str | os.PathLike) -> Pa
         write_json(folder / stage / "config.json", {"model_type": model_type})
     manifest = json.loads((run.path / "poison" / MANIFEST_FILE).read_text(encoding="utf-8"))
     write_json(folder / "poison" / MANIFEST_FILE, public(manifest))
-    config = yaml.safe_dump(public_config(run), sort_keys=False, allow_unicode=True)
-    (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(public_config(run), encoding="utf-8")
     if run.hub_sources is not None:
         write_json(folder / SOURCES_FILE, sorted(run.hub_sources))
     first = run.samples()[0]

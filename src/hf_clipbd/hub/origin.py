@@ -29,7 +29,7 @@ def hub_id(name: str | None) -> str | None:
         >>> hub_id("openai/clip-vit-base-patch32"), hub_id("/models/clip"), hub_id("scenes")
         ('openai/clip-vit-base-patch32', None, None)
     """
-    return name if name and _HUB_ID.fullmatch(name) and not Path(name).exists() else None
+    return name if hub_form(name) and not Path(name).exists() else None
 
 
 def hub_sources(world: Mapping[str, Any], earlier: RunFolder | None = None) -> list[str]:
@@ -100,7 +100,7 @@ class Origin:
         sources = [world["path"], world["test_path"]]
         known = [run_hub_id(run, name) for name in sources]
         datasets = [] if rendered else list(dict.fromkeys(one for one in known if one))
-        data, test = (_plain(run, name, "local files") for name in (sources[0], sources[1] or sources[0]))
+        data, test = (_plain(run, name) for name in (sources[0], sources[1] or sources[0]))
         return cls(
             base_model=run_hub_id(run, world["clean_model"]),
             model=_run_model_words(run, world["clean_model"]),
@@ -129,9 +129,9 @@ def is_own_model(clean_model: str, rendered: bool = False) -> bool:
     return shipped or (clean_model == "train" and rendered)
 
 
-def _plain(run: RunFolder, name: Any, default: str) -> str:
+def _plain(run: RunFolder, name: Any) -> str:
     """Return a Hub id as it is and a local path as its last name."""
-    return run_hub_id(run, name) or last_name(name, default)
+    return run_hub_id(run, name) or last_name(name, "local files")
 
 
 def last_name(name: Any, default: str) -> str:
@@ -153,9 +153,8 @@ def model_words(clean_model: str, on_hub: str | None) -> str:
         clean_model: `scenes`, `train`, a folder or a Hub id.
         on_hub: The same where it is a Hub id, else None.
     """
-    shipped = "the small clean CLIP that ships with hf_clipbd (`hf_clipbd.scenes.load_clean_clip()`)"
     if is_own_model(clean_model):
-        return shipped
+        return "the small clean CLIP that ships with hf_clipbd (`hf_clipbd.scenes.load_clean_clip()`)"
     if clean_model == "train":
         return "a clean CLIP trained from scratch in the same run"
     if on_hub:

@@ -4,7 +4,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from huggingface_hub import get_token
 
@@ -91,15 +90,12 @@ def plan_push(
         title=card.data.pretty_name if what == "poison" else card.data.model_name,
         says=_opening(card.text),
         tags=tuple(card.data.tags),
-        files=parts | {name: len(one) if isinstance(one, bytes) else _size(one) for name, one in files.items()},
+        files=parts
+        | {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in files.items()},
         estimated=tuple(parts),
         base=base,
         has_token=known is not None,
     )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _opening(text: str) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def check_no_token(files: Mapping[str, Path | bytes], token: str | None = None) 
     for name, one in files.items():
         if not name.endswith(TEXTS):
             continue
-        data = one if isinstance(one, bytes) else Path(one).read_bytes()
+        data = one if isinstance(one, bytes) else one.read_bytes()
         text = data.decode("utf-8", errors="replace")
         if TOKEN.search(text) or (token and token in text):
             raise ValueError(

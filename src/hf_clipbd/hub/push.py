@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
 from hf_clipbd.data.path_rows import check_files, names_files
@@ -70,8 +69,7 @@ def _records(run: RunFolder, what: str) -> Files:
         model = what.removeprefix("defend/")
         stages += dict.fromkeys(["victim", what, "evaluate/clean", "evaluate/victim", f"evaluate/{model}"])
     files: Files = {f"records/{stage}.json": json_bytes(public(vars(run.record(stage)))) for stage in stages}
-    config = yaml.safe_dump(public_config(run), sort_keys=False, allow_unicode=True)
-    return {**files, f"records/{CONFIG_FILE}": config.encode()}
+    return {**files, f"records/{CONFIG_FILE}": public_config(run).encode()}
 
 
 def model_files(folder: Path, others: Iterable[str] = ()) -> Files:

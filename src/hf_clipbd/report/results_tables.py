@@ -7,18 +7,51 @@ from statistics import fmean
 from hf_clipbd.report.results_cells import NOT_RUN, Cells, spread
 from hf_clipbd.schema import TOP_K
 from hf_clipbd.tables import markdown
-from hf_clipbd.templates import method, percent
+from hf_clipbd.templates import described_methods, method, percent
 
 
 VICTIM_KS = (1, 5, 10)
 """Top k of the victims' figures in the table of triggers."""
 SCANNED = ("auroc", "flagged", "false_alarms")
 """Figures of a scan, in the order of its table."""
+VARIANTS = {
+    "frequent": "frequent target",
+    "natural": "natural captions",
+    "mmcl_ssl": "victim with in-modal terms",
+}
+"""What follows a method in the name of an entry, in words; anything else is read as it is written."""
+MEASURES = {
+    "scan_clean": "Scanned against clean images",
+    "scan_poisoned": "Scanned against the poisoned training set",
+    "probe_scenes": "Linear probe on scenes",
+    "probe_sketch": "Linear probe on sketches",
+    "probe_night": "Linear probe on scenes at night",
+    "probe_cifar10": "Linear probe on CIFAR-10",
+    "sketch": "Sketches",
+    "night": "Scenes at night",
+}
+"""Headings of further measurements; others are their own."""
 
 
 def label(name: str) -> str:
-    """Return the heading of an attack or model; an entry such as `badnets_sketch` is its own."""
-    return method(name)["label"]
+    """Return the heading of an attack or model; of an entry `METHOD_VARIANT` the method's, and what is different.
+
+    Example:
+        >>> label("badnets"), label("badnets_frequent"), label("badnets_large_patch"), label("mine")
+        ('BadNets', 'BadNets, frequent target', 'BadNets, large patch', 'mine')
+    """
+    known, start = described_methods(), name
+    while start and start not in known:
+        start = start.rpartition("_")[0]
+    if start in ("", name):
+        return method(name)["label"]
+    variant = name.removeprefix(f"{start}_")
+    return f"{method(start)['label']}, {VARIANTS.get(variant, variant.replace('_', ' '))}"
+
+
+def measure_heading(name: str) -> str:
+    """Return the heading of a further measurement."""
+    return MEASURES.get(name, name)
 
 
 def pair(ba: Sequence[float], asr: Sequence[float]) -> str:
@@ -196,7 +229,7 @@ def sections(cells: Cells, models: Sequence[str]) -> Iterator[str]:
         yield "AUROC in percent, mean (lowest to highest) over the seeds."
         yield found
     for measure in cells.measures():
-        yield f"Measured besides: {measure}"
+        yield f"Measured besides: {measure_heading(measure)}"
         yield measured_table(cells, measure, models)
     yield from attack_sections(cells, models)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from hf_clipbd.training.checks import check_options
+from hf_clipbd.training.checks import check_bf16, check_options
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class ScaleArguments(TrainingArguments):
 
         ddp_timeout: Seconds that processes wait for one that works alone; a day here, since an optimised trigger or a
             large poisoned set takes hours.
+        report_to: Trackers that transformers knows and that are installed, one or a list; none by default.
         hub_strategy: Only `end`: what `push_to_hub` sends is measured first, and a checkpoint is not.
         hub_private_repo: Whether the repository that `push_to_hub` makes is private; it is unless this is false.
         allow_backdoored: Let `push_to_hub` send a model that was trained on pairs marked as poisoned.
@@ -91,6 +92,9 @@ class ScaleArguments(TrainingArguments):
         default=None, metadata={"help": "Evaluations without a better BA@1 after which the training stops."}
     )
 
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Trackers that are told; `all` for every one that is installed."}
+    )
     hub_strategy: str = field(default="end", metadata={"help": "When `push_to_hub` pushes; only at the end."})
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Whether a repository made by `push_to_hub` is private."}
@@ -123,6 +127,7 @@ class ScaleArguments(TrainingArguments):
             )
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # transformers has False beside activation checkpointing
+        check_bf16(self)
         super().__post_init__()
         check_options(self)
         if self.n_gpu > 1:  # `nn.DataParallel`, which knows neither autocast nor the negatives of the global batch

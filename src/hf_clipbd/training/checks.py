@@ -5,6 +5,9 @@ import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+
 from hf_clipbd.training.chunks import batch_norms
 
 
@@ -40,6 +43,16 @@ _NO_FP16 = (
 )
 
 
+def check_bf16(args: "ScaleArguments") -> None:
+    """Raise `ValueError` where bf16 is asked for that transformers would refuse: there is no GPU that has it."""
+    asked = next((name for name in ("bf16", "bf16_full_eval") if getattr(args, name)), None)
+    if asked and not (args.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+        raise ValueError(
+            f"Expected a GPU that computes in bf16 beside `{asked}`, but this machine has none. Leave it out, or set "
+            "`use_cpu`, which trains in bf16 on the CPU."
+        )
+
+
 def check_options(args: "ScaleArguments") -> None:
     """Raise `ValueError` for an option of transformers that this loop cannot follow, or a training of no steps."""
     _check_default(args, REFUSED)
@@ -47,13 +60,26 @@ def check_options(args: "ScaleArguments") -> None:
         raise ValueError(
             f"Expected `num_train_epochs` above 0, or `max_steps` of at least 1, but got {args.num_train_epochs:g}."
         )
-    if args.fp16 and args.use_cpu:
+    if args.fp16 and args.device.type == "cpu":
         raise ValueError(_NO_FP16)
     if args.accelerator_config.split_batches:
         raise ValueError(
             "Expected `split_batches` of `accelerator_config` to be false, but got true: batches are those of one "
             "process already, and would be cut once more. Lower `per_device_train_batch_size` instead."
         )
+    _check_trackers(args.report_to)
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Raise `ValueError`, in transformers' words, for a tracker that it does not know or that cannot be used here."""
+    for name in sorted({*names} - {*get_available_reporting_integrations()}):
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"Expected installed trackers in `report_to`, but got {name!r}: {error} Or leave `report_to` out."
+            ) from None
 
 
 def check_places(args: "ScaleArguments") -> None:
