@@ -72,7 +72,9 @@ def test_every_requirement_is_pinned_at_or_above_its_lower_bound(setup):
 
 def test_every_pin_takes_the_first_python_that_the_package_takes(setup):
     least = setup["options"]["python_requires"].removeprefix(">=") + ".0"
-    asked = {one.metadata["Name"]: one.metadata["Requires-Python"] for one in distributions()}
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [one for one in distributions() if f"{one.name}=={one.version}" in pins]
+    asked = {one.name: one.metadata["Requires-Python"] for one in pinned}
     assert {name: needs for name, needs in asked.items() if needs and least not in SpecifierSet(needs)} == {}
 
 
@@ -82,6 +84,7 @@ def test_constraints_name_no_machine():
 
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")  # as pyproject.toml asks; pip gets it for itself
     source = tmp_path / "source"
     source.mkdir()
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):

@@ -243,7 +243,7 @@ def products_at(queries: Tensor, points: Tensor, columns: Tensor) -> Tensor:
         near = points[columns.flatten()].view(rows, w, -1)
         return near.mul_(queries[:, None]).sum(2)  # no matrix product, which a GPU may round to TF32
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks are implicitly)")
         pattern = torch.sparse_csr_tensor(
             torch.arange(0, rows * w + 1, w),
             columns.flatten(),

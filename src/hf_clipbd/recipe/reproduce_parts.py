@@ -15,6 +15,7 @@ from hf_clipbd.report.results_tables import (
     measure_heading,
     measured_table,
     overview,
+    retrained_table,
     triggers_table,
 )
 
@@ -114,6 +115,11 @@ def _detection(shown: Shown) -> Parts:
         yield ranked
 
 
+def _retrained(shown: Shown) -> Parts:
+    yield "The clean model trained again on the poisoned set without the rows that look worst. Rates in percent."
+    yield retrained_table(shown.cells)
+
+
 def _triggers(shown: Shown) -> Parts:
     yield "PSNR in dB and SSIM of the stamped pictures; BA and ASR of the victim; floor: ASR of the clean model."
     yield triggers_table(shown.cells)
@@ -145,6 +151,7 @@ PARTS: dict[str, Callable[[Shown], Parts]] = {
     "overview": _overview,
     "curves": _curves,
     "detection": _detection,
+    "retrained": _retrained,
     "triggers": _triggers,
     "measured": _measured,
     "attacks": lambda shown: attack_sections(shown.cells, shown.models),

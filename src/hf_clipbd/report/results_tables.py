@@ -105,6 +105,30 @@ def detection_ranking_table(cells: Cells) -> str | None:
     return _by_detector(cells, lambda one, key: pair(precision[one].get(key, []), recall[one].get(key, [])))
 
 
+def retrained_table(cells: Cells) -> str:
+    """Return what became of training again without the most suspicious rows (`RetrainConfig`): a row an attack.
+
+    The AUROC is that of the detector which the rows were dropped by, the first of the search.
+    """
+    rows = []
+    for attack in cells.attacks:
+        dropped = [one.metrics for one in cells.records(attack, "defend/retrain") if "dropped" in one.metrics]
+        if not dropped:
+            continue
+        detector = next(iter(cells.detectors(attack)))
+        found = [one["poisoned_dropped"] for one in dropped]
+        present = [one["poisoned_dropped"] + one["poisoned_kept"] for one in dropped]
+        rates = [(cells.asr(attack, model, k)) for k in (1, 10) for model in ("victim", "retrain", "clean")]
+        shown = [
+            label(detector[0]),
+            spread(cells.detectors(attack)[detector]),
+            f"{fmean(found):.0f} of {fmean(present):.0f}",
+        ]
+        rows.append([label(attack), *shown, *map(spread, rates), str(len(dropped))])
+    asked = [f"ASR@{k} {model}" for k in (1, 10) for model in ("victim", "trained again", "clean")]
+    return markdown(["attack", "detector", "AUROC", "poison dropped", *asked, "seeds"], rows, text_columns=2)
+
+
 def _by_detector(cells: Cells, shown: Callable[[str, tuple[str, str]], str]) -> str | None:
     """Return what `shown` says of an attack and a (detector, rate): the rate of the training first."""
     keys = list(dict.fromkeys(key for attack in cells.attacks for key in cells.detectors(attack)))
