@@ -34,8 +34,8 @@ def multi_scale(
     units of what is usual (`Levels`): a group that is sparse as a whole stands out from rows that are so by chance,
     and a row that lies alone, which no backdoor is, counts for less.
     No neighbour's density is divided by, so a group beside a dense concept, in a set with much sparser ones, is
-    missed: that is SLOF's case. Poison towards a frequent target is missed too, and poisoned rows that the model did
-    not learn: see `conditional_sparsity` and `disagreement`.
+    missed: that is SLOF's case. Poison towards a frequent target may be missed too, and poisoned rows that the
+    model did not learn: see `conditional_sparsity` and `disagreement`.
 
     Args:
         features: (N, D).
