@@ -75,6 +75,7 @@ def test_every_pin_takes_the_first_python_that_the_package_takes(setup):
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = [one for one in distributions() if f"{one.name}=={one.version}" in pins]
     asked = {one.name: one.metadata["Requires-Python"] for one in pinned}
+    assert asked
     assert {name: needs for name, needs in asked.items() if needs and least not in SpecifierSet(needs)} == {}
 
 
