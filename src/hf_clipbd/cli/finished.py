@@ -21,27 +21,13 @@ def convert(options: argparse.Namespace, extra: list[str]) -> int:
 
 def compare(options: argparse.Namespace, extra: list[str]) -> int:
     """Print the table of some evaluations and return 0; as JSON its rows, with rates in [0, 1]."""
+    from hf_clipbd.evaluation.comparison import flat, render
     from hf_clipbd.recipe.assess import compare_records
 
     console = Console.of(options)
-    chosen = (options.names, options.baseline, options.ks)
-    if not options.json:
-        print(compare_records(options.records, *chosen, options.format, options.plot), end="")
-        return 0
-    import csv
-    import io
-
-    rows = csv.DictReader(io.StringIO(compare_records(options.records, *chosen, "csv", options.plot)))
-    console.show([], [{name: _number(name, value) for name, value in row.items()} for row in rows])
+    rows = compare_records(options.records, options.names, options.baseline, options.ks, options.plot)
+    console.show([render(rows, options.format).rstrip("\n")], [flat(row) for row in rows])
     return 0
-
-
-def _number(name: str, text: str) -> str | float | int | None:
-    if name in ("model", "trigger"):
-        return text
-    if not text:
-        return None
-    return int(text) if name == "k" or name.endswith("_n") else float(text)
 
 
 def report(options: argparse.Namespace, extra: list[str]) -> int:

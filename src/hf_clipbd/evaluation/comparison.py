@@ -157,14 +157,20 @@ def _latex(header: list[str], cells: list[list[str]]) -> str:
 
 def _csv(rows: Sequence[ComparisonRow]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    names = ("ba", "asr", "ra")
-    writer.writerow(
-        ["model", "trigger", "k", *(f"{n}{end}" for n in names for end in ("", "_low", "_high", "_n")), "der"]
-    )
-    for row in rows:
-        values: list[Any] = [row.model, row.trigger, row.k]
-        for rate in (row.ba, row.asr, row.ra):
-            values += ["", "", "", ""] if rate is None else [rate.value, *rate.interval(), rate.n]
-        writer.writerow([*values, "" if row.der is None else row.der])
+    values = [flat(row) for row in rows]
+    writer = csv.DictWriter(out, list(values[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(values)
     return out.getvalue()
+
+
+def flat(row: ComparisonRow) -> dict[str, str | int | float | None]:
+    """Return a row of the table as a program reads it: each rate with the bounds of its interval and its n.
+
+    Shares are in [0, 1]; None stands where there is no trigger or no baseline.
+    """
+    values: dict[str, str | int | float | None] = {"model": row.model, "trigger": row.trigger, "k": row.k}
+    for name, rate in (("ba", row.ba), ("asr", row.asr), ("ra", row.ra)):
+        figures = (None,) * 4 if rate is None else (rate.value, *rate.interval(), rate.n)
+        values |= zip((name, f"{name}_low", f"{name}_high", f"{name}_n"), figures, strict=True)
+    return {**values, "der": row.der}

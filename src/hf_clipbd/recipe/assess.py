@@ -13,7 +13,7 @@ import datasets
 
 from hf_clipbd.data.sources import find_column, pick_columns
 from hf_clipbd.evaluation import evaluate_retrieval, evaluate_zero_shot, linear_probe, load_benchmark
-from hf_clipbd.evaluation.comparison import Format, compare, read_report, render
+from hf_clipbd.evaluation.comparison import ComparisonRow, compare, read_report
 from hf_clipbd.evaluation.labelled import (
     LabelledImages,
     is_benchmark,
@@ -248,10 +248,9 @@ def compare_records(
     names: Sequence[str] | None = None,
     baseline: str | None = None,
     ks: Sequence[int] | None = None,
-    format: Format = "terminal",
     plot: Path | None = None,
-) -> str:
-    """Return the table of any number of evaluations, and draw it where `plot` names a picture.
+) -> list[ComparisonRow]:
+    """Return the rows of the table of any number of evaluations, and draw it where `plot` names a picture.
 
     Args:
         paths: Records, folders that hold one, or bare reports.
@@ -269,7 +268,7 @@ def compare_records(
     rows = compare(reports, baseline, ks)
     if plot is not None:
         plot_comparison(rows, plot)
-    return render(rows, format)
+    return rows
 
 
 def _report_at(path: Path) -> EvalReport:
