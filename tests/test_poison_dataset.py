@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from datasets.fingerprint import Hasher
 
-from hf_clipbd.attacks import ATTACKS, BadNets, Blended, PoisonTransform, poison_dataset, poison_stream
+from hf_clipbd.attacks import ATTACKS, SIG, BadNets, Blended, PoisonTransform, poison_dataset, poison_stream
 from hf_clipbd.attacks import transform as transforming
 from hf_clipbd.attacks.pictures import read_picture
 from hf_clipbd.attacks.select import draw, ordered_rows, source_fingerprint, uniform
@@ -763,3 +763,33 @@ def test_formats(source, kind):
     for batched in (False, True):
         with pytest.raises(TypeError, match=r"with_format\(None\)"):
             source.with_format(kind).map(POISON, batched=batched)
+
+
+def test_clean_rows_that_were_joined_to_poisoned_ones_are_clean(source):
+    half = len(source) // 2
+    first, _ = poison_dataset(source.select(range(half)), BadNets(), count=3)
+    joined = datasets.concatenate_datasets([first, source.select(range(half, len(source)))])
+    assert joined["is_poisoned"][-1] is None
+    taken = {row for row in range(half) if joined["is_poisoned"][row]}
+    _, manifest = poison_dataset(joined, SIG(target="banana"), count=len(source) - 3, selector="random")
+    assert set(manifest.indices) == set(range(len(source))) - taken
+    few, manifest = poison_dataset(joined, SIG(target="banana"), count=2)
+    assert few.column_names == joined.column_names and few.features == joined.features
+    assert sum(few["is_poisoned"]) == 5 and few["source_index"][half:] == list(range(half, len(source)))
+    assert few["trigger"][:].count("") == len(source) - 5
+
+
+def test_mapping_over_rows_that_were_joined_to_poisoned_ones_leaves_no_gaps(source):
+    half = len(source) // 2
+    first, _ = poison_dataset(source.select(range(half)), BadNets(), count=3)
+    joined = datasets.concatenate_datasets([first, source.select(range(half, len(source)))])
+    mapped = joined.map(PoisonTransform(SIG(target="banana"), rate=0.1), with_indices=True)
+    assert None not in mapped["is_poisoned"] and None not in mapped["trigger"]
+    assert mapped["source_index"][half:] == list(range(half, len(source)))
+
+
+def test_a_manifest_of_rows_in_another_order_is_refused(source):
+    mapped = source.map(POISON)
+    assert POISON.manifest(mapped, source).count == sum(mapped["is_poisoned"])
+    with pytest.raises(ValueError, match="in the order of the source"):
+        POISON.manifest(mapped.shuffle(seed=1), source)

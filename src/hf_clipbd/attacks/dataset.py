@@ -99,7 +99,7 @@ def lay(shares: Mapping[str, Share], dataset: datasets.Dataset, seed: int, optio
     taken = np.zeros(len(plain), dtype=bool)
     if IS_POISONED in plain.column_names:
         taken |= np.asarray(plain[IS_POISONED], dtype=bool)
-        taken |= np.asarray(plain[TRIGGER]) != ""  # covers
+        taken |= np.fromiter((bool(name) for name in plain[TRIGGER]), bool, len(plain))  # covers; none where joined
     changed = taken.copy()
     untouched = plain.select(np.flatnonzero(~changed)) if changed.any() else plain
     _check_enough(plain, shares, counts, seed, options, taken.copy())
@@ -235,6 +235,8 @@ def _plain(dataset: datasets.Dataset, attacks: Sequence[Attack], options: Option
 def _with_provenance(base: datasets.Dataset) -> datasets.Dataset:
     """Return the dataset with the three columns of provenance, those of an earlier poisoning kept.
 
+    Where rows without them were joined to poisoned ones, 🤗 Datasets leaves gaps; these rows are clean.
+
     They are added to the rows that lie behind a selection, which copies no picture; where it has a row twice, whose
     two copies have numbers of their own, the selection is written out.
     """
@@ -249,4 +251,9 @@ def _with_provenance(base: datasets.Dataset) -> datasets.Dataset:
     for name, values in ((IS_POISONED, np.zeros(n, dtype=bool)), (SOURCE_INDEX, source), (TRIGGER, [""] * n)):
         if name not in base.column_names:
             whole = whole.add_column(name, values, feature=PROVENANCE[name])
+        elif whole.data.column(name).null_count:
+            known = whole[name][:]
+            filled = [own if one is None else one for one, own in zip(known, values, strict=True)]
+            names = whole.column_names
+            whole = whole.remove_columns(name).add_column(name, filled, feature=PROVENANCE[name]).select_columns(names)
     return whole if numbers is None else whole.select(numbers)

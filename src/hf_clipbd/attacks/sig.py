@@ -66,19 +66,19 @@ class SIG(Attack):
         steps = _steps(levels.shape[1], self.delta, self.frequency)
         if self.weight != 1 or steps is None or type(self).stamp is not SIG.stamp:
             return super().stamp_levels(levels, rng)
-        up, down = steps
-        stamped = np.minimum(levels, 255 - up)
-        stamped += up
-        np.maximum(stamped, down, out=stamped)
-        stamped -= down
+        lowest, highest, step = steps
+        stamped = np.maximum(levels, lowest)
+        np.minimum(stamped, highest, out=stamped)
+        stamped += step
         return stamped
 
 
 @lru_cache(maxsize=16)
-def _steps(width: int, delta: float, frequency: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the wave in whole levels, what it adds and what it takes away, each (1, W, 3) uint8.
+def _steps(width: int, delta: float, frequency: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return the lowest and highest level that the wave does not clip, and the wave in whole levels modulo 256.
 
-    None where adding whole levels is not the formula to the last bit, which is tried for every level and column.
+    Each is (1, W, 3) uint8. None where adding whole levels is not the formula to the last bit, which is tried for
+    every level and column.
     """
     wave = _wave(width, delta, frequency)
     steps = np.rint(wave * 255).astype(np.int64)
@@ -86,7 +86,7 @@ def _steps(width: int, delta: float, frequency: float) -> tuple[np.ndarray, np.n
     plain = np.rint(np.clip(np.divide(levels, 255, dtype=np.float32) + wave, 0, 1) * np.float32(255))
     if not np.array_equal(plain, np.clip(levels + steps, 0, 255)):
         return None
-    return np.maximum(steps, 0).astype(np.uint8), np.maximum(-steps, 0).astype(np.uint8)
+    return tuple(one.astype(np.uint8) for one in (np.maximum(-steps, 0), np.minimum(255 - steps, 255), steps % 256))
 
 
 @lru_cache(maxsize=16)

@@ -2,14 +2,13 @@
 """Poisoning as a function to map over a dataset: the same rows however, in whatever order, and wherever it is run."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
 
 from hf_clipbd import __version__
 from hf_clipbd.attacks.base import Attack, cover_name
@@ -160,10 +159,10 @@ class PoisonTransform:
         known = [UNKNOWN_INDEX] * rows.n
         if index is not None:
             known = [int(one) for one in index] if isinstance(index, Sequence) else [int(index)] * rows.n
-        values: dict[str, Any] = {
-            column: list(rows.values(column)) if column in rows.columns else default
-            for column, default in ((IS_POISONED, [False] * rows.n), (SOURCE_INDEX, known), (TRIGGER, [""] * rows.n))
-        }
+        values: dict[str, Any] = {}
+        for column, clean in ((IS_POISONED, [False] * rows.n), (SOURCE_INDEX, known), (TRIGGER, [""] * rows.n)):
+            told = rows.values(column) if column in rows.columns else clean
+            values[column] = [own if one is None else one for one, own in zip(told, clean, strict=True)]
         if {self._name, cover_name(self._name)} & set(values[TRIGGER]):
             _warn_of_one_name(self._name)
         images, captions, keys = {}, {}, rows.keys(self.key_column)
@@ -208,33 +207,28 @@ class PoisonTransform:
         Raises:
             ValueError: If it cannot be poisoned, or read to know whether it is drawn.
         """
-        caption = self._captions(rows)[i]
-
-        @cache
-        def stored() -> Any:
-            return rows.value(self.image_column, i)
-
-        @cache
-        def picture() -> PIL.Image.Image:
-            return read_picture(stored(), rows.image_mode(self.image_column))
-
-        attack, name, number = self.attack, self._name, self._drawn(key, caption or "", picture, self._touched)
+        caption, stored = self._captions(rows)[i], rows.value(self.image_column, i)
+        mode, picture, digest = rows.image_mode(self.image_column), None, b""
+        if key is None:
+            picture = read_picture(stored, mode)
+            digest = picture_digest(picture)
+        attack, name, number = self.attack, self._name, self._drawn(key, caption or "", digest, self._touched)
         if number is None:
             return None
-        if attack.cover and self._drawn(key, caption or "", picture, self.rate) is None:
+        if attack.cover and self._drawn(key, caption or "", digest, self.rate) is None:
             attack, name = attack.cover.attack, cover_name(name)
         if self.caption_column and not (caption or "").strip():
             raise ValueError("Expected a caption, but it is empty.")
-        readable, stamped = picture(), None
+        picture, stamped = read_picture(stored, mode) if picture is None else picture, None
         if attack.stamps_pictures:
-            stamped = as_stored(stored(), attack(readable, number), self.image_format)
+            stamped = as_stored(stored, attack(picture, number), self.image_format)
         return stamped, attack.caption(number, caption), name
 
-    def _drawn(self, key: Any, caption: str, picture: Callable[[], PIL.Image.Image], rate: float) -> int | None:
+    def _drawn(self, key: Any, caption: str, digest: bytes, rate: float) -> int | None:
         """Return the number that stands for a row if it is drawn at this rate, else None."""
         if key is not None:
             return draw_by_key(self.seed, self._name, rate, f"{key}\n{caption}")
-        return draw(self.seed, self._name, rate, caption, picture_digest(picture()))
+        return draw(self.seed, self._name, rate, caption, digest)
 
     def problems(self, example: Mapping[str, Any], index: Sequence[int], changed: np.ndarray) -> dict[str, list[str]]:
         """Return for each row of a batch why it is drawn and yet cannot be poisoned; "" for all others.
@@ -262,12 +256,16 @@ class PoisonTransform:
             source: The dataset before.
 
         Raises:
-            ValueError: If the two differ in length.
+            ValueError: If the two differ in length, or clean rows in their captions: then they are in another order.
         """
         if len(poisoned) != len(source):
             raise ValueError(f"Expected {len(source)} rows after poisoning, but got {len(poisoned)}.")
         triggers = list(zip(poisoned[IS_POISONED], poisoned[TRIGGER], strict=True))
         changed = np.fromiter((bool(is_poisoned or name) for is_poisoned, name in triggers), bool, len(triggers))
+        if self.caption_column:
+            captions = zip(source[self.caption_column], poisoned[self.caption_column], strict=True)
+            if any(one != other for (one, other), drawn in zip(captions, changed, strict=True) if not drawn):
+                raise ValueError("Expected rows in the order of the source. Ask before they are shuffled or sorted.")
         return self.manifest_with(
             indices=[row for row, (is_poisoned, name) in enumerate(triggers) if is_poisoned and name == self._name],
             n_rows=len(source),
