@@ -592,3 +592,18 @@ def test_weights_and_options_reach_safeclip(build, monkeypatch):
 def test_defaults_are_those_of_the_papers(name, defaults):
     config = DEFENSES[name].config(output_dir="unused", use_cpu=True)
     assert {option: getattr(config, option) for option in defaults} == defaults
+
+
+@pytest.mark.parametrize("defense", ["roclip", "safeclip"])
+def test_a_second_training_begins_without_what_the_first_one_kept(
+    defense, tiny_model, tiny_processor, tiny_pairs, tmp_path
+):
+    config, trainer = DEFENSES[defense][:2]
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    steps = {"per_device_train_batch_size": 16, "num_train_epochs": 3, "learning_rate": 0.0, "freeze_batch_norm": True}
+    twice = trainer(tiny_model, config(str(tmp_path), **steps, **quiet), tiny_pairs, tiny_processor)
+    losses = []
+    for _ in range(2):
+        twice.train()
+        losses.append([entry["loss"] for entry in twice.history()])
+    assert losses[0] == losses[1]

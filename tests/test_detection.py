@@ -404,6 +404,19 @@ def test_what_cannot_be_measured_is_an_error(scores, labels, message, tmp_path):
         BackdoorDetection(cache_dir=str(tmp_path)).compute(predictions=scores, references=labels)
 
 
+def test_labels_that_are_missing_are_counted():
+    with pytest.raises(ValueError, match="label for every row, but 2 of 4 have none.*Give 0"):
+        detection_performance([0.1, 0.2, 0.3, 0.4], [True, False, None, None])
+    with pytest.raises(ValueError, match="label for every row, but 1 of 3 have none"):
+        BackdoorDetection().compute(predictions=[0.1, 0.2, 0.3], references=[True, False, None])
+
+
+def test_a_reference_is_one_and_no_matrix():
+    features = uneven()
+    with pytest.raises(TypeError, match=r"a `Reference`, but got ndarray.*Reference\.of"):
+        detect(features, reference=features)
+
+
 def test_as_many_rows_are_flagged_as_there_are():
     with pytest.raises(ValueError, match=r"\[1, 2\]"):
         detection_performance([0.1, 0.2], [0, 1], n_flagged=3)

@@ -238,6 +238,16 @@ def test_wrong_input_is_named_before_any_image_is_read():
         evaluate(dataset=data.remove_columns("label"), ks=(1,))
     with pytest.raises(ValueError, match="ClassLabel"):
         evaluate(dataset=data.cast_column("label", datasets.Value("int64")), ks=(1,))
+    texts = data.cast_column("label", datasets.Value("string"))
+    for names in (None, NAMES):
+        with pytest.raises(ValueError, match=r"Number the labels: .*cast_column.*ClassLabel\(names=class_names\)"):
+            evaluate(dataset=texts, class_names=names, ks=(1,))
+    for names in (set(NAMES), "banana boat", dict(enumerate(NAMES)), range(len(NAMES))):
+        with pytest.raises(ValueError, match="a list of class names in the order of their numbers"):
+            evaluate(class_names=names, ks=(1,))
+    turned = [NAMES[1], NAMES[0], *NAMES[2:]]
+    with pytest.raises(ValueError, match=f"class 0 is '{NAMES[1]}' among them and '{NAMES[0]}'.*Leave `class_names`"):
+        evaluate(class_names=turned, ks=(1,))
     with pytest.raises(ValueError, match="different names"):
         evaluate([Patch(), Patch()], ks=(1,))
     with pytest.raises(ValueError, match="row 41"):
@@ -246,6 +256,14 @@ def test_wrong_input_is_named_before_any_image_is_read():
         evaluate({"small": type("Small", (), {"target": "kite", "__call__": lambda _, x, index: x[1:]})()}, ks=(1,))
     with pytest.raises(ValueError, match="at least one case"):
         evaluate([Patch("owl")], dataset=data.filter(lambda label: label == 3, input_columns="label"), ks=(1,))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_labels_that_start_at_1_are_warned_of(first, caplog):
+    rows = labelled(12).filter(lambda label: label < 2, input_columns="label")
+    rows = rows.cast_column("label", datasets.Value("int64")).map(lambda row: {"label": row["label"] + first})
+    evaluate_zero_shot(Encoder(), PROCESSOR, rows, None, TEMPLATES, ks=(1,), class_names=NAMES, progress=False)
+    assert ("no picture is of class 0" in caplog.text) == bool(first)
 
 
 class Large(Patch):

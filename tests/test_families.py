@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Every family of dual encoders through one path: load, embed, train with each defence, save, load again."""
 
+import copy
 import json
 import math
 import re
@@ -285,3 +286,18 @@ def test_no_code_of_a_repository_runs_unless_asked(folders, tmp_path):
     with pytest.raises((ValueError, TypeError, AttributeError, OSError, NotImplementedError)):
         load_dual_encoder(folder, trust_remote_code=True)  # runs it, and finds no dual encoder there
     assert marker.exists()
+
+
+def test_a_text_tower_that_was_made_for_another_tokenizer_is_refused(tiny_captions):
+    model, processor = FAMILIES["clip"](tiny_captions)
+    assert len(TextInput.of(model, processor)(["a boat"])["input_ids"]) == 1
+    config = copy.deepcopy(model.config)
+    config.text_config.eos_token_id = 49407  # transformers' default
+    with pytest.raises(ValueError, match=r"end token, \d+, but its `eos_token_id` is 49407: all texts"):
+        TextInput.of(type(model)(config), processor)
+    config.text_config.eos_token_id = 2  # of older checkpoints: the highest number
+    TextInput.of(type(model)(config), processor)
+    larger = copy.deepcopy(processor)
+    larger.tokenizer.add_tokens(["zzz"])
+    with pytest.raises(ValueError, match=f"at most {len(processor.tokenizer)} tokens.*has {len(larger.tokenizer)}"):
+        TextInput.of(model, larger)

@@ -10,12 +10,14 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+import torch
 
 from hf_clipbd.data import ahead
 from hf_clipbd.data.ahead import decoding_threads, made_ahead
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.pairs import PLAIN_VIEWS, PairKey, PairViews
 from hf_clipbd.data.undecoded import undecoded
+from hf_clipbd.evaluation import text_classifier
 from hf_clipbd.features import embed_dataset, model_fingerprint
 from hf_clipbd.models import load_dual_encoder
 
@@ -143,3 +145,25 @@ def test_the_same_weights_with_another_activation_are_another_model(tiny_model, 
     other = copy.deepcopy(tiny_model)
     other.config.text_config.hidden_act = "relu"
     assert model_fingerprint(other) != fingerprint
+
+
+def test_a_model_with_other_adapters_active_is_another_model(tiny_model, tiny_processor, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    both = ["q_proj", "text_projection"]
+    plain = model_fingerprint(tiny_model)
+    model = get_peft_model(tiny_model, LoraConfig(r=2, target_modules=both, init_lora_weights=False))
+    model.add_adapter("second", LoraConfig(r=2, target_modules=both, init_lora_weights=False))
+
+    def found():
+        kept = text_classifier(model, tiny_processor, ["boat", "dog"], ["a {}"], cache=tmp_path)
+        assert torch.equal(kept, text_classifier(model, tiny_processor, ["boat", "dog"], ["a {}"]))
+        return model_fingerprint(model)
+
+    default = found()
+    with model.disable_adapter():
+        base = found()
+    model.set_adapter("second")
+    second = found()
+    model.set_adapter("default")
+    assert found() == default and len({plain, default, base, second}) == 4

@@ -73,6 +73,10 @@ def test_what_cannot_be_fitted_is_named(train, test, tiny_model, tiny_processor)
         fit_linear(x, y, 3, 1.0)
     with pytest.raises(ValueError, match="l2 > 0"):
         fit_linear(x, np.arange(4), 4, 0.0)
+    with pytest.raises(ValueError, match=r"each of 4 classes, but classes \[2\] have none"):  # before any is read
+        linear_probe(None, tiny_processor, train.filter(lambda row: row["label"] != 2), test)
+    with pytest.raises(TypeError, match="known length for the probe, but got a stream"):
+        linear_probe(None, tiny_processor, train.to_iterable_dataset(), test)
     with pytest.raises(ValueError, match="to be one of the 4 classes"):
         linear_probe(tiny_model, tiny_processor, train, test, {"badnets": BadNets(target="aeroplane", patch_size=4)})
 

@@ -4,7 +4,10 @@
 import copy
 import inspect
 import json
+from dataclasses import replace
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments, training_args
@@ -12,6 +15,7 @@ from transformers.integrations import integration_utils
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.defenses import DEFENSES, CleanerCLIPTrainer
 from hf_clipbd.recipe import epochs
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.sections import ConfigError, parse_section
@@ -88,6 +92,9 @@ def test_fp16_of_the_launcher_is_refused_on_a_cpu(tiny_model, tiny_processor, ti
         ("compute_metrics", "Pass evaluator="),
         ("preprocess_logits_for_metrics", "Pass evaluator="),
         ("compute_loss_func", "`loss_terms`"),
+        ("data_collator", "`view_plan`"),
+        ("eval_dataset", "Pass evaluator="),
+        ("model_init", "a trainer each time"),
     ],
 )
 def test_a_function_that_would_never_be_called_is_refused(
@@ -278,3 +285,63 @@ def test_the_steps_of_checkpoints_are_settings_where_the_best_model_may_not_be_s
     assert epochs.chooses(every) and epochs.chooses(new)
     with pytest.raises(ConfigError, match="`save_steps` 4 and `eval_steps` 2.*Set `save_steps` to `eval_steps`"):
         epochs.chooses(some)
+
+
+QUIET = {"per_device_train_batch_size": 16, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+
+
+def test_a_configuration_or_rows_of_another_kind_are_refused(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    args, other = CLIPTrainingConfig(str(tmp_path), **QUIET), TrainingArguments(str(tmp_path), use_cpu=True)
+    for trainer, given, says in (
+        (CLIPTrainer, other, "a CLIPTrainingConfig for a CLIPTrainer, but got a TrainingArguments"),
+        (CleanerCLIPTrainer, args, "a CleanerCLIPConfig for a CleanerCLIPTrainer, but got a CLIPTrainingConfig"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            trainer(tiny_model, given, tiny_pairs, tiny_processor)
+    assert all(one.trainer.config_class in one.config.__mro__ for one in DEFENSES.values())
+    splits = datasets.DatasetDict(train=tiny_pairs)
+    for rows, says in ((splits, "DatasetDict. Pass one split"), (list(tiny_pairs), r"list. Make one.*from_list")):
+        with pytest.raises(TypeError, match=says):
+            CLIPTrainer(tiny_model, args, rows, tiny_processor)
+    with pytest.raises(TypeError, match="the model's processor.*got the tokenizer"):
+        CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor.tokenizer)
+
+
+def test_an_optimiser_of_what_is_not_trained_is_refused(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    args, frozen = CLIPTrainingConfig(str(tmp_path), **QUIET), copy.deepcopy(tiny_model)
+    part = torch.optim.SGD(list(tiny_model.parameters())[:2], lr=0.1)
+    CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, optimizers=(part, None))
+    for model, given in ((tiny_model, replace(args, lora=True)), (frozen, args)):
+        with pytest.raises(ValueError, match="none of those in `optimizers` is a trained one.*With `lora`"):
+            CLIPTrainer(model, given, tiny_pairs, tiny_processor, optimizers=(part, None))
+
+
+def test_figures_of_an_evaluator_are_plain_numbers_in_a_checkpoint(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    args = CLIPTrainingConfig(str(tmp_path), eval_strategy="epoch", num_train_epochs=1, **QUIET)
+    figures = {"ba1": np.float32(0.5), "own": torch.tensor(2)}
+    trainer = CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor, evaluator=lambda model: figures)
+    trainer.train()
+    written = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert [(one["eval_ba1"], one["eval_own"]) for one in written if "eval_ba1" in one] == [(0.5, 2)]
+    for wrong, says in ((None, "but got NoneType"), ({"ba1": "half"}, "`eval_ba1`, but got str")):
+        trainer.evaluator = lambda model, wrong=wrong: wrong
+        with pytest.raises(TypeError, match=says):
+            trainer.evaluate()
+
+
+def test_a_second_training_logs_its_own_terms_alone(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    steps = {"logging_strategy": "steps", "logging_steps": 2, "num_train_epochs": 1, "save_strategy": "no"}
+    args = CLIPTrainingConfig(str(tmp_path), learning_rate=0.01, **steps, **QUIET)
+    trainer = CLIPTrainer(tiny_model, args, tiny_pairs, tiny_processor)
+    for _ in range(2):  # the third step of the first one is not logged
+        trainer.train()
+        (logged,) = trainer.history()
+        assert logged["loss_clip"] == pytest.approx(logged["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_half_precision_are_said_to_lose_steps(
+    dtype, tiny_model, tiny_processor, tiny_pairs, tmp_path, caplog
+):
+    CLIPTrainer(tiny_model.to(dtype), CLIPTrainingConfig(str(tmp_path), **QUIET), tiny_pairs, tiny_processor)
+    assert ("bfloat16, which rounds away" in caplog.text) == (dtype == torch.bfloat16)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_clipbd.data.canvas import Canvas, pixel_statistics
 from hf_clipbd.data.canvas import normalize as normalized
 from hf_clipbd.data.reader import Reader
+from hf_clipbd.data.row_format import names_of_columns, with_columns
 from hf_clipbd.models.text_input import TextInput, model_type
 
 
@@ -160,7 +161,8 @@ def embed_dataset(
     Args:
         model: Dual encoder; put into evaluation mode meanwhile.
         processor: Its processor (tokenizer, pixel mean and deviation, size).
-        dataset: Rows with an image and/or a caption column.
+        dataset: Rows with an image and/or a caption column. A format such as "torch" is taken off, a transform of
+            its own (`with_transform`) is kept.
         image_column: Column of images, or None to leave them out.
         caption_column: Column of captions, or None to leave them out.
         batch_size: Rows a forward pass.
@@ -181,15 +183,13 @@ def embed_dataset(
         ValueError: If a named column is missing or both are None, or a row cannot be read (the message names it).
     """
     wanted = [column for column in (image_column, caption_column) if column is not None]
-    missing = [column for column in wanted if column not in dataset.column_names]
-    if missing or not wanted:
-        raise ValueError(
-            f"Expected columns {wanted or 'image and/or caption'}, but the dataset has {dataset.column_names}."
-        )
+    names = names_of_columns(dataset)
+    if not wanted or not set(wanted) <= set(names):
+        raise ValueError(f"Expected columns {wanted or 'image and/or caption'}, but the dataset has {names}.")
     canvas = canvas or Canvas.of(processor)
     embedded = _modalities(image_column, caption_column if texts else None)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in embedded}
-    reader = Reader(dataset.select_columns(wanted), image_column, caption_column, canvas)
+    reader = Reader(with_columns(dataset, wanted), image_column, caption_column, canvas)
     with inference(model) as device:
         for images, captions in reader.batches(batch_size, desc, unreadable):
             if images:
@@ -225,7 +225,7 @@ def pixel_values(
     Raises:
         ValueError: If a row cannot be read (the message names it).
     """
-    reader = Reader(dataset.select_columns([image_column]), image_column, None, canvas or Canvas.of(processor))
+    reader = Reader(with_columns(dataset, [image_column]), image_column, None, canvas or Canvas.of(processor))
     images = [image for images, _ in reader.batches(len(dataset), "reading", None) for image in images]
     return _normalized(images, processor, device)
 
@@ -244,7 +244,7 @@ def model_fingerprint(model: nn.Module) -> str:
     """Return a hash of a model's weights and buffers, by name, and of its configuration, 16 hexadecimal digits.
 
     Of the configuration counts what differs from its class's defaults, without names, versions and number types: the
-    same weights with another activation are another model.
+    same weights with another activation are another model. So is a peft model with other adapters active.
     """
     digest = hashlib.sha256()
     digest.update(configuration_json(model).encode())
@@ -255,7 +255,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def configuration_json(model: nn.Module, besides: str = "") -> str:
-    """Return what of a model's configuration changes what it computes, as JSON; "" where it has none.
+    """Return what of a model's configuration and of its adapters' state changes what it computes, as JSON; else "".
 
     Args:
         model: The model.
@@ -263,9 +263,21 @@ def configuration_json(model: nn.Module, besides: str = "") -> str:
     """
     config = getattr(model, "config", None)
     if not hasattr(config, "to_diff_dict"):
-        return ""
+        return _adapters_json(model)
     told = {name: value for name, value in _behaviour(config.to_diff_dict()).items() if name != besides}
-    return json.dumps(told, sort_keys=True, default=str)
+    return json.dumps(told, sort_keys=True, default=str) + _adapters_json(model)
+
+
+def _adapters_json(model: nn.Module) -> str:
+    """Return which of peft's adapters act in each layer, and how strongly, as JSON; "" where there are none.
+
+    Weights do not tell: they are all there whichever adapters are active, and in `disable_adapter()` as well.
+    """
+    acting = {}
+    for name, layer in model.named_modules():
+        if isinstance(off := getattr(layer, "disable_adapters", None), bool):  # of a model it is a method
+            acting[name] = [off, layer.active_adapters, getattr(layer, "scaling", None)]
+    return json.dumps(acting, sort_keys=True, default=str) if acting else ""
 
 
 def _behaviour(config: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Victim training and plain fine-tuning are this class as it stands; a defence say
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +22,14 @@ from hf_clipbd.losses import gather_with_grad, image_text_loss
 from hf_clipbd.models.text_input import TextInput
 from hf_clipbd.training.adapters import add_adapters, merge_adapters
 from hf_clipbd.training.arguments import CLIPTrainingConfig
-from hf_clipbd.training.checks import check_functions, check_scale
+from hf_clipbd.training.checks import check_functions, check_given, check_optimizer, check_scale, warn_of_half_weights
 from hf_clipbd.training.chunks import batch_norms, encode_in_chunks
 from hf_clipbd.training.guard import ClampLogitScale, FiniteGuard
 from hf_clipbd.training.pushing import Publisher, PushOnce, check_pushing
 from hf_clipbd.training.settings import training_settings
 from hf_clipbd.training.sharding import name_input_embedding, prepare_for_fsdp, separate_scalars
 from hf_clipbd.training.stopping import GoesOnWhereItStopped, StopEarly, paced_for_stream
+from hf_clipbd.training.terms import TermMeans, plain_figures
 from hf_clipbd.training.views import Views
 
 
@@ -47,13 +47,15 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
             in evaluation mode, which ends with the call; gradients are not turned off.
         canvas: Geometry of the images; the processor's size by default.
         publisher: What `push_to_hub` pushes with, `hf_clipbd.hub.TrainedPublisher()`.
-        **kwargs: Passed to `transformers.Trainer`, whose `compute_metrics` and `compute_loss_func` are refused.
+        **kwargs: Passed to `transformers.Trainer`; what this loop makes no use of is refused, such as
+            `compute_metrics`, `compute_loss_func`, `data_collator`, `eval_dataset` and `model_init`.
 
     Raises:
+        TypeError: If the configuration is not the trainer's `config_class`, or the rows are no dataset.
         ValueError: If a column is missing, the dataset is smaller than one global batch or than K, a stream has no
             `max_steps`, `chunk_size` meets batch normalisation in training mode, FSDP or DeepSpeed, evaluations
-            are asked for without an evaluator, a function would never be called, or `push_to_hub` would send what
-            must not go up.
+            are asked for without an evaluator, a keyword would have no use, `optimizers` holds nothing that is
+            trained, or `push_to_hub` would send what must not go up.
         NonFiniteLossError: In training, see `FiniteGuard`.
 
     Example:
@@ -61,6 +63,7 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         >>> trainer.train()  # doctest: +SKIP
     """
 
+    config_class: type[CLIPTrainingConfig] = CLIPTrainingConfig
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -74,7 +77,8 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         publisher: Publisher | None = None,
         **kwargs: Any,
     ):
-        check_functions(kwargs)
+        kwargs = check_functions(kwargs)
+        check_given(self, args, train_dataset)
         self.publisher = publisher
         if args.push_to_hub:
             self.marks = check_pushing(args, publisher, train_dataset)
@@ -88,6 +92,7 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         views = self._views(train_dataset, canvas or Canvas.of(processing_class), args)
         args = paced_for_stream(args) if isinstance(views, PairStream) else args
         model = add_adapters(model, args) if args.lora else model
+        check_optimizer(model, (kwargs.get("optimizers") or (None, None))[0])
         if args.neftune_noise_alpha is not None:
             name_input_embedding(model)
         super().__init__(
@@ -104,8 +109,8 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
         self.frozen_norms = batch_norms(model) if args.freeze_batch_norm or args.lora else []
-        self.guard = FiniteGuard()
-        for callback in (ClampLogitScale(), self.guard):
+        self.guard, self.terms = FiniteGuard(), TermMeans()
+        for callback in (ClampLogitScale(), self.guard, self.terms):
             self.add_callback(callback)
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarly(args.early_stopping_patience))
@@ -116,7 +121,7 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         if isinstance(self.train_dataset, PairViews):
             self._batch_sampler()  # refuses at once what would be refused in training
         check_scale(self)
-        self._terms: dict[str, list[Tensor]] = defaultdict(list)
+        warn_of_half_weights(model, args.learning_rate)
         if args.push_to_hub:
             publisher.prepare(self)
 
@@ -188,8 +193,7 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         terms = self.loss_terms(self.embed_views(model, inputs))
         if model.training:
             self.guard.note_batch(inputs["rows"], terms)
-        for name, term in terms.items():
-            self._terms[name].append(term.detach())
+        self.terms.note(terms)
         loss = torch.stack(list(terms.values())).sum()
         return (loss, terms) if return_outputs else loss
 
@@ -267,7 +271,7 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         with features.evaluation_mode(model):
             figures = self.evaluator(model)
         self.evaluation_seconds += time.perf_counter() - started
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        metrics = plain_figures(figures, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -281,11 +285,7 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`, with the mean of every loss term since the last time beside a training loss."""
-        if "loss" in logs:
-            means = {f"loss_{name}": torch.stack(values).mean().item() for name, values in self._terms.items()}
-            logs = {**logs, **means}
-            self._terms.clear()
-        super().log(logs, start_time)
+        super().log({**logs, **self.terms.told()} if "loss" in logs else logs, start_time)
 
     def history(self) -> list[dict[str, float]]:
         """Return the log, one dict a moment at which something was logged or measured: by default an epoch's end.

@@ -63,9 +63,10 @@ class Canvas:
         either all the same; a warning says so once.
 
         Raises:
+            TypeError: If it is a tokenizer.
             ValueError: If the processor names no fixed square size.
         """
-        image_processor = getattr(processor, "image_processor", processor)
+        image_processor = _image_processor(processor)
         size = getattr(image_processor, "size", None) or {}
         if not size and (patches := getattr(image_processor, "max_num_patches", None)):
             side = image_processor.patch_size * math.isqrt(patches)
@@ -162,6 +163,16 @@ def _middle(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def _image_processor(processor: Any) -> Any:
+    found = getattr(processor, "image_processor", processor)
+    if hasattr(found, "model_max_length"):
+        raise TypeError(
+            f"Expected the model's processor, of pictures and texts, but got the tokenizer {type(found).__name__}. "
+            "Pass what `load_dual_encoder` or `AutoProcessor.from_pretrained` gives."
+        )
+    return found
+
+
 def _side(size: Any, name: str) -> int | None:
     value = size.get(name, size.get("shortest_edge")) if hasattr(size, "get") else getattr(size, name, None)
     return None if value is None else int(value)
@@ -200,7 +211,7 @@ def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ..
     Raises:
         ValueError: If the processor does not scale pixels by 1/255.
     """
-    image_processor = getattr(processor, "image_processor", processor)
+    image_processor = _image_processor(processor)
     factor = getattr(image_processor, "rescale_factor", 1 / 255)
     if not getattr(image_processor, "do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"Expected a processor that rescales pixels by 1/255, but got rescale_factor={factor}.")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.undecoded import undecoded
+from hf_clipbd.data.row_format import names_of_columns, with_columns, without_decoding
 from hf_clipbd.data.unreadable import UNREADABLE, reason
 
 
@@ -27,7 +27,6 @@ _ADVICE = (
     "`hf_clipbd.data.reader`."
 )
 _LOOKED_AT = 1000
-_OWN_TRANSFORM = "custom"  # what 🤗 Datasets calls the format of `with_transform`
 
 ImageView = Callable[[PIL.Image.Image, tuple[int, int, int]], PIL.Image.Image]
 TextView = Callable[[str, tuple[int, int, int]], str]
@@ -85,7 +84,8 @@ class PairViews(torch.utils.data.Dataset):
 
     Args:
         dataset: Map-style dataset; other columns than the two are never read (a victim sees no poison label). A
-            format such as "torch" is taken off, a transform of its own (`with_transform`) is kept.
+            format such as "torch" is taken off; a transform of its own (`with_transform`) is kept, and gets all
+            columns.
         plan: The views.
         canvas: Geometry of the images; views are drawn on the canvas.
         seed: Seed of the draws.
@@ -107,23 +107,21 @@ class PairViews(torch.utils.data.Dataset):
         image_column: str = "image",
         caption_column: str = "caption",
     ):
-        missing = [name for name in (image_column, caption_column) if name not in dataset.column_names]
-        if missing or len(dataset) == 0:
+        names = names_of_columns(dataset)
+        if len(dataset) == 0 or not {image_column, caption_column} <= set(names):
             raise ValueError(
                 f"Expected rows with columns {image_column!r} and {caption_column!r}, but got {len(dataset)} rows "
-                f"with {dataset.column_names}."
+                f"with {names}."
             )
         if plan.subset_share:
             raise ValueError(
                 f"Expected a stream for a share of {plan.subset_share:g} of its pairs in extra batches, but got "
                 f"{len(dataset)} rows. Set `k_pairs` to their number, and leave `k_share` out."
             )
-        if dataset.format["type"] not in (None, _OWN_TRANSFORM):
-            dataset = dataset.with_format(None)
-        self.rows = dataset.select_columns([image_column, caption_column])
+        self.rows = with_columns(dataset, [image_column, caption_column])
         _check_filled(self.rows, image_column)
-        self._encoded, self._decode = undecoded(self.rows, image_column)
-        self._captions = dataset.select_columns([caption_column])
+        self._encoded, self._decode = without_decoding(self.rows, image_column)
+        self._captions = with_columns(dataset, [caption_column])
         self.plan, self.canvas, self.seed = plan, canvas, seed
         self.image_column, self.caption_column = image_column, caption_column
 

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from hf_clipbd.data.ahead import MOST_AHEAD, decoding_threads, made_ahead
 from hf_clipbd.data.canvas import Canvas
-from hf_clipbd.data.undecoded import as_it_is, undecoded
+from hf_clipbd.data.row_format import with_columns, without_decoding
+from hf_clipbd.data.undecoded import as_it_is
 from hf_clipbd.data.unreadable import UNREADABLE, reason
 from hf_clipbd.schema import CAPTION, IMAGE
 
@@ -25,7 +26,7 @@ class Reader:
     """Rows of a dataset as pixels on a canvas and captions; what cannot be read is named.
 
     Args:
-        rows: The dataset, with no other columns than these.
+        rows: The dataset, with no other columns than these where `with_columns` leaves others out.
         image_column: Column of images, or None.
         caption_column: Column of captions, or None.
         canvas: Geometry of the images.
@@ -34,7 +35,7 @@ class Reader:
     def __init__(
         self, rows: datasets.Dataset, image_column: str | None, caption_column: str | None, canvas: Canvas
     ) -> None:
-        self.rows, self._decode = (rows, None) if image_column is None else undecoded(rows, image_column)
+        self.rows, self._decode = (rows, None) if image_column is None else without_decoding(rows, image_column)
         self.canvas = canvas
         self.image_column, self.caption_column = image_column, caption_column
 
@@ -125,7 +126,7 @@ def readable_rows(
         batch: Rows read at a time.
     """
     unreadable: dict[int, str] = {}
-    reader = Reader(rows.select_columns([image_column, caption_column]), image_column, caption_column, canvas)
+    reader = Reader(with_columns(rows, [image_column, caption_column]), image_column, caption_column, canvas)
     for _ in reader.batches(batch, "reading", unreadable):
         pass
     kept = rows.select([row for row in range(len(rows)) if row not in unreadable]) if unreadable else rows

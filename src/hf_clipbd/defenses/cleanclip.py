@@ -79,6 +79,8 @@ class CleanCLIPTrainer(CLIPTrainer):
         observed in its public code.
     """
 
+    config_class = CleanCLIPConfig
+
     @classmethod
     def view_plan(cls, args: CleanCLIPConfig) -> ViewPlan:
         """Return image and caption, each with its augmented view."""

@@ -133,6 +133,8 @@ class CleanerCLIPTrainer(CleanCLIPTrainer):
         enter the epoch and the form of L_FC are **reconstructed**, since no code was published.
     """
 
+    config_class = CleanerCLIPConfig
+
     @classmethod
     def view_plan(cls, args: CleanerCLIPConfig) -> ViewPlan:
         """Return CleanCLIP's views, with the two sub-captions for K pairs an epoch."""

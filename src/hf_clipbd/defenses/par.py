@@ -113,6 +113,8 @@ class PARTrainer(CLIPTrainer):
         with its running statistics.
     """
 
+    config_class = PARConfig
+
     def __init__(
         self,
         model: nn.Module,

@@ -62,6 +62,8 @@ class RoCLIPTrainer(StatefulTrainer):
         the poison in it otherwise), K by steps, and the pool as a share of the rows, 2 %.
     """
 
+    config_class = RoCLIPConfig
+
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.pool: Tensor | None = None
@@ -111,3 +113,7 @@ class RoCLIPTrainer(StatefulTrainer):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up the pool."""
         self.pool = state["pool"]
+
+    def forget(self) -> None:
+        """Have no pool."""
+        self.pool = None

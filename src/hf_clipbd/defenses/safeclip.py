@@ -116,10 +116,11 @@ class SafeCLIPTrainer(StatefulTrainer, CleanCLIPTrainer):
         by similarity.
     """
 
+    config_class = SafeCLIPConfig
+
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.safe = torch.zeros(len(self.rows), dtype=torch.bool, device=self.args.device)
-        self.first_count, self.divided_at = 0, -1
+        self.forget()
         self._check_steps()
 
     def _check_steps(self) -> None:
@@ -184,3 +185,8 @@ class SafeCLIPTrainer(StatefulTrainer, CleanCLIPTrainer):
         """Take up a division."""
         self.safe = state["safe"]
         self.first_count, self.divided_at = map(int, state["divided"].tolist())
+
+    def forget(self) -> None:
+        """Have no division of the rows."""
+        self.safe = torch.zeros(len(self.rows), dtype=torch.bool, device=self.args.device)
+        self.first_count, self.divided_at = 0, -1

@@ -72,6 +72,15 @@ class StatefulTrainer(CLIPTrainer):
         """Take up the tensors of a checkpoint."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Be as before any training."""
+        raise NotImplementedError
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train as transformers' does, with nothing left of a training before, but what a checkpoint gives back."""
+        self.forget()
+        return super().train(*arguments, **options)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:

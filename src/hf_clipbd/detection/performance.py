@@ -38,6 +38,11 @@ def detection_performance(scores: Any, is_poisoned: Any, n_flagged: int | None =
         raise ValueError(f"Expected one score and one label a row, but got shapes {scores.shape} and {labels.shape}.")
     if np.isnan(scores).any():
         raise ValueError(f"Expected scores without NaN, but {int(np.isnan(scores).sum())} of {len(scores)} are NaN.")
+    if labels.dtype == object and any(one is None for one in labels):
+        raise ValueError(
+            f"Expected a label for every row, but {sum(one is None for one in labels)} of {len(labels)} have none, as "
+            "clean rows that were joined to poisoned ones. Give 0 for those."
+        )
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"Expected labels 0 (clean) and 1 (poisoned), but got {np.unique(labels)[:5].tolist()}.")
     poisoned = labels.astype(bool)

@@ -32,6 +32,7 @@ class References:
         distributed: As there.
 
     Raises:
+        TypeError: If the reference is none.
         ValueError: If there are none, `combine` is unknown, or a reference is given beside what builds one.
     """
 
@@ -50,6 +51,11 @@ class References:
             raise ValueError(f"Expected at least one reference, but got references={self.count}.")
         if self.combine not in ("mean", "maximum"):
             raise ValueError(f'Expected combine "mean" or "maximum", but got {self.combine!r}.')
+        if self.reference is not None and not isinstance(self.reference, Reference):
+            raise TypeError(
+                f"Expected a `Reference`, but got {type(self.reference).__name__}. Make one of embeddings: "
+                "`Reference.of(embeddings)`."
+            )
         building = self._told("references", "m", "device", "precision", "distributed")
         if self.reference is not None and building:
             raise ValueError(

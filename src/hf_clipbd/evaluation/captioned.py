@@ -10,7 +10,8 @@ import numpy as np
 
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.reader import Reader
-from hf_clipbd.data.undecoded import stored_bytes, undecoded
+from hf_clipbd.data.row_format import with_columns, without_decoding
+from hf_clipbd.data.undecoded import stored_bytes
 
 
 def grouped_by_picture(
@@ -34,8 +35,8 @@ def grouped_by_picture(
         >>> grouped_by_picture(rows, "image", "caption")
         ([0, 1], [['one', 'three'], ['two']])
     """
-    rows = dataset.select_columns([image_column, caption_column])
-    encoded, _ = undecoded(rows, image_column)
+    rows = with_columns(dataset, [image_column, caption_column])
+    encoded, _ = without_decoding(rows, image_column)
     of_picture: dict[Any, tuple[int, list[str]]] = {}
     for number, row in enumerate(encoded):
         given, picture = row[caption_column], row[image_column]
@@ -64,7 +65,7 @@ def on_canvas(
     Raises:
         ValueError: If a picture cannot be read; the message names its row.
     """
-    chosen = dataset.select_columns([image_column]).select(rows)
+    chosen = with_columns(dataset, [image_column]).select(rows)
     unreadable: dict[int, str] = {}
     for images, _ in Reader(chosen, image_column, None, canvas).batches(size, "retrieval", unreadable):
         if unreadable:

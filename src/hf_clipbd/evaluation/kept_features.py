@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_clipbd.data.canvas import Canvas, pixel_statistics
+from hf_clipbd.data.row_format import has_transform, with_columns
 from hf_clipbd.data.undecoded import stored_bytes
 from hf_clipbd.evaluation.processes import rank_and_world, shared_out
 from hf_clipbd.features import embed_dataset, model_fingerprint
@@ -39,7 +40,8 @@ def image_features(
     Several processes embed a shard each in turn and tell the others, and all of them have to call it. With a cache
     every shard is a file, written as soon as it is there, so a job that was killed goes on at the shard where it was.
     A file's name is a hash of what decides the result: the model's weights, the canvas, the pixel statistics, and each
-    picture's own bytes. No name of a model or a dataset is in it, so a defended model never gets its victim's.
+    picture's own bytes. No name of a model or a dataset is in it, so a defended model never gets its victim's. Of a
+    dataset with a transform of its own (`with_transform`) nothing is kept.
 
     Args:
         model: Dual encoder.
@@ -53,11 +55,13 @@ def image_features(
     Raises:
         ValueError: If a row cannot be read (the message names it).
     """
-    rows = dataset.select_columns([image_column])
+    rows = with_columns(dataset, [image_column])
     size = batch_size * -(-SHARD_ROWS // batch_size)  # whole batches, the same as without shards
     bar = tqdm(total=len(rows), desc="probe features", unit="image", disable=_silent(len(rows) > size), leave=False)
     owner = None
-    if cache is not None:
+    if cache is not None and has_transform(rows):
+        logger.warning("image features are not kept, since a transform of the dataset's own may give others each time")
+    elif cache is not None:
         statistics = [list(one) for one in pixel_statistics(processor)]
         owner = [model_fingerprint(model), [canvas.size, canvas.mode], statistics]
 

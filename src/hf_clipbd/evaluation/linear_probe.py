@@ -16,10 +16,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.evaluation.class_names import given_names
 from hf_clipbd.evaluation.kept_features import image_features
 from hf_clipbd.evaluation.processes import add_over_processes
 from hf_clipbd.evaluation.protocol import Protocol, check_same_classes, class_names_of
 from hf_clipbd.evaluation.rates import bootstrap_mean, class_ranks
+from hf_clipbd.evaluation.training_labels import check_every_class, training_labels
 from hf_clipbd.evaluation.zero_shot import Batch, embed_batches, stamped_batches
 from hf_clipbd.schema import IMAGE, LABEL, EvalReport
 
@@ -109,12 +111,9 @@ def fit_linear(
     Raises:
         ValueError: If a class has no row, λ is not positive or the solver is unknown.
     """
-    absent = sorted(set(range(n_classes)) - set(np.unique(labels).tolist()))
-    if absent or l2 <= 0 or solver not in ("auto", "sklearn", "torch"):
-        raise ValueError(
-            f"Expected a training row of each of {n_classes} classes, l2 > 0 and solver auto, sklearn or torch, but "
-            f"classes {absent[:5]} have none, l2 is {l2}, solver {solver!r}."
-        )
+    check_every_class(labels, n_classes)
+    if l2 <= 0 or solver not in ("auto", "sklearn", "torch"):
+        raise ValueError(f"Expected l2 > 0 and solver auto, sklearn or torch, but got l2 {l2} and solver {solver!r}.")
     if _chosen(solver, features) == "sklearn":
         found = _fit_sklearn(features, labels, l2, device)
     else:
@@ -257,13 +256,17 @@ def linear_probe(
         zero-shot and detection see. BA and ASR as in CleanerCLIP, whose Table 2 has the accuracies.
     """
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    names = class_names if class_names is not None else class_names_of(train, label_column)
+    if class_names is None:
+        names = class_names_of(train, label_column)
+    else:
+        names = given_names(class_names, train, label_column)
     if class_names is None and isinstance(
         (getattr(test, "features", None) or {}).get(label_column), datasets.ClassLabel
     ):
         check_same_classes(names, class_names_of(test, label_column))
     task = Protocol.of(processor, test, triggers, ks, include_target, canvas, names, image_column, label_column)
-    labels = np.array([task.label(y, i) for i, y in enumerate(train.with_format(None)[label_column])], dtype=np.int64)
+    labels = training_labels(train, task)
+    check_every_class(labels, len(names))  # before anything is embedded
     features = image_features(model, processor, train, task.canvas, batch_size, cache, image_column)
     fit = {"solver": _chosen(solver, features), "device": next(model.parameters()).device}
     held_out = {} if l2 is not None else _choose_l2(features, labels, len(names), l2_grid, seed, **fit)

@@ -17,6 +17,8 @@ from torch import Tensor
 from hf_clipbd.attacks.shares import folded
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.class_names import as_written
+from hf_clipbd.data.row_format import has_transform, names_of_columns
+from hf_clipbd.evaluation.class_names import NUMBERED, given_names
 from hf_clipbd.evaluation.rates import class_ranks
 from hf_clipbd.schema import EvalReport, Rate, TriggerReport
 
@@ -44,9 +46,13 @@ def class_names_of(dataset: Any, label_column: str) -> list[str]:
     if not isinstance(feature, datasets.ClassLabel):
         raise ValueError(
             f"Expected a ClassLabel column `{label_column}`, but got {feature!r} among {sorted(features)}. "
-            f"Pass `class_names` and `label_column`."
+            f"{NUMBERED if _is_text(feature) else 'Pass `class_names` and `label_column`.'}"
         )
     return [name.replace("_", " ") for name in as_written(feature.names)]
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and "string" in feature.dtype
 
 
 def check_same_classes(fitted: Sequence[str], measured: Sequence[str]) -> None:
@@ -208,11 +214,15 @@ class Protocol:
         label_column: str,
     ) -> "Protocol":
         """Return the checked protocol; raises `ValueError` for what `evaluate_zero_shot` names."""
-        columns = getattr(dataset, "column_names", None)
+        columns = names_of_columns(dataset) if has_transform(dataset) else getattr(dataset, "column_names", None)
         missing = [column for column in (image_column, label_column) if columns and column not in columns]
         if missing:
             raise ValueError(f"Expected columns {missing} in the labelled images, but they have {columns}.")
-        names = tuple(class_names) if class_names is not None else tuple(class_names_of(dataset, label_column))
+        names = tuple(
+            class_names_of(dataset, label_column)
+            if class_names is None
+            else given_names(class_names, dataset, label_column)
+        )
         ks = tuple(sorted(set(ks)))
         if not ks or ks[0] < 1 or ks[-1] > len(names):
             raise ValueError(f"Expected each k in [1, {len(names)}], the number of classes, but got {list(ks)}.")
@@ -241,7 +251,10 @@ class Protocol:
     def label(self, value: Any, row: int) -> int:
         """Return the class number of a row; raises `ValueError` if it is none."""
         if value is None or isinstance(value, (str, float)) or not 0 <= int(value) < len(self.names):
-            raise ValueError(f"Expected a class number in [0, {len(self.names)}) in row {row}, but got {value!r}.")
+            hint = f" {NUMBERED}" if isinstance(value, str) else ""
+            raise ValueError(
+                f"Expected a class number in [0, {len(self.names)}) in row {row}, but got {value!r}.{hint}"
+            )
         return int(value)
 
     def count(self, scores: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from hf_clipbd.data.ahead import MOST_AHEAD, decoding_threads, made_ahead
 from hf_clipbd.data.canvas import Canvas, normalize, pixel_statistics
-from hf_clipbd.data.undecoded import as_it_is, undecoded
+from hf_clipbd.data.row_format import has_transform, without_decoding
+from hf_clipbd.data.undecoded import as_it_is
 from hf_clipbd.data.unreadable import UNREADABLE, reason
 from hf_clipbd.evaluation.processes import add_over_processes, rank_and_world
 from hf_clipbd.evaluation.prompts import text_classifier
@@ -44,7 +45,8 @@ def _shard(dataset: Any, image_column: str, rank: int, world: int) -> _Shard:
         return _Shard(shared, as_it_is, None)
     numbers = range(rank, len(dataset), world)
     if isinstance(dataset, datasets.Dataset):
-        encoded, decode = undecoded(dataset.with_format(None), image_column)
+        plain = dataset if has_transform(dataset) else dataset.with_format(None)
+        encoded, decode = without_decoding(plain, image_column)
         return _Shard(zip(numbers, encoded.select(numbers), strict=True), decode, len(numbers))
     return _Shard(((row, dataset[row]) for row in numbers), as_it_is, len(numbers))
 
@@ -176,7 +178,8 @@ def evaluate_zero_shot(
     Args:
         model: Dual encoder, bare or wrapped for data parallelism; put into evaluation mode meanwhile.
         processor: Its processor.
-        dataset: Labelled images: a `Dataset`, an `IterableDataset` (kept streaming) or a sequence of dictionaries.
+        dataset: Labelled images: a `Dataset`, an `IterableDataset` (kept streaming) or a sequence of dictionaries. A
+            format such as "torch" is taken off, a transform of its own (`with_transform`) is kept.
         triggers: Attacks whose stamp is measured, by name or as a list (their `name` then names them).
         templates: Prompts with one `{}`; OpenAI's 80 by default.
         ks: The k to report, each in [1, C].

@@ -18,6 +18,7 @@ _OFFSET_POSITIONS = ("altclip_text_model", "roberta", "xlm-roberta", "xlm-robert
 """Text towers whose position numbers start behind the padding token's id."""
 _NO_LIMIT = 100_000
 _USUAL_LENGTH = 77
+_HIGHEST = 2
 _LEFT_BY_CALLS = ("truncation", "padding")
 """Parts of a Rust tokenizer that every call sets anew."""
 
@@ -49,6 +50,30 @@ def text_positions(model: Any) -> int | None:
     return int(positions) - taken
 
 
+def _check_tokens(model: Any, tokenizer: Any) -> None:
+    """Raise `ValueError` if the text tower was not made for this tokenizer.
+
+    CLIP's tower takes a text's vector at the first end token. Where there is none of its number, it takes that of the
+    first token, the same for all texts. The number 2 of older configurations stands for the highest one.
+    """
+    config = getattr(model, "config", None)
+    embedded = getattr(getattr(config, "text_config", None), "vocab_size", None)
+    if embedded is not None and hasattr(tokenizer, "__len__") and len(tokenizer) > embedded:
+        raise ValueError(
+            f"Expected a tokenizer of at most {embedded} tokens, as many as the text tower has embeddings for, but it "
+            f"has {len(tokenizer)}. Take the model's own, or make the tower with as many (`vocab_size`)."
+        )
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    end = next((one for one in (vars(module).get("eos_token_id") for module in modules) if isinstance(one, int)), None)
+    own = getattr(tokenizer, "eos_token_id", None)
+    if own is not None and end not in (None, own, _HIGHEST):
+        raise ValueError(
+            f"Expected a text tower that takes a text's vector at the tokenizer's end token, {own}, but its "
+            f"`eos_token_id` is {end}: all texts would have one and the same embedding. Set `eos_token_id={own}` in "
+            "the `text_config` that the model is made from."
+        )
+
+
 @dataclass(frozen=True)
 class TextInput:
     """Turns texts into the token tensors of one model's text tower.
@@ -75,8 +100,13 @@ class TextInput:
         Args:
             model: Dual encoder; None knows only what the tokenizer says.
             processor: Its processor, or the tokenizer itself.
+
+        Raises:
+            ValueError: If the tokenizer has tokens that the text tower has no embedding for, or ends texts with
+                another token than that at which the tower takes their vector.
         """
         tokenizer = getattr(processor, "tokenizer", processor)
+        _check_tokens(model, tokenizer)
         limits = [int(tokenizer.model_max_length), text_positions(model)]
         known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
         fixed = model_type(model) in FIXED_LENGTH or getattr(

@@ -5,6 +5,9 @@ import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import datasets
+import torch
+from torch import nn
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
@@ -35,8 +38,11 @@ UNCALLED = {
     "compute_metrics": "figures are those of the evaluator, which is given the model. Pass evaluator=.",
     "preprocess_logits_for_metrics": "figures are those of the evaluator, which is given the model. Pass evaluator=.",
     "compute_loss_func": "the loss is the sum of the terms. Subclass the trainer and say them in `loss_terms`.",
+    "data_collator": "batches are stacked from the views of a pair. Subclass the trainer and say them in `view_plan`.",
+    "eval_dataset": "the evaluator has images of its own. Pass evaluator=, such as `ZeroShotEvaluator`.",
+    "model_init": "views, adapters and frozen layers are those of one model. Build a model and a trainer each time.",
 }
-"""Functions that transformers' `Trainer` takes and this loop would never call, and what to do instead."""
+"""What transformers' `Trainer` takes and this loop would make no use of, and what to do instead."""
 _NO_FP16 = (
     "Expected bf16 or float32 on a CPU, but got fp16, which accelerate leaves out there without a word. Leave it out, "
     "set `bf16`, or train on a GPU."
@@ -87,11 +93,12 @@ def check_places(args: "ScaleArguments") -> None:
     _check_default(args, PLACES)
 
 
-def check_functions(given: dict[str, Any]) -> None:
-    """Raise `ValueError` for a function, among the keywords `given` for `Trainer`, that would never be called."""
+def check_functions(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords `given` for `Trainer`; raise `ValueError` for one that this loop would make no use of."""
     for name, reason in UNCALLED.items():
         if given.get(name) is not None:
-            raise ValueError(f"Expected no `{name}`, but got {given[name]!r}: {reason}")
+            raise ValueError(f"Expected no `{name}`, but got one of type {type(given[name]).__name__}: {reason}")
+    return {name: value for name, value in given.items() if name not in UNCALLED}
 
 
 def _check_default(args: "ScaleArguments", reasons: dict[str, str]) -> None:
@@ -104,6 +111,46 @@ def _check_default(args: "ScaleArguments", reasons: dict[str, str]) -> None:
 
 def _text(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else repr(value)
+
+
+def check_given(trainer: Any, args: Any, rows: Any) -> None:
+    """Raise `TypeError` for a configuration that is not the trainer's own, or rows that are no single dataset."""
+    if not isinstance(args, trainer.config_class):
+        raise TypeError(
+            f"Expected a {trainer.config_class.__name__} for a {type(trainer).__name__}, but got a "
+            f"{type(args).__name__}. Give that the same arguments."
+        )
+    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        hint = "Pass one split of it" if isinstance(rows, dict) else "Make one, with `datasets.Dataset.from_list` say"
+        raise TypeError(f"Expected a dataset of the library `datasets`, but got {type(rows).__name__}. {hint}.")
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise `ValueError` if an optimiser that was given holds nothing that is trained: the model would stay as it is.
+
+    So it is with one that was made before `lora` put adapters into the model, or of another model.
+    """
+    if optimizer is None:
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in model.parameters() if parameter.requires_grad):
+        raise ValueError(
+            "Expected an optimiser of parameters that are trained, but none of those in `optimizers` is a trained one "
+            "of this model. With `lora`, whose adapters come after it, leave `optimizers` out (`optim` and "
+            "`optimizer_cls_and_kwargs` choose one), or add them yourself by `add_adapters` and leave `lora` out."
+        )
+
+
+def warn_of_half_weights(model: nn.Module, learning_rate: float) -> None:
+    """Say so where weights themselves are of half precision: most of a small step is lost in their rounding."""
+    half = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)}
+    if half:
+        logger.warning(
+            "The weights that are trained are %s, which rounds away steps far smaller than they are: at a learning "
+            "rate of %g many stay as they were. Load the model in float32, and set `bf16` for towers in bf16.",
+            " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half)),
+            learning_rate,
+        )
 
 
 def check_scale(trainer: Any) -> None:

@@ -58,6 +58,12 @@ class FiniteGuard(TrainerCallback):
         self._batches: list[tuple[Tensor, dict[str, Tensor]]] = []
         self._norm: Tensor | float | None = None
 
+    def on_train_begin(
+        self, args: ScaleArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the batches of a training that was interrupted before its optimiser's step."""
+        self._batches, self._norm = [], None
+
     def note_batch(self, rows: Tensor, terms: dict[str, Tensor]) -> None:
         """Keep a batch's row numbers (N,) and the terms of its loss until the optimiser's next step."""
         self._batches.append((rows, {name: term.detach() for name, term in terms.items()}))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import datasets
 
+from hf_clipbd.data.row_format import has_transform, names_of_columns
 from hf_clipbd.schema import IS_POISONED
 
 
@@ -25,7 +26,7 @@ class Publisher(Protocol):
 class Marks(NamedTuple):
     """What training rows say of themselves: how many are poisoned, None where that is not known, and whether any is.
 
-    Rows without the column say nothing, and of a stream that has it any may be poisoned.
+    Rows without the column say nothing; of a stream that has it, or a transform that makes it, any may be poisoned.
     """
 
     count: int | None
@@ -39,9 +40,10 @@ def poison_marks(rows: datasets.Dataset | datasets.IterableDataset) -> Marks:
         >>> poison_marks(datasets.Dataset.from_dict({"is_poisoned": [True, False, True]}))
         Marks(count=2, poisoned=True)
     """
-    if IS_POISONED not in (rows.column_names or ()):
+    streamed = isinstance(rows, datasets.IterableDataset)
+    if IS_POISONED not in ((rows.column_names or ()) if streamed else names_of_columns(rows)):
         return Marks(None, False)
-    if isinstance(rows, datasets.IterableDataset):
+    if streamed or has_transform(rows):
         return Marks(None, True)
     count = sum(map(bool, rows.with_format(None)[IS_POISONED]))
     return Marks(count, count > 0)
