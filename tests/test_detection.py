@@ -411,6 +411,14 @@ def test_labels_that_are_missing_are_counted():
         BackdoorDetection().compute(predictions=[0.1, 0.2, 0.3], references=[True, False, None])
 
 
+def test_a_mask_is_not_ignored():
+    features = np.ma.masked_array(uneven())
+    assert np.array_equal(detect(features, "k_distance"), detect(uneven(), "k_distance"))
+    features[3] = np.ma.masked
+    with pytest.raises(ValueError, match=f"without a mask, but {features.shape[1]} values are masked"):
+        detect(features, "k_distance")
+
+
 def test_a_reference_is_one_and_no_matrix():
     features = uneven()
     with pytest.raises(TypeError, match=r"a `Reference`, but got ndarray.*Reference\.of"):

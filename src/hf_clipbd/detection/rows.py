@@ -23,6 +23,10 @@ def matrix(features: Any) -> np.ndarray:
     if isinstance(features, torch.Tensor):
         features = features.detach().cpu()
         features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()
+    if np.ma.is_masked(features):
+        raise ValueError(
+            f"Expected features without a mask, but {np.ma.count_masked(features)} values are masked. Drop their rows."
+        )
     features = np.asarray(features)
     if features.ndim != 2 or features.shape[1] < 1 or not np.issubdtype(features.dtype, np.floating):
         raise ValueError(
