@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from hf_clipbd.attacks import ATTACKS, SIG, BadNets, PoisonTransform, sig
-from hf_clipbd.attacks.select import draw_by_key, drawn_rows, row_rng
+from hf_clipbd.attacks.select import draw_by_key, drawn_rows
 from hf_clipbd.data.canvas import Canvas
 
 
@@ -66,19 +66,6 @@ def test_many_keys_are_drawn_as_one_by_one(rate, seed):
     keys = [f"{number}\na caption {'é水' * (number % 3)}" for number in range(1500)] + ["", "\ud800"]
     expected = [i for i, key in enumerate(keys) if draw_by_key(seed, "sig", rate, key) is not None]
     assert drawn_rows(seed, "sig", rate, keys) == expected
-
-
-@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**70 + 5])
-@pytest.mark.parametrize("row", [0, 1, 2**32 - 1, 2**32, 2**63 - 1])
-def test_a_row_draws_what_numpy_draws_of_its_seed_and_number(seed, row):
-    for stream in (0, 1):
-        expected = np.random.default_rng([seed, row, stream]).bit_generator.state
-        assert row_rng(seed, row, stream).bit_generator.state == expected
-
-
-def test_no_row_has_a_number_below_zero():
-    with pytest.raises(ValueError, match="at least 0"):
-        BadNets()(picture(), -1)
 
 
 @pytest.mark.parametrize("selector", ["random", "non_target"])

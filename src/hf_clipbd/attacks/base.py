@@ -14,7 +14,6 @@ import PIL.Image
 
 from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template, target_captions
 from hf_clipbd.attacks.folder import load_attack, preview_of, save_attack
-from hf_clipbd.attacks.select import row_rng
 from hf_clipbd.data.canvas import Canvas
 
 
@@ -154,7 +153,7 @@ class Attack(ABC):
         if self.captions == "natural":
             raise ValueError('Expected captions from data. Call `attack.mined(dataset["caption"])` first.')
         choices = OPENAI_TEMPLATES if self.captions == "templates" else self.captions
-        chosen = choices[int(row_rng(self.seed, int(index), _CAPTION).integers(len(choices)))]
+        chosen = choices[int(np.random.default_rng([self.seed, index, _CAPTION]).integers(len(choices)))]
         return _filled(chosen, self.target)
 
     def mined(self: AttackType, captions: Iterable[str | None]) -> AttackType:
@@ -207,7 +206,8 @@ class Attack(ABC):
             ValueError: If the array has another shape, type or range, or the trigger does not fit on the picture.
         """
         if isinstance(image, PIL.Image.Image):
-            return PIL.Image.fromarray(self._stamp_one((self.canvas or Canvas(1, "native")).array(image), index))
+            canvas = self.canvas or Canvas(1, "native")
+            return PIL.Image.fromarray(self._stamp_one(canvas.array(image), index))
         pixels = np.asarray(image)
         if pixels.ndim != 4:
             return self._stamp_one(self._framed(pixels), index)
@@ -228,7 +228,7 @@ class Attack(ABC):
         return canvas.array(PIL.Image.fromarray(pixels))
 
     def _stamp_one(self, pixels: np.ndarray, index: Any) -> np.ndarray:
-        rng = row_rng(self.seed, int(index), _STAMP)
+        rng = np.random.default_rng([self.seed, int(index), _STAMP])
         if pixels.dtype == np.uint8:
             return self.stamp_levels(pixels, rng)
         if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):

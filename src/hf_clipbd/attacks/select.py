@@ -50,29 +50,6 @@ def row_number(*parts: int | str | bytes) -> int:
     return int.from_bytes(digest("number", *parts)[:8], "little") >> 1
 
 
-def row_rng(*parts: int) -> np.random.Generator:
-    """Return the generator `np.random.default_rng(parts)`, several times faster: numpy takes words as they are.
-
-    Args:
-        *parts: Whole numbers of at least 0, for instance seed, row number and stream.
-
-    Raises:
-        ValueError: If one is negative.
-
-    Example:
-        >>> row_rng(0, 2**40, 1).random() == np.random.default_rng([0, 2**40, 1]).random()
-        True
-    """
-    if min(parts) < 0:
-        raise ValueError(f"Expected seed and row number of at least 0, but got {parts}.")
-    words = []
-    for part in parts:  # the low 32 bits first
-        words.append(part & 0xFFFFFFFF)
-        while part := part >> 32:
-            words.append(part & 0xFFFFFFFF)
-    return np.random.default_rng(np.array(words, np.uint32))
-
-
 def draw(seed: int, name: str, rate: float, caption: str, picture: bytes) -> int | None:
     """Return the number that stands for a row without a key if it is drawn at `rate`, else None.
 

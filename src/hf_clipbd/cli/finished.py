@@ -26,7 +26,8 @@ def compare(options: argparse.Namespace, extra: list[str]) -> int:
 
     console = Console.of(options)
     rows = compare_records(options.records, options.names, options.baseline, options.ks, options.plot)
-    console.show([render(rows, options.format).rstrip("\n")], [flat(row) for row in rows])
+    lines = [] if options.json else [render(rows, options.format).rstrip("\n")]
+    console.show(lines, [flat(row) for row in rows])
     return 0
 
 

@@ -118,7 +118,7 @@ def retrained_table(cells: Cells) -> str:
         detector = next(iter(cells.detectors(attack)))
         found = [one["poisoned_dropped"] for one in dropped]
         present = [one["poisoned_dropped"] + one["poisoned_kept"] for one in dropped]
-        rates = [(cells.asr(attack, model, k)) for k in (1, 10) for model in ("victim", "retrain", "clean")]
+        rates = [cells.asr(attack, model, k) for k in (1, 10) for model in ("victim", "retrain", "clean")]
         shown = [
             label(detector[0]),
             spread(cells.detectors(attack)[detector]),
