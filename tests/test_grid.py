@@ -124,6 +124,13 @@ def test_the_choice_looks_at_held_out_accuracy_alone(tmp_path):
     table = grid_table(grid)
     (line,) = [line for line in table.splitlines() if line.endswith("* |")]
     assert "`learning_rate`" in table and "85.0 (80.0 to 90.0)" in line and "| 2 | 4 | * |" in line
+    # run by run: floor 0.87 on the one, where the middle rate is within, 0.85 on the other
+    assert "| FT | 0.001: 10.0 / 80.0 | 0.001: 10.0 / 90.0 |" in table
+    figures[1][middle] = (0.84, 0.1, 0.9)
+    fill(grid, figures)
+    assert "| FT | 0.001: 10.0 / 80.0 | 0.0001: 90.0 / 0.0 |" in grid_table(grid)
+    figures[1][middle] = (0.85, 0.1, 0.9)
+    fill(grid, figures)
     strict = grid_from(values([tmp_path / "a", tmp_path / "b"], blocks=[{**block, "choose": "learning_rate"}]))
     strict.options.max_ba_drop = 0.0
     assert chosen_cells(strict, strict.blocks[0])["ft"].name == low

@@ -2,7 +2,7 @@
 """A grid's records as tables: means over the runs, and which setting the rule chooses."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from hf_clipbd.recipe.grid_config import Block, Cell, GridConfig
@@ -112,6 +112,27 @@ def block_table(grid: GridConfig, block: Block) -> str:
     return markdown(header, _rows(grid, block), text_columns=None)
 
 
+def choice_by_run(grid: GridConfig, block: Block) -> str:
+    """Return what the rule chooses on each run by itself and what that cell has on its test images; "" if nothing."""
+    singles = [replace(grid, options=replace(grid.options, runs=[str(run)])) for run in grid.runs]
+    chosen = [chosen_cells(single, block) for single in singles]
+    rows = []
+    for defense in dict.fromkeys(cell.defense for cell in block.cells):
+        row = [method(defense)["label"]]
+        for single, choice in zip(singles, chosen, strict=True):
+            if (cell := choice.get(defense)) is None:
+                row.append(NOT_RUN)
+                continue
+            figures = cell_figures(single, cell)
+            rates = " / ".join(spread(values) for values in (figures.ba(1), figures.asr(1)))
+            row.append(f"{cell.settings[block.choose or '']}: {rates}")
+        rows.append(row)
+    if len(singles) < 2 or not any(chosen):
+        return ""
+    text = f"The rule on each run by itself: the `{block.choose}` that it chooses, and BA@1 / ASR@1 there."
+    return text + "\n\n" + markdown(["model", *(run.name for run in grid.runs)], rows, text_columns=None)
+
+
 def block_section(grid: GridConfig, block: Block) -> str:
     """Return a block's heading, its table, what was left out and, where a rule chooses among its cells, the rule."""
     parts = [f"## {block.title}", block_table(grid, block)]
@@ -127,7 +148,8 @@ def block_section(grid: GridConfig, block: Block) -> str:
             f"images lies at most {drop} points below the victim's, else the highest BA@1. The rule looks at "
             f"nothing else; BA and ASR beside it are measured on the test images."
         )
-    return "\n\n".join(parts)
+        parts.append(choice_by_run(grid, block))
+    return "\n\n".join(filter(None, parts))
 
 
 def runs_line(grid: GridConfig) -> str:
