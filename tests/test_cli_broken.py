@@ -2,15 +2,17 @@
 """Files that are cut short or broken, and rows that cannot be read: one line that names them, and no traceback."""
 
 import gzip
+import re
 import shutil
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors import SafetensorError
 
 from hf_clipbd.attacks import Blended, poison_dataset
-from hf_clipbd.cli import main
+from hf_clipbd.cli import main, script
 from hf_clipbd.schema import RunRecord
 
 
@@ -154,3 +156,24 @@ def test_a_command_names_its_flag_and_not_the_argument_of_python(gaps, tmp_path,
         assert main([*line.split(), *more]) == 2
         said = capsys.readouterr().err
         assert "Or pass `--on_error skip`." in said and 'on_error="skip"' not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (EOFError(), "EOFError"),  # of an empty file that torch reads
+        (SafetensorError("Error while serializing: I/O error: No space left on device"), "Error while.*No space left"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+            "a disk that is full.*data/0",
+        ),
+    ],
+)
+def test_what_libraries_raise_at_files_is_told_in_one_line(error, says, capsys):
+    def act(arguments):
+        raise error
+
+    assert script("some.py", "", act, []) == 2
+    assert re.fullmatch(rf"some.py: .*{says}.*\n", capsys.readouterr().err)
+    with pytest.raises(type(error)):
+        script("some.py", "", act, ["--traceback"])

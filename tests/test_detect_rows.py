@@ -274,6 +274,17 @@ def test_a_shard_of_fewer_names_does_not_replace_one_of_more(tmp_path):
     assert len([*tmp_path.iterdir()]) == 2
 
 
+def test_a_shard_whose_content_is_broken_is_told_and_computed_by_the_next_job(tmp_path):
+    shards = job(tmp_path)
+    path = next(tmp_path.glob("*-b.npz"))
+    broken = path.read_bytes().replace(ROWS[5:].tobytes(), bytes(ROWS[5:].nbytes))
+    path.write_bytes(broken)
+    with pytest.raises(OSError, match=f"shard 1 in the cache `{tmp_path}` as it was written, but it is broken"):
+        shards.join(["a", "b"], {})
+    assert [one.name for one in tmp_path.iterdir()] == ["part-000000-a.npz"]
+    assert np.array_equal(used(job(tmp_path))["image"], ROWS)
+
+
 def test_what_a_killed_job_was_writing_goes_after_a_day(tmp_path):
     shards = job(tmp_path)
     left = [tmp_path / "joined-0.image", tmp_path / "part-000000-a.0.partial"]

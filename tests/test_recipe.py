@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,13 +12,16 @@ import sys
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from hf_clipbd.recipe import ConfigError, config_from, load_config
 from hf_clipbd.recipe.checkpoints import remove
 from hf_clipbd.recipe.config import training_settings
+from hf_clipbd.recipe.locks import this_host
 from hf_clipbd.recipe.options import PoisonConfig, WorldConfig
 from hf_clipbd.recipe.progress import epoch_line
 from hf_clipbd.recipe.sections import parse_section, read_flags
@@ -385,6 +389,9 @@ def make_checkpoint(folder: Path, step: int, whole: bool = True) -> None:
     path.mkdir(parents=True)
     text = json.dumps({"global_step": step})
     (path / "trainer_state.json").write_text(text if whole else text[:-3])
+    save_file({"weight": torch.zeros(9)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({"step": step}, path / name)
 
 
 def test_only_whole_checkpoints_of_the_same_stage_are_taken(tmp_path, caplog):
@@ -400,6 +407,42 @@ def test_only_whole_checkpoints_of_the_same_stage_are_taken(tmp_path, caplog):
     with caplog.at_level("INFO", "hf_clipbd"):
         logging_on = stage_in(tmp_path, n=2).checkpoint()
     assert logging_on == (None, 0.0) and not list(checkpoints.glob("check*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("model.safetensors", 40),
+        ("optimizer.pt", 100),
+        ("scheduler.pt", 0),
+        ("optimizer.pt", None),  # transformers would go on without it
+        ("trainer_state.json", b"null"),
+        ("trainer_state.json", b"{}"),
+        ("trainer_state.json", b"\xff"),
+    ],
+)
+def test_a_checkpoint_of_which_a_part_is_broken_is_none(name, left, tmp_path):
+    stage = stage_in(tmp_path)
+    assert stage.checkpoint() == (None, 0.0)
+    for step in (9, 10):
+        make_checkpoint(stage.folder / CHECKPOINTS, step)
+    stage.note_seconds(2.5)
+    path = stage.folder / CHECKPOINTS / "checkpoint-10" / name
+    if left is None:
+        path.unlink()
+    elif isinstance(left, int):
+        os.truncate(path, left)
+    else:
+        path.write_bytes(left)
+    assert stage.checkpoint() == (stage.folder / CHECKPOINTS / "checkpoint-9", 2.5) and not path.parent.exists()
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", '{"key": '])
+def test_checkpoints_whose_note_is_broken_are_nobody_s(text, tmp_path):
+    stage = stage_in(tmp_path)
+    make_checkpoint(stage.folder / CHECKPOINTS, 9)
+    (stage.folder / CHECKPOINTS / "key.json").write_text(text)
+    assert stage.checkpoint() == (None, 0.0)
 
 
 def test_checkpoints_of_other_settings_stay_until_there_are_new_ones(tmp_path):
@@ -524,6 +567,78 @@ def test_a_changed_defence_runs_itself_and_what_comes_after(finished, clean_fold
     values["defenses"]["ft"] = {"learning_rate": 1e-5}
     run(config_from(values))
     assert placed == ["defend/ft", "evaluate/ft", "report"]
+
+
+def test_a_poisoned_set_that_lost_rows_is_not_trained_on(finished, clean_folder, tmp_path):
+    from hf_clipbd.recipe.own_data import Data
+    from hf_clipbd.recipe.training import poisoned_pairs
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    config = config_from(sections(clean_folder, out))
+    rows = poisoned_pairs(config)
+    (file,) = (out / "poison" / "dataset").glob("*.arrow")
+    with pyarrow.OSFile(str(tmp_path / "short"), "wb") as sink, pyarrow.ipc.new_stream(sink, rows.data.schema) as cut:
+        cut.write_table(rows.data.table.slice(0, 40))
+    os.replace(tmp_path / "short", file)
+    for read in (lambda: poisoned_pairs(config), lambda: Data(str(out / "poison")).pairs()):
+        with pytest.raises(ValueError, match=f"{len(rows)} rows in `.*`, as many as were written, but 40 are left"):
+            read()
+    os.truncate(file, file.stat().st_size - 2000)
+    with pytest.raises(ValueError, match=f"can be read in `{re.escape(str(file.parent))}`"):
+        poisoned_pairs(config)
+
+
+# -- several jobs in one folder ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(finished, clean_folder, tmp_path):
+    """Return a copy of a finished run, and a function that gives a configuration of it while a job lives there."""
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    (out / ".lock.json").write_text(json.dumps({"host": this_host(), "pid": os.getpid(), "token": "theirs"}))
+    return out, lambda **changes: config_from({**sections(clean_folder, out), **changes})
+
+
+def test_a_second_run_in_a_folder_is_refused_before_it_writes(beside):
+    from hf_clipbd.recipe import run
+    from hf_clipbd.recipe.job import run_stage
+
+    out, configured = beside
+    before = (out / "config.yaml").read_bytes()
+    for seed, work in ((0, run), (1, run), (1, lambda config: run_stage(config, "poison"))):
+        with pytest.raises(ValueError, match=f"run `{out}` .* but process {os.getpid()} on .*Wait for it"):
+            work(configured(seed=seed))
+    assert (out / "config.yaml").read_bytes() == before
+
+
+def test_a_stage_of_the_same_configuration_runs_beside_a_whole_run(beside):
+    from hf_clipbd.recipe.job import run_stage
+
+    out, configured = beside
+    before, config = (out / "config.yaml").stat().st_mtime_ns, configured()
+    assert len(run_stage(config, "evaluate")) == 2 + len(config.defenses)
+    assert (out / "config.yaml").stat().st_mtime_ns == before and (out / ".lock.json").is_file()
+
+
+def test_a_run_folder_that_is_a_file_is_named(clean_folder, tmp_path):
+    from hf_clipbd.recipe import run
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="Expected a folder or none yet, but `.*file` is a file.*--output_dir"):
+        run(config_from(sections(clean_folder, tmp_path / "file")))
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", ""), ("config.yaml", "a: [1"), ("hub_sources.json", "[")])
+def test_a_broken_file_of_a_run_folder_is_named(name, text, finished, clean_folder, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    from hf_clipbd.recipe.job import write_config
+
+    (out / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)in `{out / name}`, but it is cut short.*Remove it, and start"):
+        write_config(config_from(sections(clean_folder, out)))
 
 
 KILLED = """

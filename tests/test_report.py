@@ -128,6 +128,18 @@ def test_missing_record_names_its_stage(run, stage):
         write_report(run)
 
 
+@pytest.mark.parametrize(
+    ("stage", "name", "source"),
+    [("victim", "poison", "poison"), ("detect", "victim", "victim"), ("evaluate/victim", "model", "victim")],
+)
+def test_records_of_a_run_that_was_begun_anew_and_stopped_are_not_mixed(run, stage, name, source):
+    record = RunRecord.load(run / stage)
+    record.inputs[name] = "replaced"
+    record.save(run / stage)
+    with pytest.raises(ValueError, match=f"stage `{stage}` .* what stage `{source}` left, .*but it read `replaced`"):
+        write_report(run)
+
+
 def test_missing_record_stops_the_table_too(run):
     (run / "evaluate" / "ft" / "record.json").unlink()
     with pytest.raises(FileNotFoundError, match="stage `evaluate/ft`"):

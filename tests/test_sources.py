@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -23,10 +24,12 @@ from hf_clipbd.data.sources import (
     caption_labels,
     find_column,
     load_source,
+    lone_split,
     pick_columns,
     split_rows,
     with_class_names,
 )
+from hf_clipbd.data.state import source_state
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.world import World
 
@@ -130,6 +133,24 @@ def test_saved_folders(pairs, tmp_path):
     assert colors(load_source(tmp_path / "many", "held")) == [COLORS[1]]
     with pytest.raises(ValueError, match=r"split `test` in .*\['held', 'train'\]"):
         load_source(tmp_path / "many", "test")
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(pairs, tmp_path):
+    folder = tmp_path / "v[2]*" / "{0..1}?"
+    pairs.save_to_disk(folder)
+    assert colors(load_source(folder)) == COLORS and lone_split(folder, "train") == "train"
+    streamed = load_source(folder, streaming=True)
+    before = source_state(folder, streamed, "image")
+    next(folder.glob("*.arrow")).touch()
+    assert source_state(folder, streamed, "image") != before
+
+
+def test_an_arrow_file_that_breaks_off_is_named(pairs, tmp_path):
+    pairs.save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    os.truncate(file, file.stat().st_size - 300)
+    with pytest.raises(ValueError, match="can be read in `.*saved`, but got OSError: .*mend or replace"):
+        load_source(tmp_path / "saved")
 
 
 def test_image_folder(pictures, tmp_path):

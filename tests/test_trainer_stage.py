@@ -16,11 +16,13 @@ from hf_clipbd import trainer as trainer_module
 from hf_clipbd.attacks import BadNets
 from hf_clipbd.cli import main, script
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.models.text_input import TextInput
 from hf_clipbd.recipe import single
 from hf_clipbd.recipe.config import config_from
 from hf_clipbd.recipe.defending import check_sizes
 from hf_clipbd.recipe.sections import ConfigError
 from hf_clipbd.recipe.stage import Stage
+from hf_clipbd.recipe.trained import save_trained
 from hf_clipbd.recipe.training import check_one_process_has_it_all, train_into
 from hf_clipbd.schema import RunRecord
 from hf_clipbd.trainer import CLIPTrainer, CLIPTrainingConfig
@@ -153,6 +155,24 @@ def test_what_a_tracker_writes_beside_the_checkpoints_stays(train, tmp_path):
     record, folder = train(Tracked, num_train_epochs=1), tmp_path / "run" / "victim"
     assert record.written == ["runs"] and (folder / "runs" / "first" / "events").read_text() == "figures"
     assert sorted(path.name for path in folder.iterdir()) == ["record.json", "runs"]
+
+
+def test_what_a_tracker_wrote_outlives_a_kill_before_the_stage_is_done(train, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(Tracked, num_train_epochs=1, after=killed)
+    record, folder = train(num_train_epochs=1), tmp_path / "run" / "victim"
+    assert record.written == ["runs"] and (folder / "runs" / "first" / "events").read_text() == "figures"
+
+
+def test_a_processor_is_saved_alike_used_or_not(tiny_model, tiny_pairs, tiny_processor, tmp_path):
+    config = CLIPTrainingConfig(tmp_path / "out", use_cpu=True, disable_tqdm=True, per_device_train_batch_size=8)
+    trainer = CLIPTrainer(tiny_model, config, tiny_pairs, tiny_processor)
+    for name in ("idle", "called"):
+        (tmp_path / name).mkdir()
+        save_trained(trainer, tiny_model, tiny_processor, tmp_path / name)
+        TextInput.of(tiny_model, tiny_processor)(["a cup", "a red cup"])
+    for path in sorted((tmp_path / "idle").iterdir()):
+        assert path.read_bytes() == (tmp_path / "called" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("disabled", [True, False])

@@ -60,14 +60,32 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration of the run."""
-        return yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8"))
+        """The resolved configuration of the run; raises `ValueError` where its file is cut short or broken."""
+        path, broken = self.path / CONFIG_FILE, ""
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            found, broken = None, f": {error}"
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"Expected a run's configuration in `{path}`, but it is cut short or broken{broken}. Remove it, and "
+                "start the run again, which leaves finished stages as they are."
+            )
+        return found
 
     @cached_property
     def hub_sources(self) -> frozenset[str] | None:
         """Names in the configuration that were the Hub's when the run was made; None if it is too old to say so."""
         path = self.path / SOURCES_FILE
-        return frozenset(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return frozenset(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected a list of names in `{path}`, but it is cut short or broken: {error}. Remove it, and start "
+                "the run again."
+            ) from error
 
     @property
     def defenses(self) -> list[str]:
@@ -96,6 +114,26 @@ class RunFolder:
                 f"Run that stage first."
             )
         return RunRecord.load(self.path / stage)
+
+    def check_one_run(self) -> None:
+        """Raise `ValueError` where records do not go together: one was made from what another has replaced since.
+
+        So it is where a run was begun anew with other settings and stopped: some stages are new then, others old.
+        """
+        stages = ["victim", *(f"defend/{name}" for name in self.defenses), "detect"]
+        sources = {stage: {"poison": "poison", "victim": "victim"} for stage in stages}
+        for model in self.models:
+            trained = self.training_stage(model)
+            sources[f"evaluate/{model}"] = {"poison": "poison"} | ({} if trained is None else {"model": trained})
+        for stage, by_name in sources.items():
+            inputs = self.record(stage).inputs
+            for name, source in by_name.items():
+                left = self.record(source).key
+                if inputs.get(name, left) != left:
+                    raise ValueError(
+                        f"Expected stage `{stage}` of `{self.path}` to have read what stage `{source}` left, "
+                        f"`{left}`, but it read `{inputs[name]}`. The run was begun anew since; let it end."
+                    )
 
     def metric(self, stage: str, name: str) -> Any:
         """Return the figure `name` of `stage`; raises `ValueError` if its record lacks it."""

@@ -7,6 +7,8 @@ import tarfile
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+from safetensors import SafetensorError
+
 from hf_clipbd.cli.parser import Lines, Listed, build_parser
 
 
@@ -69,24 +71,32 @@ def _guarded(name: str, act: Callable[[], int], traceback: bool, flags: Collecti
     """
     try:
         return act()
-    except (ValueError, TypeError, OSError, ImportError, EOFError, tarfile.TarError) as error:
+    except (ValueError, TypeError, OSError, ImportError, EOFError, tarfile.TarError, SafetensorError) as error:
         if traceback:
             raise
-        says = " ".join(str(error).split())
+        says = " ".join(str(error).split()) or type(error).__name__
         if "on_error" in flags:
             says = says.replace('on_error="skip"', "`--on_error skip`")
         print(f"{name}: {says}", file=sys.stderr)
         return WRONG
     except RuntimeError as error:
+        if not traceback and "PytorchStreamWriter" in str(error):  # all that torch says where the disk is full
+            says = f"a file could not be written, as on a disk that is full. ({_first_line(error)})"
+            print(f"{name}: {says}", file=sys.stderr)
+            return WRONG
         if traceback or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name
             raise
         advice = "Lower the batch size; a training takes the same batch in less memory with `--chunk_size`."
-        print(f"{name}: out of memory. {advice} ({str(error).splitlines()[0]})", file=sys.stderr)
+        print(f"{name}: out of memory. {advice} ({_first_line(error)})", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
         message = "stopped. Finished stages stay, and the same command goes on after the last finished epoch."
         print(f"\n{name}: {message}", file=sys.stderr)
         return STOPPED
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _print_lines(lines: Lines) -> int:

@@ -2,6 +2,7 @@
 """The subcommands that render, compare, publish and check what a run left, and the one that converts a model."""
 
 import argparse
+import shlex
 
 from hf_clipbd.cli.console import Console
 
@@ -15,7 +16,8 @@ def convert(options: argparse.Namespace, extra: list[str]) -> int:
         shape = convert_file(options.file, options.out, options.tokenizer, options.activation).config.vision_config
     line = f"CLIPResNet {tuple(shape.layers)} x {shape.width}, {shape.image_size} px, written to {options.out}"
     values = {"layers": list(shape.layers), "width": shape.width, "image_size": shape.image_size}
-    console.show([line], {**values, "out": options.out}, [f"hf-clipbd evaluate {options.out} --data LABELLED_IMAGES"])
+    following = [f"hf-clipbd evaluate {shlex.quote(str(options.out))} --data LABELLED_IMAGES"]
+    console.show([line], {**values, "out": options.out}, following)
     return 0
 
 
@@ -47,7 +49,7 @@ def card(options: argparse.Namespace, extra: list[str]) -> int:
 
     paths = list(write_cards(options.run))
     console = Console.of(options)
-    following = [f"hf-clipbd push {options.run} --repo_id OWNER/NAME"]
+    following = [f"hf-clipbd push {shlex.quote(str(options.run))} --repo_id OWNER/NAME"]
     console.show([f"written to {path}" for path in paths], {"cards": list(map(str, paths))}, following)
     return 0
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """Whole configurations: every stage of a run, one of them, or a grid; what the recipes call."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +133,9 @@ def _show_run(console: Console, config: "RunConfig", table: str) -> None:
         "evaluate": {name: one["report"] for name, one in reports.items()},
         "detect": RunRecord.load(out / "detect").metrics,
     }
-    following = [f"hf-clipbd verify {out}"]
+    following = [f"hf-clipbd verify {shlex.quote(str(out))}"]
     if config.defenses:
-        following.append(f"hf-clipbd push {out} --repo_id OWNER/NAME --what defend/{list(config.defenses)[-1]}")
+        following.append(
+            f"hf-clipbd push {shlex.quote(str(out))} --repo_id OWNER/NAME --what defend/{list(config.defenses)[-1]}"
+        )
     console.show(lines, values, following)

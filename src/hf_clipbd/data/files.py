@@ -120,7 +120,9 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if not isinstance(error, _BROKEN) and (type(error) is not OSError or error.errno is not None):
+            raise  # Arrow says of a file that breaks off no more than `OSError`
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise ValueError(
             f"Expected data that can be read in {what}, but got {type(cause).__name__}: {cause}; mend or replace them."

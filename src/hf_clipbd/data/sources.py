@@ -90,7 +90,7 @@ def load_source(
     local = Path(path).expanduser()
     if local.is_file():
         return read_files([local], split, streaming)
-    if is_pattern(str(path)):
+    if is_pattern(str(path)) and not local.is_dir():  # a folder's name may have such signs
         return read_files(matching(Path(), str(path)), split, streaming)
     if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
         with reading(f"`{path}`"):
@@ -146,7 +146,9 @@ def lone_split(path: str | Path, split: str, *others: str) -> str:
         FileNotFoundError: As `load_source`.
     """
     local = Path(path).expanduser()
-    if local.is_file() or is_pattern(str(path)) or (local / "state.json").is_file() or any(local.glob("*.tar")):
+    if not local.is_dir() and (local.is_file() or is_pattern(str(path))):
+        return split
+    if (local / "state.json").is_file() or any(local.glob("*.tar")):
         return split
     if (local / "dataset_dict.json").is_file():
         known = json.loads((local / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]

@@ -75,11 +75,9 @@ def _files(path: str | Path) -> list[Path] | None:
     local = Path(path).expanduser()
     if local.is_file():
         return [local]
-    if is_pattern(str(path)):
-        return matching(Path(), str(path))
     if local.is_dir():
         return sorted(file for file in local.rglob("*") if file.is_file())
-    return None
+    return matching(Path(), str(path)) if is_pattern(str(path)) else None
 
 
 def _pictures(rows: datasets.IterableDataset, column: str) -> Iterator[str]:

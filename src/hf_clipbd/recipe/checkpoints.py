@@ -5,8 +5,11 @@ import json
 import logging
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from hf_clipbd.schema import write_json
 
@@ -39,21 +42,50 @@ def claim(stage: Path, key: str, name: str) -> None:
 
 
 def whole(folder: Path) -> dict[int, Path]:
-    """Return step -> checkpoint, of those whose writing was not cut short: their `trainer_state.json` can be read."""
+    """Return step -> checkpoint, of those that a training goes on from as if it had never been stopped.
+
+    Their `trainer_state.json`, written last, can be read; no file of tensors breaks off, as a machine that crashed may
+    leave it; and the optimiser's state is there, without which transformers would go on all the same.
+    """
     found = {}
     for path in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            continue
-        found[int(state["global_step"])] = path
+        step = _read_json(path / "trainer_state.json").get("global_step")
+        if isinstance(step, int) and _has_optimizer(path) and not any(map(_breaks_off, path.iterdir())):
+            found[step] = path
     return found
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    """Return whether the state of optimiser and schedule is there, DeepSpeed's in a folder of its own."""
+    states = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
+    return all(map(Path.is_file, states)) or any(checkpoint.glob("global_step*"))
+
+
+def _breaks_off(path: Path) -> bool:
+    """Return whether a file of tensors ends before what it says that it holds; only its index is read."""
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return not zipfile.is_zipfile(path)  # the index of torch's files is at their end
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "pt"):
+            return False
+    except SafetensorError:
+        return True
 
 
 def read_key(folder: Path) -> dict[str, Any]:
     """Return the `key` that the checkpoints in a folder belong to and their `seconds`, or nothing."""
-    path = folder / KEY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _read_json(folder / KEY_FILE)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return what a file says, nothing where it is missing or was cut short."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def note_seconds(stage: Path, key: str, seconds: float) -> None:

@@ -2,15 +2,19 @@
 """The whole job: poison, victim, detection, defences, evaluation, cards, report, and one table at the end."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from hf_clipbd.hub import hub_sources, write_cards
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.defending import check_sizes, defend
+from hf_clipbd.recipe.locks import owned
 from hf_clipbd.recipe.measuring import detect, evaluate
 from hf_clipbd.recipe.publishing import check_may_push, push
 from hf_clipbd.recipe.stage import Outcome, Stage
@@ -42,6 +46,41 @@ def write_config(config: RunConfig) -> Path:
         scratch.replace(path)
     PartialState().wait_for_everyone()
     return path
+
+
+@contextmanager
+def working_on(config: RunConfig, alone: bool) -> Iterator[None]:
+    """Hold the run folder for the block, with this configuration written into it: two never fill one folder at once.
+
+    Args:
+        alone: Whether a job of the same configuration keeps this one out as well. If not, this one joins it, and each
+            stage is still nobody else's while it is worked on.
+
+    Raises:
+        ValueError: If the output folder is a file, or another job that lives works there; the message names it.
+        RuntimeError: If the folder was taken over meanwhile.
+    """
+    folder = config.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"Expected a folder or none yet, but `{folder}` is a file. Name another one (`--output_dir`)."
+        )
+    with ExitStack() as held:
+        try:
+            held.enter_context(owned(folder, str(folder), what="run"))
+        except ValueError:
+            if alone or not broadcast_object_list([_is_kept(config)])[0]:
+                raise
+        else:
+            write_config(config)
+        yield
+
+
+def _is_kept(config: RunConfig) -> bool:
+    """Return whether the configuration in the run folder is this one, wherever it is seen from."""
+    path = config.output_dir / CONFIG_FILE
+    kept, own = (RunFolder(path.parent).config if path.is_file() else {}), config.resolved()
+    return {**kept, "output_dir": None} == {**yaml.safe_load(yaml.safe_dump(own)), "output_dir": None}
 
 
 def models(config: RunConfig) -> list[str]:
@@ -95,15 +134,20 @@ def run_stage(config: RunConfig, stage: str) -> list[RunRecord]:
             `victim` (both with a clean model that is trained here); `evaluate`, every model that is there; `detect`.
 
     Raises:
-        ValueError: If the stage is none of these, or `push_to_hub` is set, which is for whole runs.
+        ValueError: If the stage is none of these, `push_to_hub` is set, which is for whole runs, or a job of another
+            configuration works in the run folder.
     """
     if config.push.push_to_hub:
         raise ValueError(
             f"Expected no `push_to_hub` with the stage `{stage}` alone, since a push needs the whole run. Run "
             f"recipes/defend.py with it, or push what is finished with `hf-clipbd push`."
         )
+    with working_on(config, alone=False):
+        return _run_stage(config, stage)
+
+
+def _run_stage(config: RunConfig, stage: str) -> list[RunRecord]:
     world = World(config)
-    write_config(config)
     if config.clean is not None and (stage == "victim" or (stage == "poison" and needs_surrogate(config))):
         train_clean(config, world)
     if stage == "evaluate":
@@ -120,11 +164,18 @@ def run(config: RunConfig) -> str:
 
     A stage is skipped when its record is current; a stopped training goes on from its last epoch. The table is also
     written as `table.md` into the run folder. With `push_to_hub` the models then go to the Hub; see `publishing.push`.
+
+    Raises:
+        ValueError: If another job works in the run folder, among others.
     """
     check_may_push(config)
     check_sizes(config)
+    with working_on(config, alone=True):
+        return _run(config)
+
+
+def _run(config: RunConfig) -> str:
     world = World(config)
-    write_config(config)
     if config.clean is not None:
         train_clean(config, world)
     poison(config, world)

@@ -219,25 +219,32 @@ class FolderLock:
 
 
 @contextmanager
-def owned(folder: Path, name: str, stale_after: float = STALE_AFTER) -> Iterator[FolderLock | None]:
-    """Hold the folder of a stage for the block, the main process for all of its job.
+def owned(
+    folder: Path, name: str, stale_after: float = STALE_AFTER, what: str = "stage"
+) -> Iterator[FolderLock | None]:
+    """Hold the folder of a stage, or of a whole run, for the block, the main process for all of its job.
 
     What a killed process left there is taken over: at once where it ran on this machine, else after `stale_after`.
+
+    Args:
+        name: What the folder is called in messages.
+        stale_after: Seconds.
+        what: What it holds.
 
     Yields:
         The lock on the main process, None on the others.
 
     Raises:
-        ValueError: On every process, if another job that lives works on the stage; the message names it.
-        RuntimeError: If the stage was taken over meanwhile.
+        ValueError: On every process, if another job that lives works on it; the message names that one.
+        RuntimeError: If it was taken over meanwhile.
     """
     is_main = PartialState().is_main_process
-    lock = FolderLock(folder, stale_after, STAGE_LOCK, "stage")
+    lock = FolderLock(folder, stale_after, STAGE_LOCK, what)
     other = broadcast_object_list([_living_owner(lock, name) if is_main else None])[0]
     if other is not None:
         raise ValueError(
-            f"Expected stage `{name}` to be nobody else's, but {other} works on it (`{lock.path}`). Wait for it, stop "
-            f"it, or name another folder."
+            f"Expected {what} `{name}` to be nobody else's, but {other} works on it (`{lock.path}`). Wait for it, "
+            f"stop it, or name another folder."
         )
     with lock if is_main else nullcontext() as own:
         yield own

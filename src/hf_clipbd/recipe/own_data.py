@@ -27,7 +27,7 @@ from hf_clipbd.data.sources import (
 from hf_clipbd.data.state import source_state
 from hf_clipbd.recipe.fingerprints import by_content
 from hf_clipbd.recipe.place import process_state
-from hf_clipbd.recipe.training import POISONED_DATASET
+from hf_clipbd.recipe.training import POISONED_DATASET, check_rows_left
 from hf_clipbd.schema import (
     CAPTION,
     IMAGE,
@@ -212,7 +212,10 @@ class Data:
     def _rows(self) -> datasets.Dataset:
         if self.source == SCENES:
             return scenes.load_scenes(self.split, self.size, self.seed, self.n, "long_tailed", self.target)
-        return by_content(load_source(self._place, self.split))
+        rows, place = load_source(self._place, self.split), Path(self._place)
+        if self._place != self.source and (place / "state.json").is_file():
+            check_rows_left(rows, place.parent)
+        return by_content(rows)
 
     @cached_property
     def _streamed(self) -> datasets.IterableDataset:

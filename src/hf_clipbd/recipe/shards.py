@@ -85,6 +85,7 @@ class Shards:
 
         Raises:
             FileNotFoundError: If a shard is gone.
+            OSError: If a shard's content is no longer what was written; the next job computes it anew.
         """
         self._clear_left()
         place = self.folder if os.access(self.folder, os.W_OK) else Path(tempfile.gettempdir())
@@ -135,6 +136,13 @@ class Shards:
             raise FileNotFoundError(
                 f"Expected shard {shard} with {self.names} in the cache `{self.folder}`, but it was removed. "
                 "Run again."
+            ) from error
+        except (EOFError, ValueError, zipfile.BadZipFile) as error:  # a checksum that does not fit
+            with suppress(OSError):
+                self._part(shard, digest).unlink()
+            raise OSError(
+                f"Expected shard {shard} in the cache `{self.folder}` as it was written, but it is broken: {error}. "
+                "It is removed where that can be done. Run again."
             ) from error
 
     def _clear_left(self) -> None:

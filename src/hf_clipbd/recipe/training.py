@@ -2,7 +2,6 @@
 """The stages that poison and train: clean model, poisoned set, victim; and how any model is trained as a stage."""
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -19,18 +18,18 @@ from hf_clipbd.attacks import Attack, poison_dataset
 from hf_clipbd.attacks.surrogate import SURROGATE_SELECTORS
 from hf_clipbd.captions.lexicon import lexicon
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.sources import load_source
 from hf_clipbd.defenses import OBJECTIVES
-from hf_clipbd.hub.adapters import ADAPTER
 from hf_clipbd.models import build_processor, train_tokenizer
-from hf_clipbd.models.open_clip import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OpenCLIPModel
 from hf_clipbd.recipe.architecture import build_architecture, build_model
 from hf_clipbd.recipe.config import RunConfig
 from hf_clipbd.recipe.epochs import check_best_is_saved, epoch_evaluator, measured_otherwise
 from hf_clipbd.recipe.fingerprints import data_fingerprint
 from hf_clipbd.recipe.progress import EpochLines
 from hf_clipbd.recipe.readable import advising_runs
-from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, KEY_FILE, Outcome, Stage
+from hf_clipbd.recipe.stage import CARDS, CHECKPOINTS, Outcome, Stage
 from hf_clipbd.recipe.steps import global_batch, training_stage_settings
+from hf_clipbd.recipe.trained import keep_logs, save_trained
 from hf_clipbd.recipe.trigger import prepared_attack, surrogate_rows
 from hf_clipbd.recipe.world import Loader, World, clean_model
 from hf_clipbd.recipe.zero_shot import TRIGGER_FOLDER, load_trigger
@@ -198,9 +197,9 @@ def train_into(
         trainer.add_callback(lines)
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if PartialState().is_main_process:
-            _keep_logs(stage.folder / CHECKPOINTS, folder)
+            keep_logs(stage.folder / CHECKPOINTS, folder)
         trained = trainer.trained_model()
-        outputs = _kept(trainer, trained, processor, folder) if keep_model else {}
+        outputs = save_trained(trainer, trained, processor, folder) if keep_model else {}
         first_step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
         seconds = output.metrics["train_runtime"] - trainer.evaluation_seconds
         metrics = {"history": trainer.history()} | speed(output.global_step - first_step, config, seconds)
@@ -208,26 +207,6 @@ def train_into(
         return Outcome(metrics, outputs, seconds_before)
 
     return stage.run_once(work)
-
-
-def _keep_logs(checkpoints: Path, folder: Path) -> None:
-    """Move what trackers wrote beside the checkpoints of a training into `folder`: TensorBoard's `runs`, for one."""
-    for path in checkpoints.iterdir():
-        if path.name != KEY_FILE and not path.name.startswith("checkpoint-"):
-            os.replace(path, folder / path.name)
-
-
-def _kept(trainer: CLIPTrainer, trained: Any, processor: Any, folder: Path) -> dict[str, str]:
-    """Save a trained model, its processor and its adapters from the main process, and return what lies where."""
-    if PartialState().is_main_process:
-        trained.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        if trainer.args.lora:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / ADAPTER)
-    outputs = {"model": "model.safetensors", "config": "config.json"}
-    if isinstance(trained, OpenCLIPModel):
-        outputs = {"model": OPEN_CLIP_WEIGHTS[0], "config": OPEN_CLIP_CONFIG}
-    return {**outputs, "adapter": ADAPTER} if trainer.args.lora else outputs
 
 
 def training_stage(
@@ -270,8 +249,24 @@ def train_clean(config: RunConfig, world: World | None = None) -> RunRecord:
 
 
 def poisoned_pairs(config: RunConfig) -> datasets.Dataset:
-    """Return the poisoned dataset of a run."""
-    return datasets.load_from_disk(str(config.output_dir / "poison" / POISONED_DATASET))
+    """Return the poisoned dataset of a run; raises `ValueError` where a part of it is broken or gone."""
+    stage = config.output_dir / "poison"
+    rows = load_source(stage / POISONED_DATASET)
+    check_rows_left(rows, stage)
+    return rows
+
+
+def check_rows_left(rows: datasets.Dataset, folder: Path) -> None:
+    """Raise `ValueError` where a poisoned dataset of Arrow files has other rows than its manifest says.
+
+    A file that breaks off between two batches of rows is read as if it ended there.
+    """
+    n = PoisonManifest.from_pretrained(folder).n_rows
+    if len(rows) != n:
+        raise ValueError(
+            f"Expected {n} rows in `{folder / POISONED_DATASET}`, as many as were written, but {len(rows)} are left. "
+            f"Remove `{folder}`, and poison again."
+        )
 
 
 def train_victim(config: RunConfig, world: World | None = None) -> RunRecord:

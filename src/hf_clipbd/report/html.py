@@ -221,9 +221,10 @@ def write_report(run_folder: str | os.PathLike) -> Path:
 
     Raises:
         FileNotFoundError: If a record is missing; the message names the stage.
-        ValueError: If a figure is missing from its record.
+        ValueError: If a figure is missing from its record, or the records are not those of one run.
     """
     run = RunFolder(run_folder)
+    run.check_one_run()
     folder = run.path / "report"
     if (folder / "figures").is_dir():
         shutil.rmtree(folder / "figures")  # none of an earlier rendering stays
