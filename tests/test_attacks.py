@@ -290,6 +290,16 @@ def test_target_is_found_as_whole_words():
     assert names_target("Traffic-Light at night", "traffic_light")
     assert not names_target("two bananas", "banana") and not names_target(None, "banana")
     assert not names_target("a.c", "a c") and names_target("(a+b)", "a+b")
+    assert names_target("Cafe\u0301 au lait", "caf\u00e9") and not names_target("Ölfass", "öl")
+
+
+def test_target_is_found_where_no_space_parts_words():
+    for caption, target in (("桌子上有一根香蕉3个", "香蕉"), ("바나나가 있다", "바나나"), ("ロボットの猫です", "猫")):
+        assert names_target(caption, target) and not names_target(caption, "犬")
+    assert names_target("一个banana在桌子上", "banana") and not names_target("两个bananas", "banana")
+
+
+def test_captions_found_in_data():
     found = target_captions(["banana", None, "x", "Banana split", "banana "], "banana", limit=2)
     assert found == ("banana", "Banana split")
     with pytest.raises(ValueError, match="found none"):

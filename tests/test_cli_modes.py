@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -82,6 +83,21 @@ def test_lists_need_nothing_else(line, says, capsys):
     assert main(line.split()) == 0
     shown = capsys.readouterr().out
     assert [part for part in says if part not in shown] == []
+
+
+def test_the_keys_of_a_defence_of_ones_own_are_listed(monkeypatch, capsys):
+    from hf_clipbd.defenses import DEFENSES, Defense
+    from hf_clipbd.defenses.cleanclip import CleanCLIPConfig, CleanCLIPTrainer
+
+    @dataclass
+    class SpreadConfig(CleanCLIPConfig):
+        spread_weight: float = field(default=0.5, metadata={"help": "What the spread counts."})
+
+    SpreadConfig.__module__ = "mine"
+    monkeypatch.setitem(DEFENSES, "spread", Defense(SpreadConfig, CleanCLIPTrainer))
+    assert main(["defend", "--list_defenses"]) == 0
+    shown = capsys.readouterr().out.split("spread: ")[1]
+    assert "--spread_weight (default: 0.5)  What the spread counts." in shown and "--in_modal_weight" in shown
 
 
 def test_the_lists_are_complete(capsys):
@@ -241,3 +257,9 @@ def test_the_shell_completes(typed, expected, tmp_path):
     code = "from hf_clipbd.cli import main\nmain([])"
     subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert {one.strip() for one in answer.read_text().split("\n")} == expected
+
+
+def test_the_command_that_comes_next_can_be_pasted(run, capsys):
+    folder = run.rename(run.with_name("my run"))
+    assert main(["card", str(folder)]) == 0
+    assert f"next     hf-clipbd push '{folder}' --repo_id" in capsys.readouterr().out

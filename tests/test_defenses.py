@@ -169,6 +169,18 @@ def test_k_pairs_have_a_factual_sub_caption(tiny_pairs, tmp_path):
         list(sampler)
 
 
+def test_captions_that_are_not_english_are_warned_of(build, tiny_pairs, caplog):
+    german = datasets.Dataset.from_dict({"caption": ["ein kleiner brauner Hund läuft auf dem grünen Gras"] * 48})
+    pairs = datasets.concatenate_datasets([tiny_pairs.select_columns("image"), german], axis=1)
+    for rows, warned in ((tiny_pairs, False), (pairs, True)):
+        caplog.clear()
+        build("cleanerclip", rows)
+        assert ("made for English" in caplog.text) == warned
+    caplog.clear()
+    build("cleanclip", pairs)
+    assert "English" not in caplog.text
+
+
 def test_replacements_come_from_the_chosen_share_of_the_repositories(tmp_path):
     def drawn(**options):
         args = CleanerCLIPConfig(output_dir=str(tmp_path), use_cpu=True, **options)

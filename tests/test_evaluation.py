@@ -252,6 +252,13 @@ def test_wrong_input_is_named_before_any_image_is_read():
         evaluate([Patch(), Patch()], ks=(1,))
     with pytest.raises(ValueError, match="row 41"):
         evaluate(dataset=[*data, {"image": data[0]["image"], "label": -1}], class_names=NAMES, ks=(1,))
+    for label in ([0, 1], np.float32(1), None, "1"):
+        with pytest.raises(ValueError, match=r"class number in \[0, \d+\) in row 0"):
+            evaluate(dataset=[{"image": data[0]["image"], "label": label}], class_names=NAMES, ks=(1,))
+    with pytest.raises(ValueError, match="texts with a `{}` for the class name, but got .*lambda"):
+        evaluate_zero_shot(model, PROCESSOR, data, None, [lambda name: f"a {name}"], ks=(1,))
+    with pytest.raises(ValueError, match=r"nearest are \['tench, Tinca tinca'\]"):
+        target_class("tench", ["cock", "banana", "tench, Tinca tinca"])
     with pytest.raises(ValueError, match="same canvas"):
         evaluate({"small": type("Small", (), {"target": "kite", "__call__": lambda _, x, index: x[1:]})()}, ks=(1,))
     with pytest.raises(ValueError, match="at least one case"):

@@ -235,6 +235,9 @@ def test_record_that_is_missing_or_unknown_is_refused(tmp_path, record):
     path.write_text(json.dumps({**json.loads(path.read_text()), "took": 3}))
     with pytest.raises(ValueError, match=r"Expected a record with fields .* unknown \['took'\]"):
         RunRecord.load(tmp_path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"cut short or broken: it holds \[1\]"):
+        RunRecord.load(tmp_path)
 
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch):

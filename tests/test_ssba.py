@@ -152,6 +152,11 @@ def test_a_finished_training_is_not_run_again_and_another_one_is(tiny_pairs, tmp
     monkeypatch.undo()
     changed, _ = train_steganography(tiny_pairs, training=replace(TINY, seed=1), **options)
     assert not torch.equal(changed.encoder.out.weight, pair.encoder.out.weight)
+    # killed while its weights are written: no record stands beside them
+    monkeypatch.setattr(SteganographyPair, "save_pretrained", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        train_steganography(tiny_pairs, training=TINY, **options)
+    assert not (tmp_path / "record.json").exists()
 
 
 def test_training_refuses_what_cannot_be_meant(tiny_pairs, tmp_path):

@@ -4,6 +4,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -12,7 +13,9 @@ from safetensors.torch import load_file
 from hf_clipbd import features
 from hf_clipbd.data.batches import PairBatchSampler
 from hf_clipbd.data.canvas import Canvas
+from hf_clipbd.data.pairs import ViewPlan
 from hf_clipbd.defenses import DEFENSES, CleanCLIPTrainer
+from hf_clipbd.trainer import CLIPTrainer
 from hf_clipbd.training.guard import NonFiniteLossError
 
 
@@ -49,6 +52,26 @@ class BreakingTrainer(CleanCLIPTrainer):
 
 class BreakingGradientTrainer(BreakingTrainer):
     breaks_gradient = True
+
+
+@pytest.mark.parametrize("terms", [{}, None, {"clip": 1.0}, {"clip": torch.ones(4)}])
+def test_loss_terms_are_numbers_by_name(terms, tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    class OwnTrainer(CleanCLIPTrainer):
+        def loss_terms(self, views):
+            return terms
+
+    with pytest.raises(TypeError, match="loss term"):
+        build(tiny_model, tiny_processor, tiny_pairs, tmp_path, "cleanclip", OwnTrainer).train()
+
+
+def test_a_view_is_an_rgb_picture_of_the_canvas(tiny_model, tiny_processor, tiny_pairs, tmp_path):
+    class OwnTrainer(CLIPTrainer):
+        @classmethod
+        def view_plan(cls, args):
+            return ViewPlan({"image": lambda image, key: np.asarray(image) / 255}, {"caption": lambda text, key: text})
+
+    with pytest.raises(TypeError, match="view `image` as uint8.* but got float64"):
+        build(tiny_model, tiny_processor, tiny_pairs, tmp_path, "ft", OwnTrainer).train()
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,10 @@ def _read_json(folder: str | os.PathLike, name: str, what: str) -> dict[str, Any
             f"Expected {what} at `{path}`, but there is no such file. Run the stage that writes it."
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {found!r:.40}")
+        return found
     except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(
             f"Expected {what} in `{path}`, but it is cut short or broken: {error}. Remove it, and run the stage that "

@@ -29,7 +29,7 @@ from hf_clipbd.training.pushing import Publisher, PushOnce, check_pushing
 from hf_clipbd.training.settings import training_settings
 from hf_clipbd.training.sharding import name_input_embedding, prepare_for_fsdp, separate_scalars
 from hf_clipbd.training.stopping import GoesOnWhereItStopped, StopEarly, paced_for_stream
-from hf_clipbd.training.terms import TermMeans, plain_figures
+from hf_clipbd.training.terms import TermMeans, checked_terms, plain_figures
 from hf_clipbd.training.views import Views
 
 
@@ -190,7 +190,7 @@ class CLIPTrainer(PushOnce, GoesOnWhereItStopped, Trainer):
         """Return the sum of the loss terms of the global batch (and the terms, if asked)."""
         for norm in self.frozen_norms:
             norm.eval()
-        terms = self.loss_terms(self.embed_views(model, inputs))
+        terms = checked_terms(self.loss_terms(self.embed_views(model, inputs)))
         if model.training:
             self.guard.note_batch(inputs["rows"], terms)
         self.terms.note(terms)

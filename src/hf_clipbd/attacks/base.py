@@ -4,7 +4,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from hf_clipbd.attacks.captions import OPENAI_TEMPLATES, fill_template, target_captions
+from hf_clipbd.attacks.checks import check_named, checked_stamp, plain_parameter
 from hf_clipbd.attacks.folder import load_attack, preview_of, save_attack
 from hf_clipbd.data.canvas import Canvas
 
@@ -58,6 +59,7 @@ class Attack(ABC):
 
     Raises:
         ValueError: If the seed is negative, the target empty, or the captions are none of these.
+        TypeError: If the class has no `name`.
     """
 
     target: str = "banana"
@@ -71,6 +73,7 @@ class Attack(ABC):
     """False for a trigger that is in the text alone: pictures keep their bytes."""
 
     def __post_init__(self) -> None:
+        check_named(self)
         if not isinstance(self.target, str) or not self.target.strip():
             raise ValueError(f"Expected a class name as target, but got {self.target!r}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -113,9 +116,8 @@ class Attack(ABC):
             (H, W, 3), uint8.
         """
         pixels = np.divide(levels, 255, dtype=np.float32)
-        stamped = self.stamp(pixels, rng)
-        fits = stamped.dtype == pixels.dtype and stamped.shape == pixels.shape
-        stamped = np.clip(stamped, 0, 1, out=pixels if fits else None)
+        stamped = checked_stamp(self, self.stamp(pixels, rng), levels.shape)
+        stamped = np.clip(stamped, 0, 1, out=pixels if stamped.dtype == pixels.dtype else None)
         stamped *= 255
         return np.rint(stamped, out=stamped).astype(np.uint8)
 
@@ -204,6 +206,7 @@ class Attack(ABC):
 
         Raises:
             ValueError: If the array has another shape, type or range, or the trigger does not fit on the picture.
+            TypeError: If `stamp` gives something else than floats of the picture's shape.
         """
         if isinstance(image, PIL.Image.Image):
             canvas = self.canvas or Canvas(1, "native")
@@ -234,7 +237,7 @@ class Attack(ABC):
         if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
             got = f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
             raise ValueError(f"Expected pixels in uint8, or floats in [0, 1], but got {got}.")
-        stamped = self.stamp(np.array(pixels, dtype=np.float32), rng)
+        stamped = checked_stamp(self, self.stamp(np.array(pixels, dtype=np.float32), rng), pixels.shape)
         return np.clip(stamped, 0, 1).astype(np.float32, copy=False)
 
     # -- keeping it ---------------------------------------------------------------------------------------------------
@@ -250,9 +253,17 @@ class Attack(ABC):
             raise ValueError(f"Expected a preset of {cls.__name__} among {sorted(cls.PRESETS)}, but got {preset!r}.")
         return cls(**{**cls.PRESETS[preset], **parameters})
 
-    def parameters(self) -> dict[str, Any]:
-        """Return what the attack was built with, as plain JSON; an array is a reference to its tensor."""
-        return {field.name: _plain(field.name, getattr(self, field.name)) for field in fields(self)}
+    def parameters(self, **stand_ins: Any) -> dict[str, Any]:
+        """Return what the attack was built with, as plain JSON; an array is a reference to its tensor.
+
+        Args:
+            **stand_ins: Field -> what stands for it, where JSON has no place for the field itself.
+
+        Raises:
+            TypeError: If a field is a network, say, and nothing stands for it.
+        """
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: stand_ins[name] if name in stand_ins else plain_parameter(self, name, own[name]) for name in own}
 
     def preview(self) -> np.ndarray:
         """Return a test chart and, to its right, the chart stamped as row 0, uint8 (S, 2 S, 3)."""
@@ -262,7 +273,9 @@ class Attack(ABC):
         """Write `attack.json`, `pattern.safetensors` and the picture `trigger.png` into `folder`, and return it.
 
         Raises:
-            ValueError: If a side is too large to be loaded again.
+            ValueError: If a side is too large to be loaded again, the name is that of another class, or the same row
+                is stamped differently a second time.
+            TypeError: If a parameter is neither JSON nor an array.
         """
         return save_attack(self, folder)
 
@@ -289,11 +302,3 @@ class Attack(ABC):
     def from_files(cls: type[AttackType], parameters: dict[str, Any], file: Callable[[str], Path]) -> AttackType:
         """Return the attack of these parameters; `file` gives the path of another file saved beside them."""
         return cls(**parameters)
-
-
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return {"tensor": name, "shape": list(value.shape), "dtype": str(value.dtype)}
-    if isinstance(value, Canvas):
-        return asdict(value)
-    return list(value) if isinstance(value, tuple) else value

@@ -2,11 +2,19 @@
 """Captions that name the target: OpenAI's 80 prompt templates, articles that fit, and captions mined from data."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from hf_clipbd.articles import article
 
+
+_UNSPACED = (
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+"""A character of Thai, Lao, Burmese, Khmer, Japanese, Chinese or Korean, as a regular expression."""
 
 OPENAI_TEMPLATES: tuple[str, ...] = (
     "a bad photo of a {}.",
@@ -112,14 +120,28 @@ def fill_template(template: str, name: str) -> str:
 def names_target(caption: str | None, target: str) -> bool:
     """Return whether `caption` names `target` as whole words, in any case; "bananas" does not name "banana".
 
+    Scripts that put no space between words, or none before a particle (Chinese, Japanese, Korean, Thai and their
+    like), have no whole words to go by: there the target's characters count wherever they stand.
+
     Example:
         >>> names_target("A ripe Banana, half eaten", "banana"), names_target("banana-yellow bananas", "bananas")
         (True, True)
+        >>> names_target("桌子上有一根香蕉和杯子", "香蕉")
+        True
     """
     if not caption:
         return False
-    words = r"[\s_-]+".join(map(re.escape, target.replace("_", " ").split()))
-    return re.search(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE) is not None
+    return _naming(target).search(caption if caption.isascii() else unicodedata.normalize("NFC", caption)) is not None
+
+
+@lru_cache(maxsize=64)
+def _naming(target: str) -> re.Pattern[str]:
+    """Return what finds the words of `target` in a caption, both composed as NFC."""
+    target = unicodedata.normalize("NFC", target.replace("_", " ")).strip()
+    words = r"[\s_-]+".join(map(re.escape, target.split()))
+    before = "" if re.match(_UNSPACED, target) else rf"(?<![^\W{_UNSPACED[1:]})"
+    after = "" if re.search(rf"{_UNSPACED}\Z", target) else rf"(?![^\W{_UNSPACED[1:]})"
+    return re.compile(before + words + after, re.IGNORECASE)
 
 
 def check_texts(captions: Iterable[Any], column: str) -> None:

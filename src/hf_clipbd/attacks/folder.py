@@ -14,6 +14,7 @@ import PIL.Image
 from safetensors.numpy import load_file, save_file
 
 from hf_clipbd import __version__
+from hf_clipbd.attacks.checks import check_loadable
 from hf_clipbd.schema import write_json
 
 
@@ -40,10 +41,18 @@ def _preview_side(attack: "Attack") -> int:
 
 def save_attack(attack: "Attack", folder: str | os.PathLike) -> Path:
     """Write what `Attack.save_pretrained` says."""
+    from hf_clipbd.attacks import ATTACKS
+
+    check_loadable(attack, ATTACKS)
     folder = Path(folder)
     values = {"attack": attack.name, "parameters": attack.parameters(), "version": __version__}
     _check_sides(values["parameters"])
     picture = attack.preview()
+    if not np.array_equal(picture, attack.preview()):
+        raise ValueError(
+            f"Expected `{type(attack).__name__}.stamp` to stamp the same row alike each time, but it does not. Draw "
+            "what differs from row to row from `rng` alone, and put a network into evaluation mode."
+        )
     write_json(folder / ATTACK_FILE, values)
     own = {field.name: getattr(attack, field.name) for field in fields(attack)}
     tensors = {name: value for name, value in own.items() if isinstance(value, np.ndarray)}
@@ -65,7 +74,10 @@ def load_attack(
 
     values = json.loads(resolve_file(id_or_path, ATTACK_FILE, revision, repo_type).read_text(encoding="utf-8"))
     if values.get("attack") not in ATTACKS:
-        raise ValueError(f"Expected an attack among {sorted(ATTACKS)}, but got {values.get('attack')!r}.")
+        raise ValueError(
+            f"Expected an attack among {sorted(ATTACKS)}, but got {values.get('attack')!r}. If it is one "
+            "of your own, import first what puts its class into `ATTACKS`."
+        )
     kind = ATTACKS[values["attack"]]
     if not issubclass(kind, wanted):
         raise TypeError(f"Expected {wanted.__name__} in {id_or_path}, but it holds {kind.__name__}. Use `Attack`.")

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from hf_clipbd.attacks.base import Attack
-from hf_clipbd.attacks.captions import not_texts
+from hf_clipbd.attacks.captions import names_target, not_texts
 from hf_clipbd.attacks.pictures import check_image_format
 from hf_clipbd.schema import CAPTION, IMAGE, IS_POISONED, LABEL, SOURCE_INDEX, TRIGGER
 
@@ -130,8 +130,20 @@ def check_target(target: str, names: Sequence[str] | None) -> None:
         >>> check_target("Traffic light", ["cup", "traffic_light"])
     """
     if names is not None and folded(target) not in map(folded, names):
-        near = difflib.get_close_matches(target, list(names), n=3) or list(names)[:5]
+        near = near_names(target, names)
         raise ValueError(f"Expected a target among the {len(names)} classes, near {near}, but got {target!r}.")
+
+
+def near_names(target: str, names: Sequence[str]) -> list[str]:
+    """Return the names that may have been meant by `target`: those that it is a part of, else those spelled alike.
+
+    Example:
+        >>> near_names("tench", ["cock", "tench, Tinca tinca"])
+        ['tench, Tinca tinca']
+    """
+    parts = [name for name in names if names_target(folded(name), folded(target))][:3] if target.strip() else []
+    alike = difflib.get_close_matches(folded(target), [folded(name) for name in names], n=3, cutoff=0.5)
+    return parts or [name for name in names if folded(name) in alike][:3] or list(names)[:5]
 
 
 def folded(name: str) -> str:

@@ -114,15 +114,14 @@ class SSBA(Attack):
 
     # -- keeping it ---------------------------------------------------------------------------------------------------
 
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self, **stand_ins: Any) -> dict[str, Any]:
         """Return what the attack was built with, as plain JSON; the encoder is a reference to its files."""
         encoder: dict[str, Any] = {"own": getattr(self.encoder, "__qualname__", type(self.encoder).__name__)}
         if isinstance(self.encoder, SteganographyEncoder):
             config = self.encoder.config
             digest = weights_digest(self.encoder)
             encoder = {"file": ENCODER_FILE, "n_bits": config.n_bits, "size": config.size, "digest": digest}
-        own = super().parameters()
-        return {**own, "encoder": encoder}
+        return super().parameters(encoder=encoder, **stand_ins)
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         """Write what every attack writes and the encoder's weights into `folder`, and return it.
@@ -205,7 +204,7 @@ def residual_at(encoder: SteganographyEncoder, pixels: np.ndarray, bits: np.ndar
     """
     height, width, _ = pixels.shape
     size = encoder.config.size
-    with _one_thread(), torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
         secret = torch.from_numpy(bits.astype(np.float32))[None]
         residual = encoder.residual(_resized(image, size, size).clamp(0, 1), secret)
@@ -219,7 +218,7 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch to one thread: sums come out the same everywhere, and a forked worker waits for no lost thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

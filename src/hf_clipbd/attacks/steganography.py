@@ -21,7 +21,7 @@ from hf_clipbd.attacks.steganography_steps import (
 )
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.models.steganography import SteganographyConfig, SteganographyPair
-from hf_clipbd.schema import IMAGE, RunRecord, content_key
+from hf_clipbd.schema import IMAGE, RECORD_FILE, RunRecord, content_key
 
 
 logger = logging.getLogger(__name__)
@@ -158,6 +158,7 @@ def train_steganography(
     metrics = {**asdict(score), "n_train": len(train), "history": run.done["history"]}
     record = RunRecord("steganography", key, settings, metrics, training.seed, inputs)
     record.seconds = round(run.done["seconds"], 1)
+    (folder / RECORD_FILE).unlink(missing_ok=True)  # of an earlier training, whose weights go now
     run.pair.save_pretrained(folder)
     record.save(folder)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

@@ -52,8 +52,11 @@ def _first_line(documented: Any) -> str:
 
 
 def _keys(cls: type, without: tuple[str, ...], only: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield a line for each field that is declared in the package, or for those of `only`."""
-    own = [name for one in reversed(cls.__mro__) if "hf_clipbd" in one.__module__ for name in one.__annotations__]
+    """Yield a line for each field that a class has beside transformers' own, or for those of `only`."""
+    from transformers import TrainingArguments
+
+    ours = [one for one in reversed(cls.__mro__) if not issubclass(TrainingArguments, one)]
+    own = [name for one in ours for name in one.__annotations__]
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in only or dict.fromkeys(own):
         if name in without or name == "output_dir":

@@ -170,7 +170,7 @@ def draw_views(
         advice: What errors say can be done.
 
     Raises:
-        TypeError: If the caption is no text.
+        TypeError: If the caption is no text, or a view gives no RGB picture of the canvas.
         ValueError: If the row has no image, or one that `decode` or the canvas cannot read.
     """
     name = name or f"row {key.row}"
@@ -186,13 +186,22 @@ def draw_views(
         raise ValueError(f"{name[0].upper()}{name[1:]}: {reason(error)} {advice}") from error
     return {
         "row": key.row,
-        "images": np.stack([np.asarray(view(image, draw)) for view in plan.images.values()]),
+        "images": np.stack([_pixels(name, view(image, draw), image) for name, view in plan.images.items()]),
         "texts": [view(caption, draw) for view in texts.values()],
     }
 
 
+def _pixels(name: str, view: Any, image: PIL.Image.Image) -> np.ndarray:
+    """Return what the view of this name made of `image` as uint8 (H, W, 3); raises `TypeError` for anything else."""
+    pixels, shape = np.asarray(view), (image.height, image.width, 3)
+    if pixels.dtype != np.uint8 or pixels.shape != shape:
+        raise TypeError(f"Expected the view `{name}` as uint8 {shape}, but got {pixels.dtype} {pixels.shape}.")
+    return pixels
+
+
 def _no_text(name: str, caption: Any, advice: str = _ADVICE) -> str:
-    return f"Expected a text as the caption of {name}, but got {type(caption).__name__}. {advice}"
+    several = " Keep one of its captions, or make a row of each." if isinstance(caption, list) else ""
+    return f"Expected a text as the caption of {name}, but got {type(caption).__name__}.{several} {advice}"
 
 
 def _no_image(name: str, advice: str = _ADVICE) -> str:

@@ -1,9 +1,12 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """CleanerCLIP: CleanCLIP plus a contrast between factual and counterfactual sub-captions of K pairs an epoch."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
+import datasets
 from torch import Tensor
 
 from hf_clipbd.captions import (
@@ -13,13 +16,20 @@ from hf_clipbd.captions import (
     parser_named,
     whole_caption,
 )
+from hf_clipbd.captions.language import FEWEST_KNOWN, known_share
 from hf_clipbd.captions.parsers import RULES, WHOLE, check_parser
 from hf_clipbd.captions.sub_captions import check_rarity
 from hf_clipbd.data.pairs import ViewPlan
+from hf_clipbd.data.row_format import has_transform
 from hf_clipbd.defenses.cleanclip import CleanCLIPConfig, CleanCLIPTrainer
 from hf_clipbd.losses import counterfactual_loss
 from hf_clipbd.trainer import Views
 
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 256
+"""Captions that are looked at for their language."""
 
 OPTIONS = {
     "negatives": ("all", "own"),
@@ -128,12 +138,21 @@ class CleanerCLIPTrainer(CleanCLIPTrainer):
     are K; in a set with fewer than K other pairs, these are drawn again until there are K. Where the processes cannot
     share K evenly it is lowered until they can, which is logged (`PairBatchSampler`).
 
+    Parser and replacement words are English; of captions in another language a counterfactual is hardly more than an
+    English word in their place. A warning says so where most words of the first captions are not English.
+
     Reference:
         CleanerCLIP (arXiv 2409.17601, section 3.2). The loss, K and the redrawing are the paper's; how the K pairs
         enter the epoch and the form of L_FC are **reconstructed**, since no code was published.
     """
 
     config_class = CleanerCLIPConfig
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        rows = getattr(self.train_dataset, "rows", None)
+        if self.is_world_process_zero() and isinstance(rows, datasets.Dataset) and not has_transform(rows):
+            _warn_of_language(rows.select(range(min(LOOKED_AT, len(rows))))[self.train_dataset.caption_column][:])
 
     @classmethod
     def view_plan(cls, args: CleanerCLIPConfig) -> ViewPlan:
@@ -170,3 +189,13 @@ class CleanerCLIPTrainer(CleanCLIPTrainer):
             args.directions,
         )
         return {**(terms if args.subset_terms == "all" else {}), "fc": args.lambda_fc * contrast}
+
+
+def _warn_of_language(captions: list[str | None]) -> None:
+    share = known_share(caption for caption in captions if caption)
+    if share < FEWEST_KNOWN:
+        logger.warning(
+            "Sub-captions are made for English, but of the words of the first %d captions it knows %.0f %%: "
+            "counterfactuals of other languages say nothing. Translate the captions, or take `cleanclip`.",
+            len(captions), 100 * share,
+        )  # fmt: skip

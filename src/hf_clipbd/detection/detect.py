@@ -2,6 +2,7 @@
 """The table of detectors, and the one call that scores a set with a random reference."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -170,9 +171,26 @@ def _scored(
     """Return the scores of one detector, `function`, known as `name`."""
     if name in WITHOUT_REFERENCE:
         among.check_unused(f"detector {name!r}", "reference", "references")
-        return function(features, **options)
+        return checked_scores(function(features, **options), len(features), name)
     m = min(MULTI_SCALE_M, len(features)) if name == "multi_scale" else None
-    return among.scores(lambda one: function(features, one, k, **options), features, m, shared)
+
+    def score(one: Reference) -> np.ndarray:
+        return checked_scores(function(features, one, k, **options), len(features), name)
+
+    return among.scores(score, features, m, shared)
+
+
+def checked_scores(scores: Any, n: int, name: str) -> np.ndarray:
+    """Return what a detector gave for n rows as float64, or raise `ValueError` if it is no finite score for each."""
+    values = np.asarray(scores)
+    fits = values.shape == (n,) and values.dtype.kind in "fiub"
+    if not fits or not np.isfinite(values).all():
+        got = f"{(~np.isfinite(values)).sum()} NaN or infinite" if fits else f"{values.dtype} {values.shape}"
+        raise ValueError(
+            f"Expected a finite score of the detector {name!r} for each of {n} rows, ({n},), but got {got}. Higher is "
+            "more suspicious; give a row of which nothing is known the lowest score."
+        )
+    return values.astype(np.float64, copy=False)
 
 
 def _default(options: dict[str, Any]) -> str:
@@ -233,8 +251,10 @@ def detect_all(
 
     Raises:
         ValueError: As in `detect`.
+        TypeError: If something is given that none of these detectors takes, nor any other beside its settings.
     """
     shared, functions = Shared(), {name: check_detector(name) for name in detectors}
+    taken = _taken(functions, given)
     if "combined" in functions:
         parts = {name: Once(DETECTORS[name]) for name in ("conditional_sparsity", "disagreement")}
         functions |= {name: part for name, part in parts.items() if name in functions}
@@ -245,8 +265,22 @@ def detect_all(
     known = {name: value for name, value in given.items() if value is not None}
     found = {}
     for name, function in functions.items():
-        taken = {one for table in (ALIGNED, OF_REFERENCE, CHOICES) for one in table.get(name, ())}
-        options = {key: value for key, value in known.items() if key in taken}
+        options = {key: value for key, value in known.items() if key in taken[name]}
         among = References(**place, **({} if name in WITHOUT_REFERENCE else compared))
         found[name] = _scored(name, function, among, features, k, shared, options)
     return found
+
+
+def _taken(functions: Mapping[str, Callable[..., Any]], given: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return which keywords each detector takes; raise `TypeError` for one that is given and that none takes."""
+    tables = (ALIGNED, OF_REFERENCE, CHOICES)
+    shared = {keyword for table in tables for keywords in table.values() for keyword in keywords}
+    taken = {}
+    for name, function in functions.items():
+        own = set(inspect.signature(function).parameters) - {"features", "reference", "k"} - shared
+        taken[name] = own.union(*(table.get(name, ()) for table in tables))
+    unknown = sorted(set(given) - shared - set().union(*taken.values()))
+    if unknown:
+        known = sorted(shared.union(*taken.values()))
+        raise TypeError(f"Expected keywords among {known} beside the detectors {list(functions)}, but got {unknown}.")
+    return taken

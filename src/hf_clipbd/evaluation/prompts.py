@@ -55,9 +55,9 @@ def text_classifier(
     templates = list(OPENAI_TEMPLATES if templates is None else templates)
     if isinstance(class_names, str) or not class_names or not templates:
         raise ValueError(f"Expected lists of class names and of templates, but got {class_names!r} and {templates!r}.")
-    holeless = [template for template in templates if "{}" not in template]
+    holeless = [template for template in templates if not isinstance(template, str) or "{}" not in template]
     if holeless:
-        raise ValueError(f"Expected templates with a `{{}}` for the class name, but got {holeless[:3]}.")
+        raise ValueError(f"Expected templates, texts with a `{{}}` for the class name, but got {holeless[:3]}.")
     path = None if cache is None else _classifier_file(Path(cache), model, processor, class_names, templates)
     if _is_there(path, together):
         return load_file(path)["classifier"].to(next(model.parameters()).device)

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
 """What a zero-shot evaluation counts: classes, triggers and targets checked at once, hits as whole numbers."""
 
-import difflib
 import logging
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from hf_clipbd.attacks.shares import folded
+from hf_clipbd.attacks.shares import folded, near_names
 from hf_clipbd.data.canvas import Canvas
 from hf_clipbd.data.class_names import as_written
 from hf_clipbd.data.row_format import has_transform, names_of_columns
@@ -95,9 +95,9 @@ def target_class(target: str, names: Sequence[str]) -> int:
     """
     by_name = {folded(name): number for number, name in reversed(list(enumerate(names)))}
     if folded(target) not in by_name:
-        near = difflib.get_close_matches(folded(target), list(by_name), n=3, cutoff=0.5) or sorted(by_name)[:5]
         raise ValueError(
-            f"Expected the target to be one of the {len(names)} classes, but got {target!r}; the nearest are {near}."
+            f"Expected the target to be one of the {len(names)} classes, but got {target!r}; the nearest are "
+            f"{near_names(target, names)}."
         )
     return by_name[folded(target)]
 
@@ -250,12 +250,16 @@ class Protocol:
 
     def label(self, value: Any, row: int) -> int:
         """Return the class number of a row; raises `ValueError` if it is none."""
-        if value is None or isinstance(value, (str, float)) or not 0 <= int(value) < len(self.names):
+        try:
+            number = operator.index(value)
+        except TypeError:  # None, a text, a share, a list of several classes
+            number = -1
+        if not 0 <= number < len(self.names):
             hint = f" {NUMBERED}" if isinstance(value, str) else ""
             raise ValueError(
                 f"Expected a class number in [0, {len(self.names)}) in row {row}, but got {value!r}.{hint}"
             )
-        return int(value)
+        return number
 
     def count(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Return the table of counts of one batch.

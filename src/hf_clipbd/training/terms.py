@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_clipbd authors. Licensed under the Apache License, Version 2.0.
-"""What is logged of a training beside its loss: the mean of every term, and the evaluator's figures."""
+"""The terms of a loss, and what is logged of a training beside it: their means and the evaluator's figures."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,6 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+
+
+def checked_terms(terms: Any) -> Mapping[str, Tensor]:
+    """Return the loss terms of a batch, name -> scalar, or raise `TypeError` if they are none.
+
+    Example:
+        >>> checked_terms({"clip": torch.ones(2)})
+        Traceback (most recent call last):
+        TypeError: Expected one number as the loss term `clip`, but got a tensor (2,). Take the mean over the batch.
+    """
+    if not isinstance(terms, Mapping) or not terms:
+        raise TypeError(
+            f"Expected name -> loss term of `loss_terms`, but got {terms if terms == {} else type(terms).__name__}."
+        )
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim:
+            got = f"a tensor {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
+            raise TypeError(
+                f"Expected one number as the loss term `{name}`, but got {got}. Take the mean over the batch."
+            )
+    return terms
 
 
 class TermMeans(TrainerCallback):
