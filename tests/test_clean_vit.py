@@ -20,7 +20,7 @@ SMALL = (
     "--world.size 32 --world.n_clean 64 --world.n_test 66 --world.num_proc 1 --evaluate.epoch_images 66 "
     "--clean.per_device_train_batch_size 32 --clean.num_train_epochs 1 --clean.dataloader_num_workers 0 "
     "--clean.bf16 false --architecture.vocab_size 700 --architecture.vision_config.num_hidden_layers 2 "
-    "--architecture.vision_config.hidden_size 32"
+    "--architecture.vision_config.hidden_size 32 --architecture.vision_config.num_attention_heads 2"
 ).split()
 WORLD = {"size": 32, "n_train": 64, "n_defense": 64, "n_test": 66}
 TRAINING = {"per_device_train_batch_size": 16, "learning_rate": "1e-3", "num_train_epochs": 1}

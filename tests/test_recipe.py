@@ -577,7 +577,7 @@ def test_a_poisoned_set_that_lost_rows_is_not_trained_on(finished, clean_folder,
     shutil.copytree(finished[0], out)
     config = config_from(sections(clean_folder, out))
     rows = poisoned_pairs(config)
-    (file,) = (out / "poison" / "dataset").glob("*.arrow")
+    (file,) = (out / "poison" / "dataset").glob("data-*.arrow")
     with pyarrow.OSFile(str(tmp_path / "short"), "wb") as sink, pyarrow.ipc.new_stream(sink, rows.data.schema) as cut:
         cut.write_table(rows.data.table.slice(0, 40))
     os.replace(tmp_path / "short", file)
