@@ -437,6 +437,17 @@ def test_a_checkpoint_of_which_a_part_is_broken_is_none(name, left, tmp_path):
     assert stage.checkpoint() == (stage.folder / CHECKPOINTS / "checkpoint-9", 2.5) and not path.parent.exists()
 
 
+@pytest.mark.parametrize("state", ["optimizer.bin", "optimizer_0/__0_0.distcp", "global_step10/zero.pt"])
+def test_a_checkpoint_of_fsdp_or_deepspeed_is_one(state, tmp_path):
+    stage = stage_in(tmp_path)
+    make_checkpoint(stage.folder / CHECKPOINTS, 10)
+    stage.note_seconds(2.5)
+    path = stage.folder / CHECKPOINTS / "checkpoint-10"
+    (path / state).parent.mkdir(exist_ok=True)
+    (path / "optimizer.pt").rename(path / state)
+    assert stage.checkpoint() == (path, 2.5)
+
+
 @pytest.mark.parametrize("text", ["", "null", "[]", '{"key": '])
 def test_checkpoints_whose_note_is_broken_are_nobody_s(text, tmp_path):
     stage = stage_in(tmp_path)

@@ -56,9 +56,8 @@ def whole(folder: Path) -> dict[int, Path]:
 
 
 def _has_optimizer(checkpoint: Path) -> bool:
-    """Return whether the state of optimiser and schedule is there, DeepSpeed's in a folder of its own."""
-    states = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
-    return all(map(Path.is_file, states)) or any(checkpoint.glob("global_step*"))
+    """Return whether the optimiser's state is there: a file, FSDP's file or folder, or DeepSpeed's folder."""
+    return any(any(checkpoint.glob(name)) for name in ("optimizer*", "global_step*"))
 
 
 def _breaks_off(path: Path) -> bool:
