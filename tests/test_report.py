@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import matplotlib
@@ -24,8 +25,13 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 @pytest.fixture(scope="module")
-def page(original):
-    return write_report(original).read_text(encoding="utf-8")
+def report(original, tmp_path_factory):
+    return write_report(shutil.copytree(original, tmp_path_factory.mktemp("runs") / "reported"))
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return report.read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -193,9 +199,9 @@ def test_page_is_well_formed_and_stands_alone(page):
     assert len(targets) > 5 and {name.removeprefix("#") for name in targets + labels} <= set(ids)
 
 
-def test_page_embeds_every_figure_with_words_for_it(page, original):
+def test_page_embeds_every_figure_with_words_for_it(page, report):
     images = Page(page).of("img")
-    drawn = sorted((original / "report" / "figures").glob("*.png"))
+    drawn = sorted((report.parent / "figures").glob("*.png"))
     embedded = [base64.b64decode(one["src"].removeprefix("data:image/png;base64,")) for one in images]
     assert len(drawn) == 5 and sorted(embedded) == sorted(path.read_bytes() for path in drawn)
     for data in embedded:
